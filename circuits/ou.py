@@ -1,0 +1,171 @@
+"""The Ornstein-Uhlenbeck law of a circuit: x = (v, φ),  dx = -A x dt + noise of covariance D dt.
+
+    A = [[C⁻¹G, C⁻¹Γ], [-I, 0]],   D = blkdiag(2 C⁻¹ Q C⁻¹, 0)
+
+A is not normal and D is singular. Stationary: A Σ + Σ Aᵀ = D. Noise that is held for h instead of white makes the
+discrete law x' = Φ x + W i_k with Φ = e^{-Ah}, W = ∫₀ʰ e^{-As} ds [C⁻¹; 0] and Cov(i_k) = 2 Q / h: its covariance
+solves Σ = Φ Σ Φᵀ + W (2Q/h) Wᵀ, and differs from the white one by (ω h)²/12 to first order.
+
+Estimates from N samples of a Gaussian record with lagged covariances ρ(τ):
+    Cov(S_ij, S_kl) = (1/N) Σ_τ (1 - |τ|/N) (ρ_ik ρ_jl + ρ_il ρ_jk)(τ).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+from scipy.linalg import expm, solve_continuous_lyapunov, solve_discrete_lyapunov
+
+from circuits.assembly import Circuit
+
+MEMORY = 40.0  # decay constants after which lagged covariances are dropped: e^-40 is below rounding
+
+
+@dataclass(frozen=True, eq=False)
+class EstimateLaw:
+    """Law of a sample covariance of the readings: mean (n, n) and covariance of its upper triangle (q, q)."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    samples: int
+
+
+def drift(circuit: Circuit) -> np.ndarray:
+    """A, (…, 2m, 2m), 1/s."""
+    C, G, K = circuit.capacitance, circuit.conductance, circuit.inverse_inductance
+    m = C.shape[-1]
+    solved = np.linalg.solve(C, np.concatenate([G, K], axis=-1))
+    lower = np.concatenate([-np.eye(m), np.zeros((m, m))], axis=-1)
+    return np.concatenate([solved, np.broadcast_to(lower, solved.shape)], axis=-2)
+
+
+def diffusion(circuit: Circuit) -> np.ndarray:
+    """D, (…, 2m, 2m)."""
+    inverse = np.linalg.inv(circuit.capacitance)
+    m = inverse.shape[-1]
+    D = np.zeros((*inverse.shape[:-2], 2 * m, 2 * m))
+    D[..., :m, :m] = 2 * inverse @ circuit.noise @ inverse
+    return D
+
+
+def stationary_covariance(circuit: Circuit) -> np.ndarray:
+    """Σ, (2m, 2m), of the state under white noise: the residual A Σ + Σ Aᵀ - D is zero."""
+    A, D, unit = _dimensionless(circuit)
+    return unit[:, None] * solve_continuous_lyapunov(A, D) * unit
+
+
+def reading_covariance(circuit: Circuit) -> np.ndarray:
+    """H Σ_vv Hᵀ, (n, n), V²: what the exact route measures."""
+    H = circuit.readout
+    m = H.shape[1]
+    S = H @ stationary_covariance(circuit)[:m, :m] @ H.T
+    return (S + S.T) / 2
+
+
+def reading_covariances(circuits: Circuit) -> np.ndarray:
+    """`reading_covariance` of a batch of circuits, (…, n, n), by doubling: Σ(2t) = Σ(t) + e^{-At} Σ(t) e^{-Aᵀt}."""
+    A, D, unit = _dimensionless(circuits)
+    m = circuits.readout.shape[1]
+    transition, covariance = _van_loan(A, D, 0.1 / np.abs(A).sum(axis=-1).max())
+    while np.abs(transition).max() > 1e-9:  # the next term is its square
+        covariance = covariance + transition @ covariance @ np.swapaxes(transition, -1, -2)
+        transition = transition @ transition
+    H = circuits.readout * unit[:m]
+    S = H @ covariance[..., :m, :m] @ H.T
+    return (S + np.swapaxes(S, -1, -2)) / 2
+
+
+def spectrum(circuit: Circuit, frequencies: np.ndarray) -> np.ndarray:
+    """One-sided cross spectral density of the readings, (f, n, n), V²/Hz: 4 H Z Q Zᴴ Hᵀ, Z = (G + jωC + Γ/jω)⁻¹."""
+    s = 2j * np.pi * frequencies[:, None, None]
+    Z = np.linalg.inv(circuit.conductance + s * circuit.capacitance + circuit.inverse_inductance / s)
+    HZ = circuit.readout @ Z
+    return 4 * HZ @ circuit.noise @ np.conj(np.swapaxes(HZ, -1, -2))
+
+
+def held_covariance(circuit: Circuit, period: float) -> tuple[np.ndarray, np.ndarray]:
+    """Discrete law under noise held for `period`: transition Φ and covariance Σ of the scaled state, with H."""
+    A, D, unit = _dimensionless(circuit)
+    m = len(circuit.noise)
+    inverse = np.linalg.inv(circuit.capacitance) / unit[:m, None]
+    B = np.concatenate([inverse, np.zeros((m, m))])
+    block = expm(np.block([[-A, B], [np.zeros((m, 3 * m))]]) * period)
+    transition, W = block[: 2 * m, : 2 * m], block[: 2 * m, 2 * m :]
+    covariance = solve_discrete_lyapunov(transition, W @ (2 * circuit.noise / period) @ W.T)
+    H = np.concatenate([circuit.readout * unit[:m], np.zeros_like(circuit.readout)], axis=1)
+    return transition, covariance, H
+
+
+def lagged_covariances(circuit: Circuit, period: float) -> np.ndarray:
+    """ρ(τ) = <y(t + τ) y(t)ᵀ>, τ = 0, h, 2h, … until it has died out: (lags, n, n), V²."""
+    transition, covariance, H = held_covariance(circuit, period)
+    lags = int(np.ceil(MEMORY * decay_time(circuit) / period)) + 1
+    state = covariance @ H.T
+    rho = np.empty((lags, len(H), len(H)))
+    for k in range(lags):
+        rho[k] = H @ state
+        state = transition @ state
+    return rho
+
+
+def estimate_law(circuit: Circuit, period: float, samples: int) -> EstimateLaw:
+    """Law of the sample covariance of `samples` readings taken every `period` under held noise."""
+    rho = lagged_covariances(circuit, period)
+    n = rho.shape[1]
+    lag = np.arange(len(rho))
+    weight = np.where(lag == 0, 1.0, 2.0) * np.clip(1 - lag / samples, 0, None)
+    flat = rho.reshape(len(rho), n * n)
+    # Both orders of the lag: ρ(-τ) = ρ(τ)ᵀ.
+    turned = rho.transpose(0, 2, 1).reshape(len(rho), n * n)
+    product = ((flat * weight[:, None]).T @ flat + (turned * weight[:, None]).T @ turned) / 2
+    R = product.reshape(n, n, n, n)  # R[i, k, j, l] = Σ ρ_ik ρ_jl
+    full = R.transpose(0, 2, 1, 3) + R.transpose(0, 2, 3, 1)  # [i, j, k, l]
+    i, j = np.triu_indices(n)
+    return EstimateLaw(rho[0], full[i, j][:, i, j] / samples, samples)
+
+
+def joint_chi_square(estimate: np.ndarray, law: EstimateLaw) -> tuple[float, int, float]:
+    """χ² of all distinct entries of a sample covariance against its law: (value, degrees of freedom, p)."""
+    i, j = np.triu_indices(len(estimate))
+    deviation = (estimate - law.mean)[i, j]
+    value = float(deviation @ np.linalg.solve(law.covariance, deviation))
+    return value, len(deviation), float(stats.chi2.sf(value, len(deviation)))
+
+
+def decay_time(circuit: Circuit) -> float:
+    """Time constant of the slowest mode [s]."""
+    return float(1 / np.linalg.eigvals(drift(circuit)).real.min())
+
+
+def hold_period(circuit: Circuit, bias: float) -> float:
+    """Hold time h [s] at which the fastest mode the readings see has the variance 1 - `bias`, to first order.
+
+    For a mode of capacitance c the bias is (ω h)²/12 + (h/RC)²/12 with ω² = Γ/c and 1/RC = G/c.
+    """
+    H = circuit.readout
+    seen = H @ np.linalg.inv(circuit.capacitance) @ H.T / (H @ H.T)[0, 0]
+    elastance = np.linalg.eigvalsh(seen)[-1]
+    ω2 = elastance * np.diag(circuit.inverse_inductance).max()
+    decay = elastance * np.diag(circuit.conductance).max()
+    return float(np.sqrt(12 * bias / (ω2 + decay**2)))
+
+
+def _dimensionless(circuit: Circuit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A, D in units of one time and one energy, with the factors (2m,) that give the state its volts and webers."""
+    A, D = drift(circuit), diffusion(circuit)
+    m = A.shape[-1] // 2
+    C = np.diagonal(circuit.capacitance, axis1=-2, axis2=-1).mean()
+    K = np.diagonal(circuit.inverse_inductance, axis1=-2, axis2=-1).mean()
+    energy = (circuit.noise[..., 0, 0] / circuit.conductance[..., 0, 0]).mean()
+    unit = np.concatenate([np.full(m, np.sqrt(energy / C)), np.full(m, np.sqrt(energy / K))])
+    return A * (unit / unit[:, None]), D / (unit[:, None] * unit), unit
+
+
+def _van_loan(A: np.ndarray, D: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:
+    """e^{-At} and ∫₀ᵗ e^{-As} D e^{-Aᵀs} ds from one block exponential."""
+    n = A.shape[-1]
+    block = np.zeros((*A.shape[:-2], 2 * n, 2 * n))
+    block[..., :n, :n], block[..., :n, n:], block[..., n:, n:] = -A, D, np.swapaxes(A, -1, -2)
+    exponential = expm(block * t)
+    transition = exponential[..., :n, :n]
+    return transition, exponential[..., :n, n:] @ np.swapaxes(transition, -1, -2)

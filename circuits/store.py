@@ -1,0 +1,151 @@
+"""Files of a run folder: written whole or not at all, hashed, and never overwritten by accident.
+
+Everything is JSON, CSV, npz without objects, or text. JSON is written with sorted structure left as given
+(the reader meets the important part first), floats with `repr` (17 digits), so equal results are equal bytes.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import PlainSerializer, PlainValidator
+
+from circuits.errors import InputError
+
+# A numpy array that is a nested list in JSON and is checked to be finite numbers on the way in.
+Array = Annotated[
+    np.ndarray,
+    PlainValidator(lambda value: _finite_array(value)),
+    PlainSerializer(lambda value: np.asarray(value).tolist()),
+]
+
+
+def sha256(content: bytes | str | np.ndarray) -> str:
+    """SHA-256 of bytes, of UTF-8 text, or of an array's float64 values with its shape, as 64 hex digits."""
+    if isinstance(content, np.ndarray):
+        content = repr(content.shape).encode() + np.ascontiguousarray(content, dtype="<f8").tobytes()
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def provenance(**inputs: str | int | float | None) -> dict[str, Any]:
+    """What a result depends on: the named inputs (hashes, seeds) and the versions that computed it."""
+    packages = ("tngd", "numpy", "scipy", "sympy", "PySpice", "torch", "scikit-learn", "statsmodels")
+    return {
+        **inputs,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+    }
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise InputError if `path` exists and `force` is off."""
+    if path.exists() and not force:
+        raise InputError(f"{path} exists already; choose another place or give --force to replace it")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path` atomically: a reader sees the old file or the new one, never a part."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from error
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(content)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write UTF-8 text atomically."""
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically; NaN and infinity are refused, since JSON has no word for them."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays as an uncompressed .npz without objects; the same arrays give the same bytes."""
+    if any(np.asarray(array).dtype.hasobject for array in arrays.values()):
+        raise TypeError("an .npz holds numbers only")
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)
+    write_bytes(path, stream.getvalue())
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    """Write one array as .npy atomically."""
+    stream = io.BytesIO()
+    np.save(stream, array, allow_pickle=False)
+    write_bytes(path, stream.getvalue())
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """Read a JSON file; InputError names the command that makes it if it is missing or broken."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; make it with `tngd {made_by}`") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}); make it again with `tngd {made_by}`") from None
+
+
+@contextlib.contextmanager
+def new_folder(path: Path, force: bool, mark: str) -> Iterator[Path]:
+    """Fill a hidden sibling folder, then move it to `path` in one step; an error leaves `path` as it was.
+
+    With `force` an existing folder is replaced only if it holds `mark`, the file that shows it is ours.
+    """
+    refuse_existing(path, force)
+    if path.exists() and not (path / mark).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists and holds no {mark}, so --force will not replace it; choose another")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}; choose a folder you can write to") from error
+    try:
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_terminal() -> bool:
+    """Whether progress has somebody to show itself to."""
+    return sys.stderr.isatty()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _finite_array(value: Any) -> np.ndarray:
+    array = np.asarray(value, dtype=float)
+    if not np.isfinite(array).all():
+        raise ValueError("numbers must be finite")
+    return array
