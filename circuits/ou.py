@@ -108,12 +108,15 @@ def lagged_covariances(circuit: Circuit, period: float) -> np.ndarray:
     return rho
 
 
-def estimate_law(circuit: Circuit, period: float, samples: int) -> EstimateLaw:
-    """Law of the sample covariance of `samples` readings taken every `period` under held noise."""
+def estimate_law(circuit: Circuit, period: float, samples: int, record: int | None = None) -> EstimateLaw:
+    """Law of the sample covariance of `samples` readings taken every `period` under held noise.
+
+    The samples come in independent records of `record` readings each (default: one record).
+    """
     rho = lagged_covariances(circuit, period)
     n = rho.shape[1]
     lag = np.arange(len(rho))
-    weight = np.where(lag == 0, 1.0, 2.0) * np.clip(1 - lag / samples, 0, None)
+    weight = np.where(lag == 0, 1.0, 2.0) * np.clip(1 - lag / (record or samples), 0, None)
     flat = rho.reshape(len(rho), n * n)
     # Both orders of the lag: ρ(-τ) = ρ(τ)ᵀ.
     turned = rho.transpose(0, 2, 1).reshape(len(rho), n * n)

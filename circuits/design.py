@@ -1,0 +1,193 @@
+"""A design: board, program and copies for one target, checked, and the folder that holds it.
+
+Folder: `board.json` (the records, and for every cell its nodes, sources and scale), `netlists/nominal.cir` and
+`netlists/copy-k.cir`. A copy whose capacitance matrix is not positive definite is a board that runs away; such a
+design is refused, with the yield and what would do.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from circuits.assembly import assemble_gains, is_definite
+from circuits.board import Board, Conditions, Copy, Program, draw_copies, draw_gains, gains_of, nominal_copy
+from circuits.errors import InputError
+from circuits.netlist import check_name, circuit_of, deck, noise_amplitude
+from circuits.sampled import CHUNK, chunk_seed
+from circuits.store import new_folder, provenance, read_json, sha256, write_json, write_text
+from circuits.synthesis import design as synthesise
+
+SCHEMA = "tngd.board/1"
+YIELD_DRAWS = 400
+GOOD_YIELD = 0.99
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """One target on one board, in `copies` specimens drawn with `seed`."""
+
+    board: Board
+    program: Program
+    copies: tuple[Copy, ...]
+    seed: int
+    tolerance: float
+    damping: float
+    yield_fraction: float
+    source: str
+
+    @property
+    def specimens(self) -> tuple[Copy, ...]:
+        """The nominal board, then the copies."""
+        return (nominal_copy(self.board), *self.copies)
+
+
+def make_design(
+    target: np.ndarray,
+    congruence: np.ndarray | None = None,
+    *,
+    name: str = "board",
+    copies: int = 3,
+    tolerance: float = 0.01,
+    seed: int = 0,
+    damping: float = 0.0,
+    source: str = "matrix",
+) -> Design:
+    """Design board and copies for a checked target (damping already in it); InputError if a copy would run away."""
+    check_name(name)
+    if copies < 1:
+        raise InputError(f"at least one copy is needed, got --copies {copies}")
+    if not 0 <= tolerance < 1:
+        raise InputError(f"tolerance is a fraction from 0 to below 1 (0.01 is one per cent), got {tolerance}")
+    if seed < 0:
+        raise InputError(f"a seed is a whole number >= 0, got {seed}")
+    board, program = synthesise(target, congruence, name, tolerance)
+    drawn = draw_copies(board, seed, copies)
+    definite = _definite(board, program, gains_of(board, drawn))
+    fraction = float(_definite(board, program, draw_gains(board, seed, YIELD_DRAWS)).mean())
+    if not definite.all():
+        failed = drawn[int(np.argmin(definite))].name
+        raise InputError(_refusal(board, program, failed, fraction, tolerance, seed))
+    return Design(board, program, drawn, seed, tolerance, damping, fraction, source)
+
+
+def write_design(design: Design, folder: Path, force: bool = False) -> None:
+    """Write board.json and the netlists to `folder`, all or nothing."""
+    with new_folder(folder, force, "board.json") as fresh:
+        hashes = {}
+        for name, text in decks(design):
+            write_text(fresh / "netlists" / f"{name}.cir", text)
+            hashes[name] = sha256(text)
+        write_json(fresh / "board.json", describe(design, hashes))
+
+
+def decks(design: Design) -> Iterator[tuple[str, str]]:
+    """Name and text of the deck of the nominal board and of every copy."""
+    for k, copy in enumerate(design.specimens):
+        conditions = Conditions(seed=chunk_seed(design.seed, k, 0))
+        yield copy.name, deck(design.board, design.program, copy, conditions, CHUNK)
+
+
+def describe(design: Design, hashes: dict[str, str]) -> dict[str, Any]:
+    """The content of board.json: what a reader needs first, then the records."""
+    board, program = design.board, design.program
+    return {
+        "schema": SCHEMA,
+        "name": program.name,
+        "step": program.step,
+        "cells": [
+            {
+                "name": cell.name,
+                "nodes": list(cell.nodes),
+                "reading": {"plus": reading.plus, "minus": reading.minus or "0"},
+                "sources": [
+                    {"name": s.name, "node": s.node, "amplitude_A": noise_amplitude(board, program, s.name)}
+                    for s in board.sources
+                    if s.node in cell.nodes
+                ],
+                "scaling": float(program.scaling[i]),
+            }
+            for i, (cell, reading) in enumerate(zip(board.cells, board.readings, strict=True))
+        ],
+        "scale": {
+            "unit_capacitance_F": board.unit_capacitance,
+            "energy_kT_J": program.energy,
+            "nodes_per_cell": board.nodes_per_cell,
+            "sampling_period_s": program.period,
+            "mapping": program.mapping.tolist(),
+            "law": "inverse = mapping' (unit_capacitance / (nodes_per_cell kT) Cov(reading)) mapping",
+        },
+        "tolerance": design.tolerance,
+        "damping": design.damping,
+        "yield": {"definite_fraction": design.yield_fraction, "draws": YIELD_DRAWS},
+        "board": TypeAdapter(Board).dump_python(board, mode="json"),
+        "program": TypeAdapter(Program).dump_python(program, mode="json"),
+        "copies": TypeAdapter(tuple[Copy, ...]).dump_python(design.copies, mode="json"),
+        "provenance": provenance(
+            target_sha256=sha256(program.target), seed=design.seed, source=design.source
+        )
+        | {"netlist_sha256": hashes},
+    }
+
+
+def load_design(folder: Path) -> tuple[Design, dict[str, str]]:
+    """The design in `folder` and the text of each of its decks; InputError if anything is missing or changed."""
+    content = read_json(folder / "board.json", "design")
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise InputError(f"{folder / 'board.json'} does not say schema {SCHEMA}; make it again with `tngd design`")
+    try:
+        design = Design(
+            TypeAdapter(Board).validate_python(content["board"]),
+            TypeAdapter(Program).validate_python(content["program"]),
+            TypeAdapter(tuple[Copy, ...]).validate_python(content["copies"]),
+            int(content["provenance"]["seed"]),
+            float(content["tolerance"]),
+            float(content["damping"]),
+            float(content["yield"]["definite_fraction"]),
+            str(content["provenance"]["source"]),
+        )
+        hashes = dict(content["provenance"]["netlist_sha256"])
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        word = str(error).splitlines()[0]
+        raise InputError(f"{folder / 'board.json'} is damaged ({word}); make it again with `tngd design`") from None
+    return design, {copy.name: _read_deck(folder, copy.name, hashes) for copy in design.specimens}
+
+
+def _read_deck(folder: Path, name: str, hashes: dict[str, str]) -> str:
+    path = folder / "netlists" / f"{name}.cir"
+    try:
+        text = path.read_text()
+    except OSError:
+        raise InputError(f"{path} is missing; make it again with `tngd design --force`") from None
+    if sha256(text) != hashes.get(name):
+        raise InputError(f"{path} was changed since it was designed; run `tngd design --force` to restore it")
+    return circuit_of(text)
+
+
+def _definite(board: Board, program: Program, gains: np.ndarray) -> np.ndarray:
+    return is_definite(assemble_gains(board, program, gains, Conditions()).capacitance)
+
+
+def _refusal(board: Board, program: Program, copy: str, fraction: float, tolerance: float, seed: int) -> str:
+    """One sentence: the yield, and the tolerance and damping at which 99 % of the copies hold this target."""
+    gains = draw_gains(board, seed, YIELD_DRAWS)
+    smaller = tolerance
+    while _definite(board, program, 1 + (gains - 1) * smaller / tolerance).mean() < GOOD_YIELD:
+        smaller /= 2
+    mean = float(np.trace(program.target)) / len(program.target)
+    damping = 1e-6 * mean
+    while not _damped_holds(program, damping, tolerance, seed):
+        damping *= 2
+    return (
+        f"{copy} is not positive definite: at ±{tolerance:.3g} parts only {fraction:.0%} of the copies hold this target; "
+        f"--tolerance {smaller:.2g}, --damping {damping:.2g} or a --precondition from an older matrix would do"
+    )
+
+
+def _damped_holds(program: Program, damping: float, tolerance: float, seed: int) -> bool:
+    target = program.target + damping * np.eye(len(program.target))
+    board, damped = synthesise(target, program.congruence, program.name, tolerance)
+    return _definite(board, damped, draw_gains(board, seed, YIELD_DRAWS)).mean() >= GOOD_YIELD

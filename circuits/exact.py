@@ -1,0 +1,94 @@
+"""The covariance of the readings without sampling: one AC run per noise source, integrated over frequency.
+
+With unit current at source k the readings answer z_k(f), so their one-sided spectral density is Σ_k S_k z_k z_kᴴ with
+S_k = 4 kT / R_nominal, and the covariance is its integral. In ln f the integrand is smooth and dies out at both ends
+(f² below, f⁻² above), so the plain rectangle sum converges exponentially; the two tails are closed as geometric
+series. The estimate of its own error is the difference to the same sum over every other point.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from circuits.assembly import nominal_circuit, readout_matrix, source_noise
+from circuits.board import Board, Program
+from circuits.errors import SimulationError
+from circuits.netlist import exact_analysis
+from circuits.ngspice import run_deck
+
+TOLERANCE = 1e-8  # relative, of the integration
+POINTS = 40  # per decade, first try
+MOST_POINTS = 1280
+MARGIN_LOW, MARGIN_HIGH = 1e-2, 1e3  # the grid reaches from this times the lowest to this times the highest mode
+
+
+@dataclass(frozen=True, eq=False)
+class ExactRun:
+    """Covariance of the readings (n, n) [V²], its relative integration error, and spectra at chosen frequencies.
+
+    `spectra` (f, n, n) [V²/Hz], one-sided, at `frequencies` (f,) [Hz], points of the grid nearest to those asked for.
+    """
+
+    covariance: np.ndarray
+    integration_error: float
+    frequencies: np.ndarray
+    spectra: np.ndarray
+
+
+def exact_run(board: Board, program: Program, circuit: str, wanted: np.ndarray) -> ExactRun:
+    """Run the circuit part of a deck in ngspice; `wanted` [Hz] are the frequencies whose spectra are kept."""
+    low, high = _band(board, program)
+    points = POINTS
+    while True:
+        frequency, spectra = _measure(board, program, circuit, low, high, points)
+        fine, coarse = integrate(frequency, spectra), integrate(frequency[::2], spectra[::2])
+        error = float(np.linalg.norm(fine - coarse) / np.linalg.norm(fine))
+        # Exponential convergence: halving the step squares the error, so `error` belongs to the coarse sum.
+        if error**2 < TOLERANCE:
+            break
+        points *= 2
+        if points > MOST_POINTS:
+            raise SimulationError(
+                f"the frequency integral did not converge: error {error:.1e} at {points // 2} points per decade"
+            )
+    nearest = np.abs(np.log(frequency[:, None] / wanted)).argmin(axis=0)
+    return ExactRun(fine, error**2, frequency[nearest], spectra[nearest])
+
+
+def integrate(frequency: np.ndarray, density: np.ndarray) -> np.ndarray:
+    """∫₀^∞ density df for a grid equally spaced in ln f; density (f, n, n), real part of the result (n, n)."""
+    step = np.log(frequency[-1] / frequency[0]) / (len(frequency) - 1)
+    y = density * frequency[:, None, None]
+    high = y[-1] * (1 / (1 - np.exp(-step)) - 1)  # density ~ f⁻²
+    low = y[0] * (1 / (1 - np.exp(-3 * step)) - 1)  # density ~ f²
+    total = (y.sum(axis=0) + high + low) * step
+    return (total.real + total.real.T) / 2
+
+
+def _measure(
+    board: Board, program: Program, circuit: str, low: float, high: float, points: int
+) -> tuple[np.ndarray, np.ndarray]:
+    deck = circuit + exact_analysis(board, low, high, points, "exact")
+    plots = run_deck(deck, board.nodes, "exact", len(board.sources))
+    frequency = plots[0].scale
+    if any(len(plot.scale) != len(frequency) for plot in plots) or not np.isclose(frequency[-1], high, rtol=1e-3):
+        raise SimulationError("ngspice stopped inside an AC sweep; run it again")
+    answers = np.stack([plot.voltages @ readout_matrix(board).T for plot in plots], axis=1)  # (f, source, n)
+    power = 4 * np.diag(source_noise(board, program))  # S_k, sources in the order of the nodes they feed
+    return frequency, np.einsum("k,fki,fkj->fij", power, answers, answers.conj(), optimize=True)
+
+
+def _band(board: Board, program: Program) -> tuple[float, float]:
+    """Whole decades well around the corners of the nominal board's modes.
+
+    A mode of capacitance c has its resonance at sqrt(Γ/c), and when it is overdamped its corners at Γ/G and G/c.
+    """
+    circuit = nominal_circuit(board, program)
+    capacitance = np.linalg.eigvalsh(circuit.capacitance)
+    stiffness, conductance = circuit.inverse_inductance[0, 0], circuit.conductance[0, 0]
+    lowest = min(np.sqrt(stiffness / capacitance[-1]), stiffness / conductance) / (2 * np.pi)
+    highest = max(np.sqrt(stiffness / capacitance[0]), conductance / capacitance[0]) / (2 * np.pi)
+    return (
+        float(10.0 ** np.floor(np.log10(lowest * MARGIN_LOW))),
+        float(10.0 ** np.ceil(np.log10(highest * MARGIN_HIGH))),
+    )

@@ -1,0 +1,132 @@
+"""The one way to run ngspice: a deck in, checked plots out, in a process and a folder of its own.
+
+ngspice's exit code is no signal: a failed analysis can leave 0 and a healthy deck 1. A run counts only if every
+plot that was asked for is in the raw file, whole, with every vector and nothing but finite numbers. This is the
+only module that starts ngspice.
+"""
+
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from circuits.errors import SimulationError
+
+TIMEOUT = 600.0  # s; a chunk takes a few seconds
+_FAILURE = re.compile(r"(fatal error|simulation\(s\) aborted|singular matrix|timestep too small|no such vector)", re.I)
+
+
+@dataclass(frozen=True, eq=False)
+class Plot:
+    """One analysis: its scale (points,) (time [s] or frequency [Hz]) and the saved node voltages (points, nodes)."""
+
+    scale: np.ndarray
+    voltages: np.ndarray
+
+
+def find_ngspice() -> str:
+    """Path of the ngspice program; SimulationError says how to get it."""
+    path = shutil.which("ngspice")
+    if path is None:
+        raise SimulationError(
+            "ngspice was not found; install it (Debian and Ubuntu: apt-get install ngspice, macOS: brew install "
+            "ngspice) or run `make setup`"
+        )
+    return path
+
+
+@cache
+def ngspice_version(path: str) -> str:
+    """The version number that the program at `path` prints, "unknown" if it prints none."""
+    try:
+        printed = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    found = re.search(r"ngspice-(\S+)", printed)
+    return found.group(1) if found else "unknown"
+
+
+def run_deck(deck: str, nodes: Sequence[str], output: str, plots: int, timeout: float = TIMEOUT) -> list[Plot]:
+    """Run `deck`, which writes <output>.raw, and return its `plots` plots of v(node) for `nodes`.
+
+    Raises SimulationError if ngspice is missing, crashes, takes longer than `timeout` seconds, or writes anything
+    but `plots` whole plots of finite numbers.
+    """
+    program = find_ngspice()
+    with tempfile.TemporaryDirectory(prefix="tngd-") as folder:
+        Path(folder, "deck.cir").write_text(deck)
+        log = _run(program, folder, timeout)
+        raw = Path(folder, f"{output}.raw")
+        if not raw.is_file():
+            raise SimulationError(f"ngspice wrote no result; it said: {_last_words(log)}")
+        found = parse_raw(raw.read_bytes(), nodes)
+    if len(found) != plots:
+        raise SimulationError(f"ngspice wrote {len(found)} of {plots} analyses; it said: {_last_words(log)}")
+    return found
+
+
+def parse_raw(content: bytes, nodes: Sequence[str]) -> list[Plot]:
+    """All plots of a binary raw file, voltages in the order of `nodes`; SimulationError if it is not whole."""
+    plots = []
+    position = 0
+    while position < len(content):
+        start = content.find(b"Binary:\n", position)
+        if start < 0:
+            raise SimulationError("ngspice wrote a raw file that ends inside a header; run it again")
+        header = content[position:start].decode(errors="replace")
+        names, points, kind = _read_header(header)
+        size = points * len(names) * kind.itemsize
+        body = content[start + 8 : start + 8 + size]
+        if len(body) != size or points == 0:
+            raise SimulationError(
+                f"ngspice wrote a truncated raw file: expected {size} bytes of data, got {len(body)}; is the disk full?"
+            )
+        table = np.frombuffer(body, kind).reshape(points, len(names))
+        missing = [node for node in nodes if f"v({node})" not in names]
+        if missing:
+            raise SimulationError(f"ngspice's result lacks v({missing[0]}); the deck and the board do not match")
+        voltages = table[:, [names.index(f"v({node})") for node in nodes]]
+        if not np.isfinite(table).all():
+            raise SimulationError("ngspice returned voltages that are not finite; is the circuit stable?")
+        plots.append(Plot(table[:, 0].real.copy(), voltages))
+        position = start + 8 + size
+    return plots
+
+
+def _run(program: str, folder: str, timeout: float) -> str:
+    command = [program, "-b", "deck.cir"]
+    try:
+        done = subprocess.run(
+            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise SimulationError(f"ngspice did not finish within {timeout:g} s and was stopped") from None
+    except OSError as error:
+        raise SimulationError(f"ngspice at {program} could not be started: {error.strerror}") from None
+    log = (done.stdout + done.stderr).decode(errors="replace")
+    if done.returncode < 0:
+        raise SimulationError(f"ngspice crashed with signal {-done.returncode}; it said: {_last_words(log)}")
+    if _FAILURE.search(log):
+        raise SimulationError(f"ngspice failed; it said: {_last_words(log)}")
+    return log
+
+
+def _read_header(header: str) -> tuple[list[str], int, np.dtype]:
+    points = re.search(r"^No\. Points:\s*(\d+)", header, re.M)
+    flags = re.search(r"^Flags:\s*(\w+)", header, re.M)
+    names = re.findall(r"^\t\d+\t(\S+)\t", header, re.M)
+    if not points or not flags or not names:
+        raise SimulationError("ngspice wrote a raw file without a readable header; run it again")
+    return names, int(points.group(1)), np.dtype("<c16" if flags.group(1) == "complex" else "<f8")
+
+
+def _last_words(log: str) -> str:
+    told = [line.strip() for line in log.splitlines() if line.strip()]
+    errors = [line for line in told if re.search(r"error|aborted|singular|failed|small", line, re.I)]
+    return (errors or told or ["nothing"])[-1][:200]
