@@ -1,0 +1,186 @@
+"""A device: what calibration knows of the copies of one board, and what it predicts for any program on them.
+
+The reduced-order model of a copy has one node a cell, the reading. Each element (a matched pair of parts) has one
+relative gain, each cell a relative temperature t_i = T_i/T (so its conductance is g/t_i) and a relative inductance.
+With the element values e of a program
+
+    M~_ii = Σ e_coupling γ + e_ground γ + 2 e_negative γ,   M~_ij = (e_crossed γ - e_straight γ),
+    C = M~,  G = diag(g/t_i),  Γ = diag(1/(L l_i)),  Q = k kT g I  (k nodes a cell),
+
+and the law of the readings is that of circuits.ou. Mismatch inside a pair enters in second order only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from circuits.assembly import Circuit
+from circuits.board import Board, Program
+from circuits.errors import InputError
+from circuits.store import read_json, sha256
+
+SCHEMA = "tngd.device/1"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A relative quantity: value, standard error, and whether the data said anything about it (else: its prior)."""
+
+    value: float
+    standard_error: float
+    observed: bool
+
+
+@dataclass(frozen=True)
+class FittedCopy:
+    """Estimates of one copy: gain of every element by name, relative temperature and inductance of every cell."""
+
+    name: str
+    gains: dict[str, Estimate]
+    temperatures: tuple[Estimate, ...]
+    inductances: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True)
+class Device:
+    """Fitted copies of one board, and what they were fitted on (route, number of data, χ², names of programs)."""
+
+    board: Board
+    copies: tuple[FittedCopy, ...]
+    fitted_on: dict[str, Any]
+
+
+def ideal_device(board: Board, copies: int = 1) -> Device:
+    """The device whose every copy is exactly nominal."""
+    exact = Estimate(1.0, 0.0, False)
+    each = tuple(exact for _ in board.cells)
+    gains = {element.name: exact for element in board.elements}
+    fitted = tuple(FittedCopy(f"ideal-{k}", gains, each, each) for k in range(1, copies + 1))
+    return Device(board, fitted, {"route": "ideal"})
+
+
+def draw_device(device: Device, seed: int) -> Device:
+    """Every copy drawn once from its estimates: value + standard error · uniform(-√3, √3).
+
+    An observed gain hardly moves; an unobserved one takes the spread that parts of this board have, so that a
+    program which needs it does not meet a perfect part. The same device and seed give the same copies.
+    """
+    drawn = []
+    for k, copy in enumerate(device.copies):
+        generator = np.random.default_rng([seed, k])
+
+        def draw(estimate: Estimate, generator: np.random.Generator = generator) -> Estimate:
+            value = estimate.value + estimate.standard_error * generator.uniform(-np.sqrt(3), np.sqrt(3))
+            return Estimate(float(value), 0.0, estimate.observed)
+
+        drawn.append(
+            FittedCopy(
+                copy.name,
+                {name: draw(estimate) for name, estimate in copy.gains.items()},
+                tuple(draw(estimate) for estimate in copy.temperatures),
+                tuple(draw(estimate) for estimate in copy.inductances),
+            )
+        )
+    return replace(device, copies=tuple(drawn))
+
+
+def reduced_circuit(
+    board: Board, program: Program, gains: dict[str, float], temperatures: np.ndarray, inductances: np.ndarray
+) -> Circuit:
+    """The reduced-order circuit, matrices (n, n), of a copy with these relative gains, temperatures, inductances."""
+    n, k = len(board.cells), board.nodes_per_cell
+    C = np.zeros((n, n))
+    for element in board.elements:
+        value = program.values.get(element.name, 0.0) * gains[element.name]
+        if element.kind in ("ground", "negative"):
+            C[element.cells * 2] += value * (2 if element.kind == "negative" else 1)
+        else:
+            i, j = element.cells
+            C[i, i] += value
+            C[j, j] += value
+            C[i, j] = C[j, i] = C[i, j] + (value if element.kind == "crossed" else -value)
+    resistance, inductance = _nominal(board)
+    return Circuit(
+        C,
+        np.diag(1 / (resistance * temperatures)),
+        np.diag(1 / (inductance * inductances)),
+        k * program.energy / resistance * np.eye(n),
+        np.eye(n),
+    )
+
+
+def predict(device: Device, copy: int, program: Program) -> Circuit:
+    """The reduced-order circuit of copy number `copy` (from 0) under any program for its board."""
+    fitted = device.copies[copy]
+    return reduced_circuit(
+        device.board,
+        program,
+        {name: estimate.value for name, estimate in fitted.gains.items()},
+        np.array([estimate.value for estimate in fitted.temperatures]),
+        np.array([estimate.value for estimate in fitted.inductances]),
+    )
+
+
+def quality_factor(board: Board) -> float:
+    """R sqrt(c0/L) of a cell with the unit capacitance."""
+    resistance, inductance = _nominal(board)
+    return float(resistance * np.sqrt(board.unit_capacitance / inductance))
+
+
+def describe_device(device: Device) -> dict[str, Any]:
+    """The content of device.json, but for its provenance."""
+    return {
+        "schema": SCHEMA,
+        "fitted_on": device.fitted_on,
+        "copies": TypeAdapter(tuple[FittedCopy, ...]).dump_python(device.copies, mode="json"),
+        "board": TypeAdapter(Board).dump_python(device.board, mode="json"),
+    }
+
+
+def load_device(path: Path) -> Device:
+    """Read device.json; InputError if it is missing, of another schema, damaged, or physically impossible."""
+    content = read_json(path, "calibrate")
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise InputError(f"{path} does not say schema {SCHEMA}; make it again with `tngd calibrate`")
+    try:
+        device = Device(
+            TypeAdapter(Board).validate_python(content["board"]),
+            TypeAdapter(tuple[FittedCopy, ...]).validate_python(content["copies"]),
+            dict(content["fitted_on"]),
+        )
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
+        word = str(error).splitlines()[0]
+        raise InputError(f"{path} is damaged ({word}); make it again with `tngd calibrate`") from None
+    problem = next(_problems(device), None)
+    if problem:
+        raise InputError(f"{path} is not usable: {problem}; make it again with `tngd calibrate`")
+    return device
+
+
+def device_hash(device: Device) -> str:
+    """SHA-256 of everything a device predicts from."""
+    return sha256(TypeAdapter(Device).dump_json(device))
+
+
+def _problems(device: Device) -> Iterator[str]:
+    names = {element.name for element in device.board.elements}
+    if not device.copies:
+        yield "it holds no copies"
+    for copy in device.copies:
+        if set(copy.gains) != names:
+            yield f"{copy.name} does not have one gain for each of the board's {len(names)} elements"
+        if not len(copy.temperatures) == len(copy.inductances) == len(device.board.cells):
+            yield f"{copy.name} does not have one temperature and inductance for each cell"
+        for estimate in (*copy.gains.values(), *copy.temperatures, *copy.inductances):
+            if not (estimate.value > 0 and estimate.standard_error >= 0):
+                yield f"{copy.name} has a gain of {estimate.value} ± {estimate.standard_error}, expected a gain above 0"
+
+
+def _nominal(board: Board) -> tuple[float, float]:
+    resistance = next(part.nominal for part in board.parts if part.kind == "R")
+    inductance = next(part.nominal for part in board.parts if part.kind == "L")
+    return resistance, inductance
