@@ -239,6 +239,8 @@ def _summary(design: Design, route: str, fits: dict[str, Fit]) -> dict[str, Any]
                 "chi_square": float(fit.residuals @ fit.residuals),
                 "rms_residual_uncalibrated": float(np.sqrt(np.mean(fit.residuals_nominal**2))),
                 "rms_residual": float(np.sqrt(np.mean(fit.residuals**2))),
+                "residuals_uncalibrated": fit.residuals_nominal.tolist(),
+                "residuals": fit.residuals.tolist(),
             }
             for name, fit in fits.items()
         },

@@ -55,6 +55,7 @@ def make_design(
     seed: int = 0,
     damping: float = 0.0,
     source: str = "matrix",
+    cells: str = "auto",
 ) -> Design:
     """Design board and copies for a checked target (damping already in it); InputError if a copy would run away."""
     check_name(name)
@@ -64,7 +65,7 @@ def make_design(
         raise InputError(f"tolerance is a fraction from 0 to below 1 (0.01 is one per cent), got {tolerance}")
     if seed < 0:
         raise InputError(f"a seed is a whole number >= 0, got {seed}")
-    board, program = synthesise(target, congruence, name, tolerance)
+    board, program = synthesise(target, congruence, name, tolerance, cells)
     drawn = draw_copies(board, seed, copies)
     definite = _definite(board, program, gains_of(board, drawn))
     fraction = float(_definite(board, program, draw_gains(board, seed, YIELD_DRAWS)).mean())

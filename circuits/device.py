@@ -162,8 +162,8 @@ def load_device(path: Path) -> Device:
 
 
 def device_hash(device: Device) -> str:
-    """SHA-256 of everything a device predicts from."""
-    return sha256(TypeAdapter(Device).dump_json(device))
+    """SHA-256 of everything a device predicts from: its board and its copies."""
+    return sha256(TypeAdapter(Device).dump_json(replace(device, fitted_on={})))
 
 
 def _problems(device: Device) -> Iterator[str]:

@@ -40,21 +40,16 @@ def load(name: str) -> DataSet:
     return DataSet(name, features, labels.astype(float), tuple(names), question)
 
 
-def is_name(name: str) -> bool:
-    """Whether `name` is a data set."""
-    return name in _LOADERS
-
-
-def fit_weights(data: DataSet) -> np.ndarray:
-    """Weights (8,) of the logistic regression, maximum likelihood up to a ridge of 1e-6 per sample."""
+def fit_weights(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Weights (n,) of the logistic regression of labels (m,), maximum likelihood up to a ridge of 1e-6 per sample."""
     model = LogisticRegression(
-        C=1 / (RIDGE * len(data.labels)),
+        C=1 / (RIDGE * len(labels)),
         fit_intercept=False,
         solver="newton-cholesky",
         tol=1e-10,
         max_iter=1000,
     )
-    return model.fit(data.features, data.labels).coef_[0]
+    return model.fit(features, labels).coef_[0]
 
 
 def fisher_matrix(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -69,7 +64,7 @@ def named_fisher(name: str, at: str) -> tuple[np.ndarray, DataSet]:
     if at not in ("zero", "fit"):
         raise InputError(f"the Fisher matrix is taken --at zero or fit, got {at!r}")
     data = load(name)
-    weights = np.zeros(data.features.shape[1]) if at == "zero" else fit_weights(data)
+    weights = np.zeros(data.features.shape[1]) if at == "zero" else fit_weights(data.features, data.labels)
     return check_target(fisher_matrix(data.features, weights), what=f"Fisher matrix of {name}"), data
 
 
@@ -102,3 +97,4 @@ _LOADERS: dict[str, Callable[[], tuple]] = {
     "diabetes": _diabetes,
     "breast-cancer": _breast_cancer,
 }
+DATA_SETS = tuple(_LOADERS)

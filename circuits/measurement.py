@@ -5,6 +5,7 @@ the hash of its deck and of the ngspice that ran it, so an interrupted run goes 
 """
 
 import os
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from circuits.design import Design
+from circuits.errors import InputError
 from circuits.exact import ExactRun, exact_run
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.sampled import chunk_deck, chunk_seed, chunk_sizes, run_chunk
@@ -70,6 +72,44 @@ def measure(
         )
         for k, copy in enumerate(design.specimens)
     }
+
+
+def save_measurements(path: Path, measured: dict[str, Measurement]) -> None:
+    """Write everything measured to one .npz, arrays named <copy>/<quantity>."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, run in measured.items():
+        if run.exact:
+            arrays[f"{name}/covariance"] = run.exact.covariance
+            arrays[f"{name}/integration_error"] = np.array(run.exact.integration_error)
+            arrays[f"{name}/frequencies"] = run.exact.frequencies
+            arrays[f"{name}/spectra"] = run.exact.spectra
+        if run.moments is not None:
+            arrays[f"{name}/moments"] = run.moments
+    write_npz(path, **arrays)
+
+
+def load_measurements(path: Path, design: Design) -> dict[str, Measurement]:
+    """Read what `save_measurements` wrote; InputError if it is missing or belongs to another design."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; make it with `tngd verify`")
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            arrays = dict(kept)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not readable ({error}); make it again with `tngd verify --force`") from None
+    n = len(design.board.cells)
+    if any(array.shape[-2:] != (n, n) for name, array in arrays.items() if name.endswith(("covariance", "moments"))):
+        raise InputError(f"{path} belongs to another design; make it again with `tngd verify --force`")
+    return {copy.name: _measurement(arrays, copy.name) for copy in design.specimens}
+
+
+def _measurement(arrays: dict[str, np.ndarray], name: str) -> Measurement:
+    exact = None
+    if f"{name}/covariance" in arrays:
+        fields = ("covariance", "integration_error", "frequencies", "spectra")
+        covariance, error, frequencies, spectra = (arrays[f"{name}/{field}"] for field in fields)
+        exact = ExactRun(covariance, float(error), frequencies, spectra)
+    return Measurement(exact, arrays.get(f"{name}/moments"))
 
 
 def _kept_chunk(board, program, deck: str, size: int, folder: Path | None, version: str) -> np.ndarray:

@@ -39,14 +39,14 @@ class Plan:
     step: str
 
 
-def plan(target: np.ndarray, congruence: np.ndarray) -> Plan:
-    """Choose the cheapest step that holds T P Tᵀ."""
+def plan(target: np.ndarray, congruence: np.ndarray, cells: str = "auto") -> Plan:
+    """Choose the cheapest step that holds T P Tᵀ; `cells` "differential" leaves plain cells out."""
     M = congruence @ target @ congruence.T
     unit = np.diag(M) ** -0.5
     U = unit[:, None] * M * unit
     np.fill_diagonal(U, 1.0)
     slack = (2 * np.diag(U) - np.abs(U).sum(axis=1)).min()
-    signs = reading_signs(U)
+    signs = reading_signs(U) if cells == "auto" else None
     if signs is not None:
         weights = np.ones(len(U)) if slack >= 0 else _dominance(U)
         if weights is not None:
@@ -62,14 +62,20 @@ def plan(target: np.ndarray, congruence: np.ndarray) -> Plan:
 
 
 def design(
-    target: np.ndarray, congruence: np.ndarray | None = None, name: str = "board", tolerance: float = 0.01
+    target: np.ndarray,
+    congruence: np.ndarray | None = None,
+    name: str = "board",
+    tolerance: float = 0.01,
+    cells: str = "auto",
 ) -> tuple[Board, Program]:
     """Board and program for a checked target P (n, n), n <= 8, and a checked congruence T (default: identity)."""
     size = len(target)
     if size > LARGEST:
         raise InputError(f"targets up to {LARGEST} x {LARGEST} are supported, got {size} x {size}")
+    if cells not in ("auto", "differential"):
+        raise InputError(f"--cells is auto or differential, got {cells!r}")
     T = np.eye(size) if congruence is None else congruence
-    chosen = plan(target, T)
+    chosen = plan(target, T, cells)
     board = rlc_board(size, chosen.kind, tolerance)
     return board, program(board, target, T, chosen, name)
 

@@ -1,0 +1,245 @@
+"""The command `tngd`: one verb a step, `run` for all of them.
+
+What goes wrong because of the input or the simulator is one sentence on standard error and exit code 2.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from circuits.errors import InputError, SimulationError
+from circuits.store import is_terminal, read_json
+from tngd import pipeline, verbs
+
+app = typer.Typer(
+    help="From a Fisher matrix to a stochastic processing unit, and to networks trained on its calibrated model.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Force = Annotated[bool, typer.Option("--force", help="Replace results that exist.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder made by `tngd design`.")]
+Seed = Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")]
+Copies = Annotated[int, typer.Option(help="How many copies of the board.")]
+Tolerance = Annotated[float, typer.Option(help="Half width of the uniform relative spread of every part.")]
+Samples = Annotated[int, typer.Option(help="Readings per copy, rounded up to a multiple of 500.")]
+Seeds = Annotated[int, typer.Option(help="How many seeds a method is trained with.")]
+At = Annotated[str, typer.Option(help="Weights at which the Fisher matrix is taken: zero or fit.")]
+
+
+@app.command()
+def fisher(
+    name: Annotated[str, typer.Argument(help="Data set: fair, wine, diabetes or breast-cancer.")],
+    out: Annotated[Path, typer.Option(help="Where the matrix goes (.npy; a .json with its origin beside it).")],
+    at: At = "zero",
+    factor: Annotated[Path | None, typer.Option(help="Also write T with T F Tᵀ = I, for --precondition.")] = None,
+    force: Force = False,
+) -> None:
+    """Fisher matrix of a logistic regression on a real data set."""
+    F = verbs.fisher(name, at, out, factor, force)
+    print(f"{out}: {len(F)} x {len(F)}")
+
+
+@app.command()
+def design(
+    target: Annotated[str, typer.Argument(help="A data set by name, or a square .npy or .csv matrix.")],
+    out: Annotated[Path, typer.Option(help="The run folder to make.")],
+    at: At = "zero",
+    precondition: Annotated[
+        str | None, typer.Option(help="T as .npy; for a named target also zero or fit: the factor taken there.")
+    ] = None,
+    copies: Copies = 3,
+    tolerance: Tolerance = 0.01,
+    seed: Seed = 0,
+    damping: Annotated[float, typer.Option(help="λ: the target becomes P + λI.")] = 0.0,
+    name: Annotated[str | None, typer.Option(help="Name in decks and reports.")] = None,
+    cells: Annotated[str, typer.Option(help="auto, or differential for a board that holds any later target.")] = "auto",
+    force: Force = False,
+) -> None:
+    """Board, copies and netlists for a matrix."""
+    made = verbs.design(
+        target,
+        out,
+        at=at,
+        precondition=precondition,
+        copies=copies,
+        tolerance=tolerance,
+        seed=seed,
+        damping=damping,
+        name=name,
+        cells=cells,
+        force=force,
+    )
+    print(f"{out}: {made.program.step}; {len(made.copies)} copies, yield {made.yield_fraction:.0%}")
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    method: Annotated[str, typer.Option(help="exact (AC), sampled (time domain) or both.")] = "both",
+    samples: Samples = 100_000,
+    seed: Seed = 0,
+    force: Force = False,
+) -> None:
+    """Run every copy in ngspice and compare its inverse with the target's."""
+    with _Bar() as stage:
+        result = verbs.verify(folder, method, samples, seed, force, stage("verify"))
+    _print(_verification_table({folder.name: result}))
+
+
+@app.command()
+def calibrate(
+    folder: Folder,
+    route: Annotated[str, typer.Option(help="Fit to exact or sampled runs; auto takes exact if there.")] = "auto",
+    force: Force = False,
+) -> None:
+    """Fit the reduced-order model of every copy to its runs."""
+    with _Bar() as stage:
+        content = verbs.calibrate(folder, route, force, stage("calibrate"))
+    for name, fit in content["fitted_on"]["copies"].items():
+        before, after = fit["rms_residual_uncalibrated"], fit["rms_residual"]
+        print(f"{name}: rms residual {before:.3g} -> {after:.3g} standard deviations")
+
+
+@app.command()
+def train(
+    task: Annotated[str, typer.Argument(help="A data set by name (8-parameter logistic regression), or digits.")],
+    device: Annotated[Path, typer.Option(help="device.json of calibrated copies.")],
+    out: Annotated[Path | None, typer.Option(help="Where the result goes [training.json beside the device].")] = None,
+    seeds: Seeds = 3,
+    steps: Annotated[int | None, typer.Option(help="Steps instead of the task's own number.")] = None,
+    force: Force = False,
+) -> None:
+    """Train with TNGD on calibrated copies beside SGD, Adam and exact NGD."""
+    with _Bar() as stage:
+        result = verbs.train(task, device, out, seeds, steps, force, stage(f"train {task}"))
+    _print(_training_table(result))
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or a folder of them.")],
+    force: Force = False,
+) -> None:
+    """One self-contained HTML page of everything in a folder."""
+    print(verbs.report(folder, force))
+
+
+@app.command()
+def run(
+    name: Annotated[str, typer.Argument(help="Data set: fair, wine, diabetes or breast-cancer.")],
+    out: Annotated[Path, typer.Option(help="The folder for everything.")],
+    copies: Copies = 3,
+    tolerance: Tolerance = 0.01,
+    seed: Seed = 0,
+    samples: Samples = 100_000,
+    seeds: Seeds = 3,
+    force: Force = False,
+) -> None:
+    """All of it: raw and preconditioned boards, verified, calibrated, trained on, reported."""
+    options = pipeline.Options(name, copies, tolerance, seed, samples, seeds)
+    with _Bar() as stage:
+        page = pipeline.run(options, out, force, stage)
+    results = {
+        kind: read_json(out / kind / "verification.json", "verify")
+        for kind in ("raw", "preconditioned")
+        if (out / kind / "verification.json").exists()
+    }
+    _print(_verification_table(results))
+    for result in read_json(out / "training.json", "train")["tasks"].values():
+        _print(_training_table(result))
+    print(page.resolve())
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+    except (InputError, SimulationError) as error:
+        print(f"tngd: {error}", file=sys.stderr)
+        code = 2
+    except typer.TyperException as error:
+        print(f"tngd: {error.format_message()} See tngd --help.", file=sys.stderr)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        print("tngd: interrupted; finished work is kept and the same command goes on", file=sys.stderr)
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+class _Bar:
+    """Stages of a command: a line each, and a bar where somebody watches."""
+
+    def __enter__(self) -> "_Bar":
+        self._bar = Progress(
+            TextColumn("{task.description:<44}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not is_terminal(),
+        )
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def __call__(self, text: str) -> verbs.Progress:
+        if self._bar.disable:
+            print(text, file=sys.stderr, flush=True)
+        task = self._bar.add_task(text, total=1)
+
+        def progress(done: int, total: int, what: str) -> None:
+            self._bar.update(task, completed=done, total=total, description=f"{text} · {what}" if what else text)
+
+        return progress
+
+
+def _print(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def _verification_table(results: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title="Relative error of the inverse", title_justify="left")
+    for column in ("board", "copy", "exact", "sampled", "expected", "samples", "χ² p"):
+        table.add_column(column, justify="left" if column in ("board", "copy") else "right")
+    for board, result in results.items():
+        rows = [{"name": "mean of copies"} | result["mean_of_copies"]]
+        nominal = [{"name": "nominal"} | result["nominal"]] if "nominal" in result else []
+        for entry in nominal + result["copies"] + rows:
+            exact, sampled = entry.get("exact"), entry.get("sampled")
+            table.add_row(
+                board,
+                entry["name"],
+                f"{exact['relative_error']:.2e}" if exact else "",
+                f"{sampled['relative_error']:.2%}" if sampled else "",
+                f"{sampled['expected_error']:.2%}" if sampled else "",
+                f"{sampled['samples']:,}" if sampled else "",
+                f"{sampled['p_value']:.2f}" if sampled and "p_value" in sampled else "",
+            )
+        table.add_section()
+    return table
+
+
+def _training_table(result: dict[str, Any]) -> Table:
+    title = f"Training {result['task']}: {result['steps']} steps, mean of {result['seeds']} seeds"
+    table = Table(title=title, title_justify="left")
+    for column in ("optimizer", "train loss", "test loss", "test accuracy", "direction off by", "passive tiles"):
+        table.add_column(column, justify="left" if column == "optimizer" else "right")
+    for method in result["methods"]:
+        final, tiles = method["final"], method.get("tiles")
+        table.add_row(
+            method["name"],
+            f"{final['train_loss']['mean']:.4f}",
+            f"{final['test_loss']['mean']:.4f}",
+            f"{final['test_accuracy']['mean']:.2%}",
+            f"{tiles['direction_deviation']:.2%}" if tiles else "",
+            f"{tiles['passive_fraction']:.0%}" if tiles else "",
+        )
+    return table

@@ -1,0 +1,106 @@
+"""One self-contained HTML page from what a folder holds: no script, no file beside it, readable in print.
+
+A folder is one board (with `board.json`) or holds folders that are; what has not been computed yet is said to be
+missing, with the command that makes it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from circuits.errors import InputError
+from circuits.store import read_json, write_text
+from tngd import plots
+
+
+@dataclass(frozen=True)
+class Section:
+    """One board in the report: its name and what its folder holds (None for what is not there)."""
+
+    name: str
+    board: dict[str, Any]
+    verification: dict[str, Any] | None
+    device: dict[str, Any] | None
+
+
+def render(folder: Path, path: Path) -> None:
+    """Write the page of `folder` to `path`; InputError if there is nothing to report."""
+    sections = [_section(place) for place in (folder, *sorted(folder.iterdir())) if (place / "board.json").is_file()]
+    sections.sort(key=lambda section: section.name != "raw")
+    refused = [
+        (file.name.removesuffix("-refused.json"), read_json(file, "run")["refused"])
+        for file in sorted(folder.glob("*-refused.json"))
+    ]
+    if not sections:
+        raise InputError(f"{folder} holds no board.json, nor does a folder in it; make one with `tngd design`")
+    tasks = [
+        result
+        for file in (folder / "training.json", *sorted(folder.glob("*/training.json")))
+        if file.is_file()
+        for result in read_json(file, "train")["tasks"].values()
+    ]
+    environment = Environment(
+        loader=PackageLoader("tngd", "."),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "pico": lambda value: f"{value * 1e12:.4g}"}
+    verified = {section.name: section.verification for section in sections if section.verification}
+    page = environment.get_template("report.html.j2").render(
+        title=sections[0].board["name"],
+        sections=sections,
+        refused=refused,
+        verified=verified,
+        tasks=tasks,
+        plots=_Plots(),
+        provenance=_provenance(sections, tasks),
+    )
+    write_text(path, page)
+
+
+class _Plots:
+    """The plots as safe markup; a run without sampling has no curve."""
+
+    def __getattr__(self, name: str):
+        return lambda *data: Markup(getattr(plots, name)(*data))
+
+
+def _section(folder: Path) -> Section:
+    def optional(name: str, verb: str) -> dict[str, Any] | None:
+        return read_json(folder / name, verb) if (folder / name).is_file() else None
+
+    board = read_json(folder / "board.json", "design")
+    return Section(folder.name, board, optional("verification.json", "verify"), optional("device.json", "calibrate"))
+
+
+def _provenance(sections: list[Section], tasks: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Rows (result, what, value)."""
+    rows = []
+    for section in sections:
+        for kind in ("board", "verification", "device"):
+            content = getattr(section, kind)
+            if content:
+                rows += _flat(f"{section.name} {kind}", content["provenance"])
+    for result in tasks:
+        rows += _flat(f"training {result['task']}", result["provenance"])
+    return rows
+
+
+def _flat(owner: str, values: dict[str, Any], prefix: str = "") -> list[tuple[str, str, str]]:
+    rows = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(owner, value, f"{prefix}{key} ")
+        else:
+            rows.append((owner, f"{prefix}{key}".replace("_", " "), str(value)))
+    return rows
+
+
+def _percent(value: float) -> str:
+    """A relative error as per cent with two significant digits, or in powers of ten when it is tiny."""
+    return f"{value:.1e}" if abs(value) < 1e-5 else f"{100 * value:.2g} %"

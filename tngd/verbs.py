@@ -1,0 +1,223 @@
+"""What each verb does with files: read and check its inputs, compute, write its outputs whole.
+
+Every verb refuses to replace a result without `force`, and every result says what it was made from: hashes of the
+inputs, seeds, versions, the ngspice that ran.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from circuits.calibration import calibrate as fit_copies
+from circuits.design import Design, load_design, make_design, write_design
+from circuits.device import describe_device, device_hash, load_device
+from circuits.errors import InputError
+from circuits.fisher import DATA_SETS, named_fisher
+from circuits.measurement import load_measurements, measure, save_measurements
+from circuits.netlist import check_name
+from circuits.ngspice import find_ngspice, ngspice_version
+from circuits.sampled import BLOCK
+from circuits.store import provenance, read_json, refuse_existing, sha256, write_json, write_npy
+from circuits.target import check_congruence, check_target, inverse_factor, read_matrix
+from circuits.verification import verify as compare
+from tngd.report import render
+from tngd.training import SCHEMA as TRAINING_SCHEMA
+from tngd.training import TASKS
+from tngd.training import train as train_task
+
+Progress = Callable[[int, int, str], None]
+MOST_SAMPLES = 100_000_000
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Progress that shows nothing."""
+
+
+def fisher(name: str, at: str, out: Path, factor: Path | None, force: bool) -> np.ndarray:
+    """Write the Fisher matrix of a data set to `out` (.npy), its provenance beside it, its inverse factor if asked."""
+    for path in filter(None, (out, factor)):
+        if path.suffix != ".npy":
+            raise InputError(f"the matrix is written as .npy, got {path}")
+        refuse_existing(path, force)
+    refuse_existing(out.with_suffix(".json"), force)
+    F, data = named_fisher(name, at)
+    write_npy(out, F)
+    if factor:
+        write_npy(factor, inverse_factor(F))
+    about = {
+        "schema": "tngd.fisher/1",
+        "data_set": name,
+        "question": data.question,
+        "at": at,
+        "rows": len(data.labels),
+        "features": list(data.feature_names),
+        "condition": float(np.linalg.cond(F)),
+        "provenance": provenance(matrix_sha256=sha256(F), data_sha256=sha256(data.features)),
+    }
+    write_json(out.with_suffix(".json"), about)
+    return F
+
+
+def design(
+    target: str,
+    out: Path,
+    *,
+    at: str = "zero",
+    precondition: str | None = None,
+    copies: int = 3,
+    tolerance: float = 0.01,
+    seed: int = 0,
+    damping: float = 0.0,
+    name: str | None = None,
+    cells: str = "auto",
+    force: bool = False,
+) -> Design:
+    """Design boards for a named data set or a matrix file and write the run folder."""
+    path = Path(target)
+    name = check_name(name if name is not None else (target if target in DATA_SETS else path.stem))
+    refuse_existing(out, force)
+    if target in DATA_SETS:
+        matrix, source = named_fisher(target, at)[0], f"{target} at {at}"
+    elif path.suffix in (".npy", ".csv"):
+        matrix, source = read_matrix(path, "target"), path.name
+    else:
+        raise InputError(
+            f"unknown target {target!r}; expected one of {', '.join(DATA_SETS)}, or a .npy or .csv file"
+        )
+    P = check_target(matrix, damping)
+    T = _preconditioner(precondition, target, len(P))
+    made = make_design(
+        P,
+        T,
+        name=name,
+        copies=copies,
+        tolerance=tolerance,
+        seed=seed,
+        damping=damping,
+        source=source,
+        cells=cells,
+    )
+    write_design(made, out, force)
+    return made
+
+
+def verify(
+    folder: Path,
+    method: str = "both",
+    samples: int = 100_000,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Run every copy in ngspice and write verification.json and statistics.npz."""
+    if method not in ("exact", "sampled", "both"):
+        raise InputError(f"--method is exact, sampled or both, got {method!r}")
+    if not BLOCK <= samples <= MOST_SAMPLES:
+        raise InputError(f"--samples is from {BLOCK} to {MOST_SAMPLES}, got {samples}")
+    if seed < 0:
+        raise InputError(f"a seed is a whole number >= 0, got {seed}")
+    made, decks = load_design(folder)
+    for file in ("verification.json", "statistics.npz"):
+        refuse_existing(folder / file, force)
+    measured = measure(
+        made,
+        decks,
+        exact=method != "sampled",
+        samples=samples if method != "exact" else 0,
+        seed=seed,
+        chunks=folder / "chunks",
+        progress=progress,
+    )
+    result = compare(made, measured)
+    result["provenance"] = provenance(
+        board_sha256=sha256((folder / "board.json").read_bytes()),
+        seed=seed,
+        ngspice=ngspice_version(find_ngspice()),
+    )
+    save_measurements(folder / "statistics.npz", measured)
+    write_json(folder / "verification.json", result)
+    shutil.rmtree(folder / "chunks", ignore_errors=True)
+    return result
+
+
+def calibrate(
+    folder: Path, route: str = "auto", force: bool = False, progress: Progress = silent
+) -> dict[str, Any]:
+    """Fit every copy to its runs and write device.json."""
+    if route not in ("auto", "exact", "sampled"):
+        raise InputError(f"--route is auto, exact or sampled, got {route!r}")
+    made, _ = load_design(folder)
+    refuse_existing(folder / "device.json", force)
+    measured = load_measurements(folder / "statistics.npz", made)
+    if route == "auto":
+        route = "exact" if measured[made.copies[0].name].exact else "sampled"
+    device, _ = fit_copies(made, measured, route, progress)
+    content = describe_device(device)
+    content["device_sha256"] = device_hash(device)
+    verified = read_json(folder / "verification.json", "verify")
+    content["provenance"] = provenance(
+        board_sha256=sha256((folder / "board.json").read_bytes()),
+        statistics_sha256=sha256((folder / "statistics.npz").read_bytes()),
+        seed=made.seed,
+        ngspice=verified["provenance"]["ngspice"],
+    )
+    write_json(folder / "device.json", content)
+    return content
+
+
+def train(
+    task: str,
+    device_path: Path,
+    out: Path | None = None,
+    seeds: int = 3,
+    steps: int | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train one task on a device and add it to training.json (beside the device unless `out` says where)."""
+    if task not in TASKS:
+        raise InputError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+    device = load_device(device_path)
+    path = out or device_path.parent / "training.json"
+    content = _training_file(path)
+    if task in content["tasks"] and not force:
+        raise InputError(f"{path} holds {task} already; give --force to replace it, or another --out")
+    result = train_task(task, device, seeds, steps, progress)
+    result["provenance"] = provenance(
+        device_file_sha256=sha256(device_path.read_bytes()), device_sha256=device_hash(device), seeds=seeds
+    )
+    content["tasks"][task] = result
+    write_json(path, content)
+    return result
+
+
+def report(folder: Path, force: bool = False) -> Path:
+    """Write report.html of a run folder, or of a folder of run folders."""
+    path = folder / "report.html"
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; make one with `tngd design` or `tngd run`")
+    refuse_existing(path, force)
+    render(folder, path)
+    return path
+
+
+def _preconditioner(given: str | None, target: str, size: int) -> np.ndarray | None:
+    if given is None:
+        return None
+    if given in ("zero", "fit"):
+        if target not in DATA_SETS:
+            raise InputError(f"--precondition {given} goes with a named target, not with {target}; give a .npy file")
+        return inverse_factor(named_fisher(target, given)[0])
+    return check_congruence(read_matrix(Path(given), "preconditioner"), size)
+
+
+def _training_file(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {"schema": TRAINING_SCHEMA, "tasks": {}}
+    content = read_json(path, "train")
+    if not isinstance(content, dict) or content.get("schema") != TRAINING_SCHEMA or "tasks" not in content:
+        raise InputError(f"{path} does not say schema {TRAINING_SCHEMA}; choose another --out")
+    return content
