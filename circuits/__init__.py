@@ -1,0 +1,1 @@
+"""From a matrix to a stochastic processing unit: synthesis, netlists, ngspice, verification, calibration."""

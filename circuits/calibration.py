@@ -106,8 +106,7 @@ def element_means(board: Board, layout: Layout, gains: np.ndarray) -> np.ndarray
     ]
     for kind in "RL":
         columns += [
-            1 / (1 / gains[..., [names[f"{kind}{node}"] for node in cell.nodes]]).mean(axis=-1)
-            for cell in board.cells
+            1 / (1 / gains[..., [names[f"{kind}{node}"] for node in cell.nodes]]).mean(axis=-1) for cell in board.cells
         ]
     return np.stack(columns, axis=-1)
 
@@ -158,17 +157,14 @@ def _discrepancy(design: Design, layout: Layout, measured: dict[str, Measurement
     full = assemble_gains(board, program, gains, Conditions())
     return np.array(
         [
-            _statistics(full[k], frequencies)
-            - _statistics(model_circuit(board, program, layout, theta), frequencies)
+            _statistics(full[k], frequencies) - _statistics(model_circuit(board, program, layout, theta), frequencies)
             for k, theta in enumerate(element_means(board, layout, gains))
             if is_definite(full[k].capacitance)
         ]
     )
 
 
-def _exact_misfit(
-    board: Board, program: Program, layout: Layout, run: Measurement, discrepancy: np.ndarray
-) -> Misfit:
+def _exact_misfit(board: Board, program: Program, layout: Layout, run: Measurement, discrepancy: np.ndarray) -> Misfit:
     data = _flatten(run.exact.covariance, run.exact.spectra) - discrepancy.mean(axis=0)
     sigma = np.sqrt(discrepancy.var(axis=0) + FLOOR**2)
 
@@ -191,8 +187,7 @@ def _sampled_misfit(board: Board, program: Program, layout: Layout, run: Measure
 
     def misfit(theta: np.ndarray) -> np.ndarray:
         circuit = model_circuit(board, program, layout, theta)
-        _, covariance, H = held_covariance(circuit, program.period)
-        return solve_triangular(whiten, (H @ covariance @ H.T)[i, j] - data, lower=True)
+        return solve_triangular(whiten, held_covariance(circuit, program.period)[i, j] - data, lower=True)
 
     return Misfit(misfit, np.eye(len(data)))
 

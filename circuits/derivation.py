@@ -94,9 +94,7 @@ def stationary_residual(capacitance: sp.Matrix) -> sp.Matrix:
     inverse = capacitance.inv()
     drift = sp.Matrix(sp.BlockMatrix([[CONDUCTANCE * inverse, STIFFNESS * inverse], [-eye, zero]]))
     law = sp.Matrix(sp.BlockMatrix([[ENERGY * inverse, zero], [zero, ENERGY / STIFFNESS * eye]]))
-    diffusion = sp.Matrix(
-        sp.BlockMatrix([[2 * ENERGY * CONDUCTANCE * inverse * inverse.T, zero], [zero, zero]])
-    )
+    diffusion = sp.Matrix(sp.BlockMatrix([[2 * ENERGY * CONDUCTANCE * inverse * inverse.T, zero], [zero, zero]]))
     return sp.simplify(drift * law + law * drift.T - diffusion)
 
 

@@ -127,9 +127,7 @@ def describe(design: Design, hashes: dict[str, str]) -> dict[str, Any]:
         "board": TypeAdapter(Board).dump_python(board, mode="json"),
         "program": TypeAdapter(Program).dump_python(program, mode="json"),
         "copies": TypeAdapter(tuple[Copy, ...]).dump_python(design.copies, mode="json"),
-        "provenance": provenance(
-            target_sha256=sha256(program.target), seed=design.seed, source=design.source
-        )
+        "provenance": provenance(target_sha256=sha256(program.target), seed=design.seed, source=design.source)
         | {"netlist_sha256": hashes},
     }
 
@@ -183,7 +181,7 @@ def _refusal(board: Board, program: Program, copy: str, fraction: float, toleran
     while not _damped_holds(program, damping, tolerance, seed):
         damping *= 2
     return (
-        f"{copy} is not positive definite: at ±{tolerance:.3g} parts only {fraction:.0%} of the copies hold this target; "
+        f"{copy} is not positive definite: at ±{tolerance:.3g} parts {fraction:.0%} of the copies hold this target; "
         f"--tolerance {smaller:.2g}, --damping {damping:.2g} or a --precondition from an older matrix would do"
     )
 

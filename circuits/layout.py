@@ -25,9 +25,7 @@ def rlc_board(cells: int, kind: str, tolerance: float = 0.01) -> Board:
     """Board of `cells` cells, `kind` "plain" or "differential", every part off by at most ±`tolerance`."""
     polarities = ("",) if kind == "plain" else ("p", "n")
     prefix = "v" if kind == "plain" else ""
-    layout = tuple(
-        Cell(f"cell{i}", tuple(f"{prefix}{pole}{i}" for pole in polarities)) for i in range(1, cells + 1)
-    )
+    layout = tuple(Cell(f"cell{i}", tuple(f"{prefix}{pole}{i}" for pole in polarities)) for i in range(1, cells + 1))
     fixed = [part for cell in layout for part in _resonator(cell, tolerance)]
     held = [_ground(i, cell, tolerance) for i, cell in enumerate(layout)]
     pairs = list(combinations(range(cells), 2))
@@ -63,9 +61,7 @@ def _ground(i: int, cell: Cell, tolerance: float) -> tuple[Element, list[Part]]:
     return element, [_capacitor(f"CG{node}", node, GROUND, element, tolerance) for node in cell.nodes]
 
 
-def _coupling(
-    kind: str, i: int, j: int, cells: tuple[Cell, ...], tolerance: float
-) -> tuple[Element, list[Part]]:
+def _coupling(kind: str, i: int, j: int, cells: tuple[Cell, ...], tolerance: float) -> tuple[Element, list[Part]]:
     element = Element(f"{kind}_{i + 1}_{j + 1}", kind, (i, j))
     far = cells[j].nodes if kind == "straight" else cells[j].nodes[::-1]
     letter = {"straight": "CS", "crossed": "CX"}[kind]

@@ -83,22 +83,15 @@ def spectrum(circuit: Circuit, frequencies: np.ndarray) -> np.ndarray:
     return 4 * HZ @ circuit.noise @ np.conj(np.swapaxes(HZ, -1, -2))
 
 
-def held_covariance(circuit: Circuit, period: float) -> tuple[np.ndarray, np.ndarray]:
-    """Discrete law under noise held for `period`: transition Φ and covariance Σ of the scaled state, with H."""
-    A, D, unit = _dimensionless(circuit)
-    m = len(circuit.noise)
-    inverse = np.linalg.inv(circuit.capacitance) / unit[:m, None]
-    B = np.concatenate([inverse, np.zeros((m, m))])
-    block = expm(np.block([[-A, B], [np.zeros((m, 3 * m))]]) * period)
-    transition, W = block[: 2 * m, : 2 * m], block[: 2 * m, 2 * m :]
-    covariance = solve_discrete_lyapunov(transition, W @ (2 * circuit.noise / period) @ W.T)
-    H = np.concatenate([circuit.readout * unit[:m], np.zeros_like(circuit.readout)], axis=1)
-    return transition, covariance, H
+def held_covariance(circuit: Circuit, period: float) -> np.ndarray:
+    """Covariance (n, n) [V²] of the readings at multiples of `period` under noise held for `period`."""
+    _, covariance, H = _held_law(circuit, period)
+    return H @ covariance @ H.T
 
 
 def lagged_covariances(circuit: Circuit, period: float) -> np.ndarray:
     """ρ(τ) = <y(t + τ) y(t)ᵀ>, τ = 0, h, 2h, … until it has died out: (lags, n, n), V²."""
-    transition, covariance, H = held_covariance(circuit, period)
+    transition, covariance, H = _held_law(circuit, period)
     lags = int(np.ceil(MEMORY * decay_time(circuit) / period)) + 1
     state = covariance @ H.T
     rho = np.empty((lags, len(H), len(H)))
@@ -162,6 +155,19 @@ def _dimensionless(circuit: Circuit) -> tuple[np.ndarray, np.ndarray, np.ndarray
     energy = (circuit.noise[..., 0, 0] / circuit.conductance[..., 0, 0]).mean()
     unit = np.concatenate([np.full(m, np.sqrt(energy / C)), np.full(m, np.sqrt(energy / K))])
     return A * (unit / unit[:, None]), D / (unit[:, None] * unit), unit
+
+
+def _held_law(circuit: Circuit, period: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Φ and Σ of the scaled state under held noise, (2m, 2m), and the readout H (n, 2m) that undoes the scaling."""
+    A, _, unit = _dimensionless(circuit)
+    m = len(circuit.noise)
+    inverse = np.linalg.inv(circuit.capacitance) / unit[:m, None]
+    B = np.concatenate([inverse, np.zeros((m, m))])
+    block = expm(np.block([[-A, B], [np.zeros((m, 3 * m))]]) * period)
+    transition, W = block[: 2 * m, : 2 * m], block[: 2 * m, 2 * m :]
+    covariance = solve_discrete_lyapunov(transition, W @ (2 * circuit.noise / period) @ W.T)
+    H = np.concatenate([circuit.readout * unit[:m], np.zeros_like(circuit.readout)], axis=1)
+    return transition, covariance, H
 
 
 def _van_loan(A: np.ndarray, D: np.ndarray, t: float) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,14 @@ from circuits.assembly import Circuit, assemble, assemble_gains, is_definite, no
 from circuits.board import Conditions, draw_gains
 from circuits.design import Design
 from circuits.measurement import Measurement
-from circuits.ou import EstimateLaw, estimate_law, joint_chi_square, reading_covariance, reading_covariances
+from circuits.ou import (
+    EstimateLaw,
+    estimate_law,
+    held_covariance,
+    joint_chi_square,
+    reading_covariance,
+    reading_covariances,
+)
 from circuits.sampled import BLOCK, CHUNK
 from circuits.store import sha256
 
@@ -44,8 +51,8 @@ class Inversion:
 
     def scale_free_error(self, estimate: np.ndarray) -> float:
         """The error that is left when one common factor is free."""
-        cosine = np.sum(estimate * self.inverse) / np.linalg.norm(estimate) / np.linalg.norm(self.inverse)
-        return float(np.sqrt(max(0.0, 1 - cosine**2)))
+        factor = np.sum(estimate * self.inverse) / np.sum(estimate**2)
+        return float(self.error(factor * estimate))
 
     def spread(self, law: EstimateLaw) -> float:
         """sqrt E||B - E B||² / ||P⁻¹|| of inverses read from an estimate of this law."""
@@ -69,7 +76,7 @@ def inversion(design: Design) -> Inversion:
 def hold_correction(design: Design) -> np.ndarray:
     """White-noise minus held-noise covariance of the nominal board, (n, n), V²."""
     circuit = nominal_circuit(design.board, design.program)
-    return reading_covariance(circuit) - estimate_law(circuit, design.program.period, 1, CHUNK).mean
+    return reading_covariance(circuit) - held_covariance(circuit, design.program.period)
 
 
 def verify(design: Design, measured: dict[str, Measurement]) -> dict[str, Any]:
@@ -150,9 +157,7 @@ def _exact(rule: Inversion, covariance: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _add_exact(
-    report: dict[str, Any], rule: Inversion, circuits: list[Circuit], runs: list[Measurement]
-) -> None:
+def _add_exact(report: dict[str, Any], rule: Inversion, circuits: list[Circuit], runs: list[Measurement]) -> None:
     for entry, circuit, run in zip(report["copies"], circuits, runs, strict=True):
         found, predicted = run.exact.covariance, reading_covariance(circuit)
         entry["exact"] = _exact(rule, found) | {

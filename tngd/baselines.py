@@ -1,6 +1,6 @@
 """The digital natural gradient that TNGD is measured against: the exact damped step, by Woodbury.
 
-    (λI + RᵀR)⁻¹ g = (g - Rᵀ (λI + R Rᵀ)⁻¹ R g) / λ
+(λI + RᵀR)⁻¹ g = (g - Rᵀ (λI + R Rᵀ)⁻¹ R g) / λ
 """
 
 from collections.abc import Callable, Iterable
@@ -15,9 +15,7 @@ from tngd.losses import CROSS_ENTROPY, Loss
 class ExactNGD(torch.optim.Optimizer):
     """Natural gradient with the whole curvature of the batch; same closure convention as TNGD."""
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: float = 0.1, damping: float = 1e-2, loss: Loss = CROSS_ENTROPY
-    ):
+    def __init__(self, params: Iterable[Tensor], lr: float = 0.1, damping: float = 1e-2, loss: Loss = CROSS_ENTROPY):
         super().__init__(params, {"lr": lr, "damping": damping})
         self.loss = loss
 

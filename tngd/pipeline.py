@@ -90,9 +90,7 @@ def _designing(
 
 
 def _verifying(options: Options, folder: Path) -> Callable[[verbs.Progress], object]:
-    return lambda progress: verbs.verify(
-        folder, "both", options.samples, options.seed, force=True, progress=progress
-    )
+    return lambda progress: verbs.verify(folder, "both", options.samples, options.seed, force=True, progress=progress)
 
 
 def _calibrating(folder: Path) -> Callable[[verbs.Progress], object]:

@@ -86,7 +86,10 @@ def averaging(results: dict[str, dict[str, Any]]) -> str:
         axes = figure.subplots()
         for k, (name, result) in enumerate(results.items()):
             law = result["averaging"]
-            for key, style, word in (("single_errors", "-", "one copy"), ("mean_of_three_errors", "--", "mean of three")):
+            for key, style, word in (
+                ("single_errors", "-", "one copy"),
+                ("mean_of_three_errors", "--", "mean of three"),
+            ):
                 if key in law:
                     errors = np.array(law[key])
                     share = np.arange(1, len(errors) + 1) / len(errors)

@@ -134,7 +134,5 @@ def _programmed(board: TileBoard, M: Tensor, copies: Tensor) -> Tensor:
     ground = torch.where(short, torch.full_like(slack, GROUND_MINIMUM), slack)
     twice_negative = slack - ground
     real = off * gain
-    diagonal = (
-        real.abs().sum(dim=-1) + ground * board.ground[copies] + twice_negative * board.negative[copies]
-    )
+    diagonal = real.abs().sum(dim=-1) + ground * board.ground[copies] + twice_negative * board.negative[copies]
     return real + torch.diag_embed(diagonal)

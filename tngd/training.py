@@ -1,7 +1,7 @@
 """Training on real data: TNGD on calibrated copies beside SGD, Adam and exact NGD, same seeds and batches.
 
-`fair` (or another data set by name): logistic regression with 8 parameters, one board. `digits`: a 64-24-10 network, its
-curvature in 8 x 8 diagonal blocks on the copies. Seed s sets the initial weights, the batches, and which copy comes
+`fair` (or another data set by name): logistic regression with 8 parameters, one board. `digits`: a 64-24-10 network,
+its curvature in 8 x 8 diagonal blocks on the copies. Seed s sets the initial weights, the batches, and which copy comes
 first. Step sizes and dampings were chosen by hand beforehand, from {1, 2, 3, 5} x 10^k for every method alike, and are
 part of the result.
 """
@@ -133,9 +133,7 @@ def _digits() -> Task:
     features, labels = load_digits(return_X_y=True)
 
     def network() -> torch.nn.Module:
-        return torch.nn.Sequential(
-            torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10)
-        ).double()
+        return torch.nn.Sequential(torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10)).double()
 
     return Task(
         "digits",

@@ -84,9 +84,7 @@ def design(
     elif path.suffix in (".npy", ".csv"):
         matrix, source = read_matrix(path, "target"), path.name
     else:
-        raise InputError(
-            f"unknown target {target!r}; expected one of {', '.join(DATA_SETS)}, or a .npy or .csv file"
-        )
+        raise InputError(f"unknown target {target!r}; expected one of {', '.join(DATA_SETS)}, or a .npy or .csv file")
     P = check_target(matrix, damping)
     T = _preconditioner(precondition, target, len(P))
     made = make_design(
@@ -143,9 +141,7 @@ def verify(
     return result
 
 
-def calibrate(
-    folder: Path, route: str = "auto", force: bool = False, progress: Progress = silent
-) -> dict[str, Any]:
+def calibrate(folder: Path, route: str = "auto", force: bool = False, progress: Progress = silent) -> dict[str, Any]:
     """Fit every copy to its runs and write device.json."""
     if route not in ("auto", "exact", "sampled"):
         raise InputError(f"--route is auto, exact or sampled, got {route!r}")
