@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint setup system bench netlists clean
+.PHONY: demo test lint setup system netlists clean
 
 demo: setup
 	$(BIN)/tngd run fair --out runs/fair --force
@@ -41,3 +41,10 @@ system:
 	    *)      echo "ngspice is missing; type: sudo dnf install ngspice libngspice   (or your system's own command)" ;; \
 	  esac; exit 1; \
 	fi
+
+# The three reference decks; a test compares them with what the writer writes.
+netlists: setup
+	$(BIN)/python netlists/write_netlists.py
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,27 @@
+"""Write the three reference decks of netlists/: one plain board, and `fair` raw and preconditioned."""
+
+from pathlib import Path
+
+import numpy as np
+
+from circuits.design import decks, make_design
+from circuits.fisher import named_fisher
+from circuits.store import write_text
+from circuits.target import inverse_factor
+
+NETLISTS = Path(__file__).parent
+
+
+def main() -> None:
+    fit, zero = named_fisher("fair", "fit")[0], named_fisher("fair", "zero")[0]
+    plain = np.array([[2.0, -0.5, -0.3], [-0.5, 1.5, -0.2], [-0.3, -0.2, 1.0]])
+    for name, target, congruence in (
+        ("plain-3", plain, None),
+        ("fair-raw", fit, None),
+        ("fair-preconditioned", fit, inverse_factor(zero)),
+    ):
+        write_text(NETLISTS / f"{name}.cir", dict(decks(make_design(target, congruence, name=name)))["copy-1"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Slow, literal twins of what the package does fast. They share no code with it."""
+
+import re
+
+import numpy as np
+
+SUFFIX = re.compile(r"^[-+0-9.eE]+$")
+
+
+def read_deck(text: str) -> dict:
+    """Brute nodal analysis of a deck: expand subcircuits, stamp every element one by one.
+
+    Returns nodes (list), C, G, K (inverse inductance), and sources {node: (hold, sigma)}.
+    """
+    subcircuits, lines, current = {}, [], None
+    for line in text.splitlines():
+        words = line.split()
+        if not words or line.startswith("*"):
+            continue
+        if words[0] == ".subckt":
+            pins = [word for word in words[2:] if "=" not in word]
+            current = (words[1], pins, [])
+        elif words[0] == ".ends":
+            subcircuits[current[0]] = current[1:]
+            current = None
+        elif current:
+            current[2].append(words)
+        else:
+            lines.append(words)
+    elements, sources = [], {}
+    for words in lines:
+        if words[0].startswith("X"):
+            given = dict(word.split("=") for word in words if "=" in word)
+            plain = [word for word in words[1:] if "=" not in word]
+            pins, inside = subcircuits[plain[-1]]
+            rename = dict(zip(pins, plain[:-1], strict=True))
+            for name, a, b, value in inside:
+                elements.append((name[0], rename[a], rename[b], float(given[value.strip("{}")])))
+        elif words[0].startswith("I"):
+            kind, hold, delay, sigma, mean = re.search(r"trrandom\((.*)\)", " ".join(words)).group(1).split()
+            assert (kind, delay, mean) == ("2", "0", "0")
+            assert words[1] == "0"
+            sources[words[2]] = (float(hold), float(sigma))
+    nodes = []
+    for _, a, b, _ in elements:
+        nodes += [node for node in (a, b) if node != "0" and node not in nodes]
+    matrices = {kind: np.zeros((len(nodes), len(nodes))) for kind in "CRL"}
+    for kind, a, b, value in elements:
+        weight = value if kind == "C" else 1 / value
+        for x, y, sign in ((a, a, 1), (b, b, 1), (a, b, -1), (b, a, -1)):
+            if "0" not in (x, y):
+                matrices[kind][nodes.index(x), nodes.index(y)] += sign * weight
+    return {"nodes": nodes, "C": matrices["C"], "G": matrices["R"], "K": matrices["L"], "sources": sources}
+
+
+def kronecker_lyapunov(A: np.ndarray, D: np.ndarray) -> np.ndarray:
+    """Solve A S + S Aᵀ = D as one linear system of n² unknowns."""
+    n = len(A)
+    eye = np.eye(n)
+    return np.linalg.solve(np.kron(A, eye) + np.kron(eye, A), D.reshape(-1)).reshape(n, n)
+
+
+def euler_maruyama(A: np.ndarray, D: np.ndarray, dt: float, steps: int, seed: int, skip: int) -> np.ndarray:
+    """Sample covariance of dx = -A x dt + N(0, D dt) from one Euler-Maruyama path, step by step."""
+    rng = np.random.default_rng(seed)
+    root = np.linalg.svd(D)
+    factor = root[0] * np.sqrt(root[1])
+    x, total = np.zeros(len(A)), np.zeros_like(A)
+    for k in range(skip + steps):
+        x = x - dt * A @ x + np.sqrt(dt) * factor @ rng.normal(size=len(A))
+        if k >= skip:
+            total += np.outer(x, x)
+    return total / steps
+
+
+def euler_covariance(A: np.ndarray, D: np.ndarray, dt: float) -> np.ndarray:
+    """The exact stationary covariance of the Euler-Maruyama scheme: S = F S Fᵀ + D dt, F = I - A dt."""
+    n = len(A)
+    F = np.eye(n) - dt * A
+    return np.linalg.solve(np.eye(n * n) - np.kron(F, F), (D * dt).reshape(-1)).reshape(n, n)
+
+
+def estimate_covariance(rho: np.ndarray, samples: int) -> np.ndarray:
+    """Cov of all entries of a sample covariance (n, n, n, n) by the literal double sum over times."""
+    n = rho.shape[1]
+    total = np.zeros((n, n, n, n))
+
+    def lag(k: int) -> np.ndarray:
+        if abs(k) >= len(rho):
+            return np.zeros((n, n))
+        return rho[k] if k >= 0 else rho[-k].T
+
+    for s in range(samples):
+        for t in range(samples):
+            r = lag(s - t)
+            total += np.einsum("ik,jl->ijkl", r, r) + np.einsum("il,jk->ijkl", r, r)
+    return total / samples**2
+
+
+def softmax_ggn(jacobians: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Dense mean over samples of Jᵀ (diag p - p pᵀ) J, jacobians (b, d, N), logits (b, d)."""
+    total = np.zeros((jacobians.shape[2], jacobians.shape[2]))
+    for J, z in zip(jacobians, logits, strict=True):
+        p = np.exp(z - z.max())
+        p /= p.sum()
+        total += J.T @ (np.diag(p) - np.outer(p, p)) @ J
+    return total / len(jacobians)
+
+
+def block_natural_gradient(curvature: np.ndarray, gradient: np.ndarray, size: int, damping: float) -> np.ndarray:
+    """Solve every diagonal block of curvature + damping I on its own."""
+    step = np.zeros_like(gradient)
+    for start in range(0, len(gradient), size):
+        part = slice(start, min(start + size, len(gradient)))
+        block = curvature[part, part]
+        step[part] = np.linalg.solve(block + damping * np.eye(len(block)), gradient[part])
+    return step

@@ -1,0 +1,103 @@
+"""A deck says the same as the matrices that are assembled from the same records without it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cases import FAIR, FAIR_FACTOR, TARGETS
+from compare import assert_close
+from reference import read_deck
+
+from circuits.assembly import assemble, source_noise
+from circuits.board import Conditions, draw_copies, nominal_copy
+from circuits.design import decks, make_design
+from circuits.errors import InputError
+from circuits.netlist import ANALYSIS, check_name, circuit_of, deck
+from circuits.ou import reading_covariance
+from circuits.store import sha256
+from circuits.synthesis import design
+
+NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
+NETLISTS = Path(__file__).parents[1] / "netlists"
+REFERENCE_DECKS = {
+    "plain-3.cir": (TARGETS["M-matrix"][0], None),
+    "fair-raw.cir": (FAIR, None),
+    "fair-preconditioned.cir": (FAIR, FAIR_FACTOR),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_deck_and_assembly_agree(name):
+    target, congruence, _ = TARGETS[name]
+    board, program = design(target, congruence)
+    for copy in (nominal_copy(board), *draw_copies(board, 4, 1)):
+        read = read_deck(circuit_of(deck(board, program, copy, Conditions(), 1000)))
+        circuit = assemble(board, program, copy, Conditions())
+        order = [read["nodes"].index(node) for node in board.nodes]
+        pick = np.ix_(order, order)
+        assert len(read["nodes"]) == len(board.nodes)
+        assert_close(read["C"][pick], circuit.capacitance, 1e-15, "C")
+        assert_close(read["G"][pick], circuit.conductance, 1e-15, "G")
+        assert_close(read["K"][pick], circuit.inverse_inductance, 1e-15, "Γ")
+        # Held noise of amplitude σ and hold h has the two-sided density σ² h = 2 Q.
+        power = [hold * sigma**2 / 2 for hold, sigma in (read["sources"][node] for node in board.nodes)]
+        assert_close(np.diag(power), source_noise(board, program), 1e-15, "Q")
+        assert {hold for hold, _ in read["sources"].values()} == {program.period}
+
+
+def test_copies_keep_their_parts_whatever_is_programmed():
+    raw, preconditioned = make_design(FAIR), make_design(FAIR, FAIR_FACTOR)
+    assert raw.copies == preconditioned.copies
+    assert make_design(FAIR, copies=5).copies[:3] == raw.copies
+    assert make_design(FAIR, seed=1).copies != raw.copies
+    gains = np.array([list(copy.gains.values()) for copy in raw.copies])
+    assert (np.abs(gains - 1) <= 0.01).all()
+    # Uniform: the variance of 3 x 184 draws has a relative standard deviation of sqrt(0.8/552).
+    assert np.var(gains) == pytest.approx(0.01**2 / 3, rel=4.4 * np.sqrt(0.8 / gains.size))
+
+
+def test_header_states_target_seed_version_and_expected_covariance():
+    made = make_design(FAIR, name="fair")
+    text = dict(decks(made))["copy-1"]
+    header = text[: text.index(".title")]
+    assert sha256(FAIR) in header
+    assert "noise seed" in header
+    assert "tngd 0." in header
+    rows = [line[4:].split() for line in header.splitlines() if line.startswith("*   ") and "e-" in line][-8:]
+    expected = reading_covariance(assemble(made.board, made.program, made.copies[0], Conditions()))
+    assert_close(np.array(rows, dtype=float), expected, 1e-6)
+    assert text.count(ANALYSIS) == 1
+
+
+def test_decks_of_different_copies_have_different_seeds():
+    seeds = [line for _, text in decks(make_design(FAIR)) for line in text.splitlines() if "seed=" in line]
+    assert len(set(seeds)) == len(seeds) == 4
+
+
+@pytest.mark.parametrize("name", REFERENCE_DECKS)
+def test_reference_decks_are_what_the_writer_writes(name):
+    target, congruence = REFERENCE_DECKS[name]
+    made = make_design(target, congruence, name=name.removesuffix(".cir"))
+    kept, fresh = (NETLISTS / name).read_text(), dict(decks(made))["copy-1"]
+    for old, new in zip(kept.splitlines(), fresh.splitlines(), strict=True):
+        assert _same_words(old, new), f"{old!r} is now {new!r}; write the decks again with `make netlists`"
+
+
+def _same_words(old: str, new: str) -> bool:
+    """Equal but for the last digits of numbers, and for the hash of the target that depends on them."""
+    if "sha256" in old:
+        return old.split("sha256")[0] == new.split("sha256")[0]
+    pairs = list(zip(NUMBER.split(old), NUMBER.split(new), strict=True))
+    numbers = zip(NUMBER.findall(old), NUMBER.findall(new), strict=True)
+    return all(a == b for a, b in pairs) and all(
+        float(a) == pytest.approx(float(b), rel=1e-6, abs=1e-9 if old.startswith("*") else 0) for a, b in numbers
+    )
+
+
+@pytest.mark.parametrize("name", ["a\n.control", "", "x" * 65, "../up", "a b", "$(touch x)", "`x`", ";", ".hidden"])
+def test_names_that_could_do_harm_are_refused(name):
+    with pytest.raises(InputError, match="a name is"):
+        check_name(name)
+    with pytest.raises(InputError, match="a name is"):
+        make_design(np.eye(2), name=name)

@@ -1,0 +1,141 @@
+"""Laws of the Ornstein-Uhlenbeck process of a circuit, against brute linear algebra and simulation."""
+
+import numpy as np
+import pytest
+from cases import FAIR, FAIR_FACTOR, TARGETS
+from compare import NORMAL_BOUND, assert_close
+from reference import estimate_covariance, euler_covariance, euler_maruyama, kronecker_lyapunov
+from scipy.integrate import quad_vec
+from scipy.linalg import expm
+
+from circuits import ou
+from circuits.assembly import Circuit, assemble_gains, nominal_circuit
+from circuits.board import Conditions, draw_gains
+from circuits.exact import integrate
+from circuits.synthesis import design
+
+
+def copies_of(target, congruence=None, count=3):
+    board, program = design(target, congruence)
+    return program, assemble_gains(board, program, draw_gains(board, 5, count), Conditions())
+
+
+def small_circuit() -> Circuit:
+    """Two dimensionless nodes, unequal temperatures, far from normal."""
+    return Circuit(
+        np.array([[1.0, -0.4], [-0.4, 0.8]]),
+        np.diag([0.5, 0.9]),
+        np.diag([1.3, 0.7]),
+        np.diag([0.6, 0.2]),
+        np.eye(2),
+    )
+
+
+@pytest.mark.parametrize("name", [name for name, (target, *_) in TARGETS.items() if len(target) <= 4])
+def test_nominal_covariance_is_the_inverse_matrix(name):
+    target, congruence, _ = TARGETS[name]
+    board, program = design(target, congruence)
+    covariance = ou.reading_covariance(nominal_circuit(board, program))
+    scale = board.nodes_per_cell * program.energy / board.unit_capacitance
+    assert_close(covariance, scale * np.linalg.inv(program.matrix), 1e-11)
+
+
+def test_stationary_covariance_solves_lyapunov():
+    circuit = small_circuit()
+    A, D = ou.drift(circuit), ou.diffusion(circuit)
+    found = ou.stationary_covariance(circuit)
+    assert_close(found, kronecker_lyapunov(A, D), 1e-13)
+    assert_close(A @ found + found @ A.T, D, 1e-12)
+    # Not normal and singular, or the case would prove little.
+    assert np.linalg.norm(A @ A.T - A.T @ A) > 0.1
+    assert np.linalg.matrix_rank(D) == 2
+
+
+@pytest.mark.parametrize("congruence", [None, FAIR_FACTOR])
+def test_batch_of_copies_agrees_with_one_by_one(congruence):
+    _, circuits = copies_of(FAIR, congruence)
+    batch = ou.reading_covariances(circuits)
+    for k in range(3):
+        assert_close(batch[k], ou.reading_covariance(circuits[k]), 1e-12)
+
+
+def test_covariance_agrees_with_euler_maruyama():
+    circuit = small_circuit()
+    A, D = ou.drift(circuit), ou.diffusion(circuit)
+    dt, steps = 0.02, 200_000
+    scheme = euler_covariance(A, D, dt)
+    assert_close(euler_covariance(A, D, 1e-5), ou.stationary_covariance(circuit), 1e-4)
+    path = euler_maruyama(A, D, dt, steps, seed=8, skip=5_000)
+    # The slowest of the variances forgets in about 1/decay; the bound is for one entry, four are looked at.
+    effective = steps * dt / (2 * ou.decay_time(circuit))
+    error = np.abs(np.diag(path) / np.diag(scheme) - 1)
+    assert (error < 1.1 * NORMAL_BOUND * np.sqrt(2 / effective)).all()
+
+
+def test_spectrum_integrates_to_the_covariance():
+    circuit = small_circuit()
+    frequency = np.geomspace(1e-6, 1e5, 1101)
+    assert_close(integrate(frequency, ou.spectrum(circuit, frequency)), ou.reading_covariance(circuit), 1e-10)
+
+
+def test_held_noise_law_by_quadrature():
+    circuit, h = small_circuit(), 0.7
+    A = ou.drift(circuit)
+    B = np.vstack([np.linalg.inv(circuit.capacitance), np.zeros((2, 2))])
+    W = quad_vec(lambda s: expm(-A * s) @ B, 0, h, epsabs=1e-13)[0]
+    F, Q = expm(-A * h), 2 * circuit.noise / h
+    covariance = np.linalg.solve(np.eye(16) - np.kron(F, F), (W @ Q @ W.T).reshape(-1)).reshape(4, 4)
+    assert_close(ou.held_covariance(circuit, h), covariance[:2, :2], 1e-11)
+    rho = ou.lagged_covariances(circuit, h)
+    assert_close(rho[3], (np.linalg.matrix_power(F, 3) @ covariance)[:2, :2], 1e-11)
+
+
+def test_held_noise_becomes_white_with_the_first_order_bias():
+    board, program = design(np.array([[1.0]]))
+    circuit = nominal_circuit(board, program)
+    white = ou.reading_covariance(circuit)[0, 0]
+    for bias in (1e-3, 1e-5):
+        held = ou.held_covariance(circuit, ou.hold_period(circuit, bias))[0, 0]
+        assert held / white == pytest.approx(1 - bias, abs=20 * bias**2)
+
+
+def test_law_of_the_estimate_by_the_double_sum():
+    circuit = small_circuit()
+    law = ou.estimate_law(circuit, 0.5, samples=40)
+    full = estimate_covariance(ou.lagged_covariances(circuit, 0.5), 40)
+    i, j = np.triu_indices(2)
+    assert_close(law.covariance, full[i, j][:, i, j], 1e-12)
+
+
+def test_law_of_the_estimate_of_one_resonator_in_closed_form():
+    # Poles λ of x' = Φ x make ρ(τ) = Σ c_a λ_a^τ, and Σ_τ ρ² a sum of geometric series; long record.
+    circuit = Circuit(np.eye(1), 0.4 * np.eye(1), 1.7 * np.eye(1), np.eye(1), np.eye(1))
+    h, N = 0.3, 10**9
+    law = ou.estimate_law(circuit, h, N)
+    pole = np.exp(h * np.roots([1.0, 0.4, 1.7]))
+    rho = ou.lagged_covariances(circuit, h)[:, 0, 0]
+    c = np.linalg.solve(np.array([[1, 1], pole]), rho[:2])
+    one_sided = sum(c[a] * c[b] / (1 - pole[a] * pole[b]) for a in range(2) for b in range(2)).real
+    assert law.covariance[0, 0] == pytest.approx(2 * (2 * one_sided - rho[0] ** 2) / N, rel=1e-7)
+
+
+def test_joint_chi_square_of_gaussian_estimates_is_chi_square():
+    law = ou.estimate_law(small_circuit(), 0.5, samples=4000)
+    rng = np.random.default_rng(1)
+    factor = np.linalg.cholesky(law.covariance)
+    i, j = np.triu_indices(2)
+    p_values = []
+    for _ in range(400):
+        S = law.mean.copy()
+        S[i, j] += factor @ rng.normal(size=3)
+        p_values.append(ou.joint_chi_square(S, law)[2])
+    # Uniform: the mean of 400 has standard deviation 1/sqrt(12 * 400).
+    assert abs(np.mean(p_values) - 0.5) < NORMAL_BOUND / np.sqrt(12 * 400)
+
+
+def test_spread_of_inductors_changes_nothing():
+    board, program = design(FAIR)
+    gains = np.ones(len(board.parts))
+    gains[[part.kind == "L" for part in board.parts]] = np.random.default_rng(0).uniform(0.9, 1.1, 16)
+    spread = ou.reading_covariance(assemble_gains(board, program, gains, Conditions()))
+    assert_close(spread, ou.reading_covariance(nominal_circuit(board, program)), 1e-11)
