@@ -26,7 +26,7 @@ from circuits.measurement import Measurement
 from circuits.ou import estimate_law, held_covariance, reading_covariance, spectrum
 from circuits.sampled import BLOCK, CHUNK
 
-DISCREPANCY_DRAWS = 64
+DISCREPANCY_DRAWS = 256
 DISCREPANCY_SEED = 20_000_003  # added to the design's seed: never the copies themselves
 FLOOR = 1e-8  # relative error of an exact datum: far above its integration error, far below anything that matters
 

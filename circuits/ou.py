@@ -17,6 +17,7 @@ from scipy import stats
 from scipy.linalg import expm, solve_continuous_lyapunov, solve_discrete_lyapunov
 
 from circuits.assembly import Circuit
+from circuits.errors import InputError
 
 MEMORY = 40.0  # decay constants after which lagged covariances are dropped: e^-40 is below rounding
 
@@ -67,7 +68,9 @@ def reading_covariances(circuits: Circuit) -> np.ndarray:
     A, D, unit = _dimensionless(circuits)
     m = circuits.readout.shape[1]
     transition, covariance = _van_loan(A, D, 0.1 / np.abs(A).sum(axis=-1).max())
-    while np.abs(transition).max() > 1e-9:  # the next term is its square
+    while not np.abs(transition).max() <= 1e-9:  # the next term is its square
+        if not np.isfinite(transition).all():
+            raise InputError("a circuit of the batch is unstable and has no stationary covariance")
         covariance = covariance + transition @ covariance @ np.swapaxes(transition, -1, -2)
         transition = transition @ transition
     H = circuits.readout * unit[:m]

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+# Two BLAS threads for 16 x 16 matrices cost more than they give, above all beside another process.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Rich and typer measure the terminal; the tests want the same text everywhere.
 os.environ["COLUMNS"] = "120"
 os.environ["NO_COLOR"] = "1"

@@ -98,9 +98,7 @@ def test_noise_of_different_seeds_is_independent():
 def test_outsider_rebuilds_the_measurement_from_deck_and_board_file(tmp_path):
     made = make_design(FAIR, FAIR_FACTOR, name="fair")
     write_design(made, tmp_path / "run")
-    subprocess.run(
-        ["ngspice", "-b", "copy-2.cir"], cwd=tmp_path / "run" / "netlists", capture_output=True, check=False
-    )
+    subprocess.run(["ngspice", "-b", "copy-2.cir"], cwd=tmp_path / "run" / "netlists", capture_output=True, check=False)
     raw = (tmp_path / "run" / "netlists" / "copy-2.raw").read_bytes()
     header, _, body = raw.partition(b"Binary:\n")
     names = re.findall(r"^\t\d+\t(\S+)", header.decode(), re.M)
@@ -108,7 +106,8 @@ def test_outsider_rebuilds_the_measurement_from_deck_and_board_file(tmp_path):
     board = json.loads((tmp_path / "run" / "board.json").read_text())
     readings = np.stack(
         [
-            table[:, names.index(f"v({cell['reading']['plus']})")] - table[:, names.index(f"v({cell['reading']['minus']})")]
+            table[:, names.index(f"v({cell['reading']['plus']})")]
+            - table[:, names.index(f"v({cell['reading']['minus']})")]
             for cell in board["cells"]
         ],
         axis=1,

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from threadpoolctl import threadpool_limits
 
 from circuits.errors import InputError, SimulationError
 from circuits.store import is_terminal, read_json
@@ -159,7 +160,9 @@ def run(
 def main() -> None:
     """Entry point of the command."""
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        # The matrices are small: more BLAS threads cost time and change the last digits.
+        with threadpool_limits(limits=1, user_api="blas"):
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (InputError, SimulationError) as error:
         print(f"tngd: {error}", file=sys.stderr)
         code = 2

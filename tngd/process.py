@@ -74,7 +74,7 @@ def stationary_covariance(process: Process) -> Tensor:
     exponential = torch.linalg.matrix_exp(block * (0.1 / A.abs().sum(dim=-1).max()))
     transition = exponential[..., :d, :d]
     covariance = exponential[..., :d, d:] @ transition.mT
-    while transition.abs().max() > SETTLED:
+    while not transition.abs().max() <= SETTLED:
         if not torch.isfinite(transition).all():
             raise InputError("the drift is unstable: an eigenvalue has a real part of zero or less")
         covariance = covariance + transition @ covariance @ transition.mT

@@ -1,0 +1,48 @@
+"""Measurements and devices without ngspice: the full circuit of each copy, or nothing but a tolerance."""
+
+import numpy as np
+
+from circuits.assembly import assemble
+from circuits.board import Conditions
+from circuits.device import Device, Estimate, ideal_device
+from circuits.exact import ExactRun
+from circuits.layout import rlc_board
+from circuits.measurement import Measurement, spectral_frequencies
+from circuits.ou import estimate_law, reading_covariance, spectrum
+from circuits.sampled import BLOCK, CHUNK
+
+
+def measured_exactly(made) -> dict[str, Measurement]:
+    frequencies = spectral_frequencies(made)
+    runs = {}
+    for copy in made.specimens:
+        circuit = assemble(made.board, made.program, copy, Conditions())
+        covariance = reading_covariance(circuit)
+        runs[copy.name] = Measurement(ExactRun(covariance, 0.0, frequencies, spectrum(circuit, frequencies)), None)
+    return runs
+
+
+def measured_by_sampling(made, samples: int, seed: int) -> dict[str, Measurement]:
+    """One block mean drawn from the law of the estimate, repeated so that its mean is that estimate."""
+    rng = np.random.default_rng(seed)
+    i, j = np.triu_indices(len(made.board.cells))
+    runs = {}
+    for copy in made.specimens:
+        law = estimate_law(assemble(made.board, made.program, copy, Conditions()), made.program.period, samples, CHUNK)
+        S = law.mean.copy()
+        S[i, j] += np.linalg.cholesky(law.covariance) @ rng.normal(size=len(i))
+        S[j, i] = S[i, j]
+        runs[copy.name] = Measurement(None, np.repeat(S[None], samples // BLOCK, axis=0))
+    return runs
+
+
+def rough_device(tolerance: float, copies: int = 2) -> Device:
+    """A device whose estimates are nothing but a prior of this tolerance."""
+    board = rlc_board(8, "differential")
+    prior = Estimate(1.0, tolerance / np.sqrt(3), False)
+    device = ideal_device(board, copies)
+    rough = tuple(
+        type(copy)(copy.name, dict.fromkeys(copy.gains, prior), (prior,) * 8, copy.inductances)
+        for copy in device.copies
+    )
+    return Device(board, rough, {})

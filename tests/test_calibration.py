@@ -1,0 +1,155 @@
+"""Calibration against the hidden truth: fitted gains, their standard errors, and targets the fit never saw.
+
+Measurements are made by the assembly of the full circuit here, so that many copies cost little; one test uses
+ngspice.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from cases import FAIR, FAIR_FACTOR, M_MATRIX, random_target
+from compare import assert_close
+from conftest import needs_ngspice
+from simulated import measured_by_sampling, measured_exactly
+
+from circuits.assembly import assemble, assemble_gains
+from circuits.board import Conditions, gains_of
+from circuits.calibration import Layout, calibrate, element_means, model_circuit
+from circuits.design import make_design, write_design
+from circuits.device import describe_device, device_hash, draw_device, ideal_device, load_device, predict
+from circuits.layout import rlc_board
+from circuits.ou import reading_covariance
+from circuits.store import write_json
+from circuits.synthesis import design as synthesise
+from circuits.verification import inversion
+from tngd import verbs
+
+
+def deviations(made, measured, route) -> tuple[np.ndarray, np.ndarray]:
+    """(fitted - true) / standard error, and fitted - true, of every parameter of every copy."""
+    _, fits = calibrate(made, measured, route)
+    layout = Layout(tuple(e.name for e in made.board.elements if e.name in made.program.values), len(made.board.cells))
+    truth = element_means(made.board, layout, gains_of(made.board, made.copies))
+    values = np.array([fit.values for fit in fits.values()])
+    errors = np.array([np.sqrt(np.diag(fit.covariance)) for fit in fits.values()])
+    return (values - truth) / errors, values - truth
+
+
+@pytest.mark.parametrize(("target", "congruence"), [(FAIR, FAIR_FACTOR), (FAIR, None)])
+def test_standard_errors_of_exact_fits_are_honest(target, congruence):
+    made = make_design(target, congruence, copies=12, seed=3)
+    z, difference = deviations(made, measured_exactly(made), "exact")
+    # About 50 parameters of 12 copies, correlated within a copy: the mean square is 1 within a few tenths.
+    assert 0.6 < np.mean(z**2) < 1.6
+    assert np.abs(z).max() < 7
+    if congruence is not None:
+        assert np.sqrt(np.mean(difference**2)) < 1e-4  # the parts themselves are off by 6e-3
+
+
+def test_plain_cells_are_identified_to_the_floor_of_the_data():
+    made = make_design(M_MATRIX, copies=3)
+    z, difference = deviations(made, measured_exactly(made), "exact")
+    assert np.abs(difference).max() < 1e-6
+    assert np.abs(z).max() < 6
+
+
+def test_standard_errors_of_sampled_fits_are_honest():
+    made = make_design(M_MATRIX, copies=12, tolerance=0.05, seed=9)
+    z, _ = deviations(made, measured_by_sampling(made, 2_000_000, seed=4), "sampled")
+    assert 0.6 < np.mean(z**2) < 1.6
+
+
+def test_fit_carries_over_to_targets_it_never_saw():
+    made = make_design(FAIR, FAIR_FACTOR, seed=11)
+    device, _ = calibrate(made, measured_exactly(made), "exact")
+    signs = np.sign(made.program.matrix)
+    improved = []
+    for k in range(5):
+        rng = np.random.default_rng(k)
+        size = rng.uniform(0.02, 0.1, (8, 8))
+        target = np.where(np.eye(8, dtype=bool), 1.0, signs * (size + size.T) / 2)
+        board, program = synthesise(target, cells="differential")
+        assert board == made.board
+        rule = np.linalg.inv(program.matrix)
+        scale = board.unit_capacitance / (2 * program.energy)
+        for c, copy in enumerate(made.copies):
+            true = scale * reading_covariance(assemble(board, program, copy, Conditions()))
+            predicted = scale * reading_covariance(predict(device, c, program))
+            improved.append(np.linalg.norm(true - rule) / np.linalg.norm(true - predicted))
+            assert np.linalg.norm(true - predicted) / np.linalg.norm(true) < 2e-4
+    assert np.median(improved) > 20
+
+
+def test_elements_the_program_leaves_out_keep_their_prior():
+    made = make_design(FAIR, FAIR_FACTOR)
+    device, _ = calibrate(made, measured_exactly(made), "exact")
+    for copy in device.copies:
+        for element in made.board.elements:
+            estimate = copy.gains[element.name]
+            assert estimate.observed == (element.name in made.program.values)
+            if not estimate.observed:
+                parts = sum(part.element == element.name for part in made.board.parts)
+                assert estimate.value == 1.0
+                assert estimate.standard_error == pytest.approx(0.01 / np.sqrt(3 * parts))
+
+
+@needs_ngspice
+def test_fit_to_ngspice_finds_the_parts_of_the_netlist(tmp_path):
+    made = make_design(FAIR, FAIR_FACTOR, name="fair")
+    write_design(made, tmp_path / "run")
+    verbs.verify(tmp_path / "run", "exact")
+    content = verbs.calibrate(tmp_path / "run")
+    device = load_device(tmp_path / "run" / "device.json")
+    assert content["device_sha256"] == device_hash(device)
+    for k, copy in enumerate(made.copies):
+        for element in made.board.elements:
+            if element.name in made.program.values:
+                true = np.mean([copy.gains[part.name] for part in made.board.parts if part.element == element.name])
+                estimate = device.copies[k].gains[element.name]
+                assert abs(estimate.value - true) < 7 * estimate.standard_error
+                assert abs(estimate.value - true) < 3e-4
+        full = reading_covariance(assemble(made.board, made.program, copy, Conditions()))
+        assert_close(reading_covariance(predict(device, k, made.program)), full, 1e-4)
+
+
+def test_device_file_round_trips_exactly(tmp_path):
+    made = make_design(FAIR, FAIR_FACTOR)
+    device, _ = calibrate(made, measured_exactly(made), "exact")
+    write_json(tmp_path / "device.json", describe_device(device))
+    again = load_device(tmp_path / "device.json")
+    assert again == device
+    assert json.dumps(describe_device(again)) == json.dumps(describe_device(device))
+
+
+def test_reduced_circuit_of_the_ideal_device_holds_the_matrix():
+    for target in (random_target(8, 1e4, 3), FAIR):
+        board, program = synthesise(target, cells="differential")
+        circuit = predict(ideal_device(board), 0, program)
+        assert_close(circuit.capacitance / board.unit_capacitance, program.matrix, 1e-12)
+
+
+def test_reduced_model_differs_from_the_full_circuit_in_second_order():
+    made = make_design(FAIR, FAIR_FACTOR)
+    layout = Layout(tuple(e.name for e in made.board.elements if e.name in made.program.values), 8)
+    rule = inversion(made)
+    from_pairs = []
+    for tolerance in (0.01, 0.001):
+        gains = 1 + (gains_of(made.board, made.copies[:1]) - 1) * tolerance / 0.01
+        theta = element_means(made.board, layout, gains)[0]
+        full = rule.read(reading_covariance(assemble_gains(made.board, made.program, gains, Conditions())[0]))
+        reduced = rule.read(reading_covariance(model_circuit(made.board, made.program, layout, theta)))
+        from_pairs.append(np.linalg.norm(full - reduced) / np.linalg.norm(full))
+    assert from_pairs[0] < 2e-4
+    assert from_pairs[0] / from_pairs[1] == pytest.approx(100, rel=0.2)
+
+
+def test_drawing_a_device_is_repeatable_and_moves_unobserved_elements_only():
+    made = make_design(FAIR, FAIR_FACTOR)
+    device, _ = calibrate(made, measured_exactly(made), "exact")
+    drawn, again, other = draw_device(device, 0), draw_device(device, 0), draw_device(device, 1)
+    assert drawn == again != other
+    for before, after in zip(device.copies, drawn.copies, strict=True):
+        for name, gain in before.gains.items():
+            assert abs(after.gains[name].value - gain.value) <= np.sqrt(3) * gain.standard_error
+    assert draw_device(ideal_device(rlc_board(3, "plain")), 5) == ideal_device(rlc_board(3, "plain"))

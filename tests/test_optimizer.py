@@ -1,0 +1,138 @@
+"""TNGD against the dense natural gradient, and what the device does to it."""
+
+import numpy as np
+import pytest
+import torch
+from compare import assert_close
+from reference import block_natural_gradient, softmax_ggn
+from simulated import rough_device
+
+from circuits.device import ideal_device
+from circuits.errors import InputError
+from circuits.layout import rlc_board
+from tngd.baselines import ExactNGD, woodbury
+from tngd.curvature import curvature_factor
+from tngd.losses import CROSS_ENTROPY, LOGISTIC
+from tngd.optimizer import TNGD
+from tngd.tiles import tile_board
+
+IDEAL = tile_board(ideal_device(rlc_board(8, "differential"), 3))
+
+
+def problem(seed: int = 0):
+    """A 5-4-3 network of 39 parameters (not a multiple of 8), a batch of 6, and its dense curvature and gradient."""
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double()
+    x, y = torch.randn(6, 5).double(), torch.randint(3, (6,))
+    parameters = list(model.parameters())
+    logits = model(x)
+    rows = [
+        torch.cat([g.reshape(-1) for g in torch.autograd.grad(logits[k, c], parameters, retain_graph=True)])
+        for k in range(6)
+        for c in range(3)
+    ]
+    J = torch.stack(rows).reshape(6, 3, -1).numpy()
+    G = softmax_ggn(J, logits.detach().numpy())
+    gradient = torch.cat(
+        [g.reshape(-1) for g in torch.autograd.grad(CROSS_ENTROPY.value(model(x), y), parameters)]
+    ).numpy()
+    return model, (lambda: (model(x), y)), G, gradient
+
+
+def flat(model) -> np.ndarray:
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach().numpy().copy()
+
+
+def test_curvature_factor_gives_the_dense_gauss_newton_matrix():
+    model, closure, G, _ = problem()
+    R = curvature_factor(closure()[0], list(model.parameters()), CROSS_ENTROPY).numpy()
+    assert_close(R.T @ R, G, 1e-13)
+
+
+def test_logistic_factor_gives_the_fisher_matrix():
+    x = torch.randn(9, 4).double()
+    model = torch.nn.Linear(4, 1, bias=False).double()
+    R = curvature_factor(model(x), list(model.parameters()), LOGISTIC).numpy()
+    p = torch.sigmoid(model(x)).detach().numpy()
+    assert_close(R.T @ R, (x.numpy() * p * (1 - p)).T @ x.numpy() / 9, 1e-13)
+
+
+@pytest.mark.parametrize("refresh", [0, 1, 3])
+def test_step_on_the_ideal_device_is_the_dense_block_natural_gradient(refresh):
+    model, closure, G, gradient = problem()
+    start = flat(model)
+    optimizer = TNGD(model.parameters(), IDEAL, lr=0.3, damping=0.05, refresh=refresh)
+    value = optimizer.step(closure)
+    expected = start - 0.3 * block_natural_gradient(G, gradient, 8, 0.05)
+    assert_close(flat(model) - start, expected - start, 1e-10)
+    torch.nn.utils.vector_to_parameters(torch.tensor(start), model.parameters())
+    assert float(value) == pytest.approx(CROSS_ENTROPY.value(*closure()).item(), rel=1e-12)
+    assert optimizer.last.deviation < 1e-10
+    assert optimizer.last.unstable == 0
+
+
+@pytest.mark.parametrize("refresh", [0, 1, 4])
+def test_on_the_ideal_device_preconditioning_changes_nothing(refresh):
+    model, closure, *_ = problem()
+    optimizer = TNGD(model.parameters(), IDEAL, lr=0.2, damping=0.05, refresh=refresh)
+    losses = [float(optimizer.step(closure)) for _ in range(6)]
+    other, closure, *_ = problem()
+    plain = TNGD(other.parameters(), IDEAL, lr=0.2, damping=0.05, refresh=2)
+    assert_close(losses, [float(plain.step(closure)) for _ in range(6)], 1e-9)
+    assert losses[-1] < losses[0]
+
+
+def test_swapping_the_device_changes_the_numbers():
+    results = []
+    for board in (IDEAL, tile_board(rough_device(0.01, 3)), tile_board(rough_device(0.01, 3), seed=1)):
+        model, closure, *_ = problem()
+        optimizer = TNGD(model.parameters(), board, lr=0.2, damping=0.05)
+        optimizer.step(closure)
+        results.append(flat(model))
+        assert (optimizer.last.deviation < 1e-10) == (board is IDEAL)
+        assert optimizer.last.deviation < 0.05
+    assert np.linalg.norm(results[1] - results[0]) / np.linalg.norm(results[0]) > 1e-4
+    assert not np.allclose(results[1], results[2])
+
+
+def test_preconditioning_makes_ill_conditioned_tiles_passive_and_accurate():
+    # Strongly correlated inputs: the blocks have condition numbers of hundreds.
+    torch.manual_seed(1)
+    x = torch.randn(64, 1).double() + 0.2 * torch.randn(64, 16).double()
+    y = (x[:, 0] > 0).double()
+    board = tile_board(rough_device(0.01, 3))
+    seen = {}
+    for refresh in (0, 1):
+        model = torch.nn.Linear(16, 1, bias=False).double()
+        torch.nn.init.zeros_(model.weight)
+        optimizer = TNGD(model.parameters(), board, lr=0.5, damping=1e-3, refresh=refresh, loss=LOGISTIC)
+        optimizer.step(lambda model=model: (model(x), y))
+        seen[refresh] = optimizer.last
+    assert seen[1].passive == 1.0
+    assert seen[0].passive == 0.0
+    assert seen[1].deviation < 0.01 < seen[0].deviation
+
+
+def test_woodbury_solves_the_dense_system():
+    model, closure, G, gradient = problem()
+    R = curvature_factor(closure()[0], list(model.parameters()), CROSS_ENTROPY)
+    for damping in (1.0, 1e-3):
+        expected = np.linalg.solve(G + damping * np.eye(len(G)), gradient)
+        assert_close(woodbury(R, torch.tensor(gradient), damping), expected, 1e-10)
+    start = flat(model)
+    ExactNGD(model.parameters(), lr=0.1, damping=0.1).step(closure)
+    assert_close(flat(model) - start, -0.1 * np.linalg.solve(G + 0.1 * np.eye(len(G)), gradient), 1e-10)
+
+
+@pytest.mark.parametrize(
+    "bad", [{"lr": 0.0}, {"lr": -1.0}, {"damping": 0.0}, {"damping": float("nan")}, {"refresh": -1}]
+)
+def test_impossible_settings_are_refused(bad):
+    with pytest.raises(InputError, match=next(iter(bad))):
+        TNGD([torch.nn.Parameter(torch.zeros(3))], IDEAL, **bad)
+
+
+def test_several_parameter_groups_are_refused():
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(2))]} for _ in range(2)]
+    with pytest.raises(InputError, match="one parameter group"):
+        TNGD(groups, IDEAL)

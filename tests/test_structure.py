@@ -1,0 +1,101 @@
+"""The shape of the code: imports follow the data, one owner for each tool, nothing hidden, nothing long."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted([*ROOT.glob("circuits/*.py"), *ROOT.glob("tngd/*.py")])
+# Every module may import those above it in its own column, and tngd all of circuits.
+ORDER = {
+    "circuits": [
+        "errors",
+        "store",
+        "target",
+        "fisher",
+        "board",
+        "layout",
+        "derivation",
+        "assembly",
+        "ou",
+        "synthesis",
+        "netlist",
+        "ngspice",
+        "exact",
+        "sampled",
+        "design",
+        "measurement",
+        "verification",
+        "device",
+        "calibration",
+    ],
+    "tngd": [
+        "process",
+        "tiles",
+        "losses",
+        "curvature",
+        "optimizer",
+        "baselines",
+        "training",
+        "plots",
+        "report",
+        "verbs",
+        "pipeline",
+        "cli",
+    ],
+}
+OWNERS = {
+    "PySpice": {"circuits/netlist.py"},
+    "subprocess": {"circuits/ngspice.py"},
+    "matplotlib": {"tngd/plots.py"},
+    "sympy": {"circuits/derivation.py"},
+    "typer": {"tngd/cli.py"},
+}
+
+
+def imports(tree: ast.AST) -> list[str]:
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append(node.module)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_module(path):
+    package, name = path.parent.name, path.stem
+    tree = ast.parse(path.read_text())
+    used = imports(tree)
+    assert ast.get_docstring(tree)
+    if name != "__init__":
+        allowed = {f"{package}.{module}" for module in ORDER[package][: ORDER[package].index(name)]}
+        own = {module for module in used if re.fullmatch(rf"{package}\.[a-z_]+", module)}
+        assert own <= allowed, f"imports against the data path: {own - allowed}"
+    if package == "circuits":
+        assert not [module for module in used if module.split(".")[0] in ("torch", "tngd")]
+    for tool, owners in OWNERS.items():
+        if f"{package}/{path.name}" not in owners:
+            assert not [module for module in used if module.split(".")[0] == tool], f"{tool} has another owner"
+    assert len(path.read_text().splitlines()) <= 300
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef):
+            body = function.body[1:] if ast.get_docstring(function) else function.body
+            assert not any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(function)), function.name
+            assert not body or function.end_lineno - body[0].lineno < 40, f"{function.name} is too long to see whole"
+
+
+def test_every_module_has_its_place():
+    names = {(path.parent.name, path.stem) for path in MODULES if path.stem != "__init__"}
+    assert names == {(package, name) for package, modules in ORDER.items() for name in modules}
+
+
+def test_circuits_load_without_torch():
+    code = "import sys; import circuits.calibration, circuits.verification; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
