@@ -17,6 +17,8 @@ from circuits.errors import InputError, SimulationError
 from circuits.store import is_terminal, read_json
 from tngd import pipeline, verbs
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="From a Fisher matrix to a stochastic processing unit, and to networks trained on its calibrated model.",
     add_completion=False,
@@ -30,6 +32,7 @@ Copies = Annotated[int, typer.Option(help="How many copies of the board.")]
 Tolerance = Annotated[float, typer.Option(help="Half width of the uniform relative spread of every part.")]
 Samples = Annotated[int, typer.Option(help="Readings per copy, rounded up to a multiple of 500.")]
 Seeds = Annotated[int, typer.Option(help="How many seeds a method is trained with.")]
+Steps = Annotated[int | None, typer.Option(help="Training steps instead of the task's own number.")]
 At = Annotated[str, typer.Option(help="Weights at which the Fisher matrix is taken: zero or fit.")]
 
 
@@ -113,7 +116,7 @@ def train(
     device: Annotated[Path, typer.Option(help="device.json of calibrated copies.")],
     out: Annotated[Path | None, typer.Option(help="Where the result goes [training.json beside the device].")] = None,
     seeds: Seeds = 3,
-    steps: Annotated[int | None, typer.Option(help="Steps instead of the task's own number.")] = None,
+    steps: Steps = None,
     force: Force = False,
 ) -> None:
     """Train with TNGD on calibrated copies beside SGD, Adam and exact NGD."""
@@ -140,10 +143,11 @@ def run(
     seed: Seed = 0,
     samples: Samples = 100_000,
     seeds: Seeds = 3,
+    steps: Steps = None,
     force: Force = False,
 ) -> None:
     """All of it: raw and preconditioned boards, verified, calibrated, trained on, reported."""
-    options = pipeline.Options(name, copies, tolerance, seed, samples, seeds)
+    options = pipeline.Options(name, copies, tolerance, seed, samples, seeds, steps)
     with _Bar() as stage:
         page = pipeline.run(options, out, force, stage)
     results = {
@@ -169,9 +173,8 @@ def main() -> None:
     except typer.TyperException as error:
         print(f"tngd: {error.format_message()} See tngd --help.", file=sys.stderr)
         code = 2
-    except (KeyboardInterrupt, typer.Abort):
+    if code == INTERRUPTED:  # typer turns Ctrl-C into this code
         print("tngd: interrupted; finished work is kept and the same command goes on", file=sys.stderr)
-        code = 130
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -31,6 +31,7 @@ class Options:
     seed: int = 0
     samples: int = 100_000
     seeds: int = 3
+    steps: int | None = None
 
 
 def run(options: Options, out: Path, force: bool, stage: Stage) -> Path:
@@ -98,7 +99,7 @@ def _calibrating(folder: Path) -> Callable[[verbs.Progress], object]:
 
 
 def _training(options: Options, task: str, device: Path, out: Path) -> Callable[[verbs.Progress], object]:
-    return lambda progress: verbs.train(task, device, out, options.seeds, progress=progress)
+    return lambda progress: verbs.train(task, device, out, options.seeds, options.steps, progress=progress)
 
 
 def _trained(path: Path, task: str) -> bool:

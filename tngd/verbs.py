@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from circuits.calibration import calibrate as fit_copies
-from circuits.design import Design, load_design, make_design, write_design
+from circuits.design import Design, check_options, holds, load_design, make_design, write_design
 from circuits.device import describe_device, device_hash, load_device
 from circuits.errors import InputError
 from circuits.fisher import DATA_SETS, named_fisher
@@ -21,7 +21,7 @@ from circuits.netlist import check_name
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.sampled import BLOCK
 from circuits.store import provenance, read_json, refuse_existing, sha256, write_json, write_npy
-from circuits.target import check_congruence, check_target, inverse_factor, read_matrix
+from circuits.target import check_congruence, check_square, check_target, inverse_factor, read_matrix
 from circuits.verification import verify as compare
 from tngd.report import render
 from tngd.training import SCHEMA as TRAINING_SCHEMA
@@ -78,6 +78,7 @@ def design(
     """Design boards for a named data set or a matrix file and write the run folder."""
     path = Path(target)
     name = check_name(name if name is not None else (target if target in DATA_SETS else path.stem))
+    check_options(copies, tolerance, seed)
     refuse_existing(out, force)
     if target in DATA_SETS:
         matrix, source = named_fisher(target, at)[0], f"{target} at {at}"
@@ -85,8 +86,9 @@ def design(
         matrix, source = read_matrix(path, "target"), path.name
     else:
         raise InputError(f"unknown target {target!r}; expected one of {', '.join(DATA_SETS)}, or a .npy or .csv file")
-    P = check_target(matrix, damping)
-    T = _preconditioner(precondition, target, len(P))
+    check_square(matrix, "target")
+    T = _preconditioner(precondition, target, len(matrix))
+    P = check_target(matrix, damping, holds=lambda P: holds(P, T, copies, tolerance, seed, cells))
     made = make_design(
         P,
         T,
