@@ -5,6 +5,7 @@ Folder: `board.json` (the records, and for every cell its nodes, sources and sca
 design is refused, with the yield and what would do.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from circuits.netlist import check_name, circuit_of, deck, noise_amplitude
 from circuits.sampled import CHUNK, chunk_seed
 from circuits.store import new_folder, provenance, read_json, sha256, write_json, write_text
 from circuits.synthesis import design as synthesise
+from circuits.target import DOUBLINGS, least_damping, two_digits
 
 SCHEMA = "tngd.board/1"
 YIELD_DRAWS = 400
@@ -59,20 +61,40 @@ def make_design(
 ) -> Design:
     """Design board and copies for a checked target (damping already in it); InputError if a copy would run away."""
     check_name(name)
-    if copies < 1:
-        raise InputError(f"at least one copy is needed, got --copies {copies}")
-    if not 0 <= tolerance < 1:
-        raise InputError(f"tolerance is a fraction from 0 to below 1 (0.01 is one per cent), got {tolerance}")
-    if seed < 0:
-        raise InputError(f"a seed is a whole number >= 0, got {seed}")
+    check_options(copies, tolerance, seed)
     board, program = synthesise(target, congruence, name, tolerance, cells)
     drawn = draw_copies(board, seed, copies)
     definite = _definite(board, program, gains_of(board, drawn))
     fraction = float(_definite(board, program, draw_gains(board, seed, YIELD_DRAWS)).mean())
     if not definite.all():
         failed = drawn[int(np.argmin(definite))].name
-        raise InputError(_refusal(board, program, failed, fraction, tolerance, seed))
+        remedies = _remedies(board, program, copies, tolerance, seed, damping, cells)
+        raise InputError(
+            f"{failed} is not positive definite: at ±{tolerance:.3g} parts {fraction:.0%} of the copies hold this "
+            f"target; {remedies} would do"
+        )
     return Design(board, program, drawn, seed, tolerance, damping, fraction, source)
+
+
+def check_options(copies: int, tolerance: float, seed: int) -> None:
+    """Raise InputError unless copies can be drawn with these."""
+    if copies < 1:
+        raise InputError(f"at least one copy is needed, got --copies {copies}")
+    if not 0 <= tolerance < 1:
+        raise InputError(f"tolerance is a fraction from 0 to below 1 (0.01 is one per cent), got {tolerance}")
+    if seed < 0:
+        raise InputError(f"a seed is a whole number >= 0, got {seed}")
+
+
+def holds(
+    target: np.ndarray, congruence: np.ndarray | None, copies: int, tolerance: float, seed: int, cells: str
+) -> bool:
+    """Whether the drawn copies, and 99 % of all, hold a checked target."""
+    try:
+        board, program = synthesise(target, congruence, tolerance=tolerance, cells=cells)
+    except InputError:
+        return False
+    return _all_hold(board, program, draw_gains(board, seed, max(copies, YIELD_DRAWS)), copies)
 
 
 def write_design(design: Design, folder: Path, force: bool = False) -> None:
@@ -82,7 +104,9 @@ def write_design(design: Design, folder: Path, force: bool = False) -> None:
         for name, text in decks(design):
             write_text(fresh / "netlists" / f"{name}.cir", text)
             hashes[name] = sha256(text)
-        write_json(fresh / "board.json", describe(design, hashes))
+        content = describe(design, hashes)
+        content["provenance"]["content_sha256"] = _content_hash(content)
+        write_json(fresh / "board.json", content)
 
 
 def decks(design: Design) -> Iterator[tuple[str, str]]:
@@ -149,18 +173,27 @@ def load_design(folder: Path) -> tuple[Design, dict[str, str]]:
             str(content["provenance"]["source"]),
         )
         hashes = dict(content["provenance"]["netlist_sha256"])
+        seal = content["provenance"].pop("content_sha256")
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         word = str(error).splitlines()[0]
         raise InputError(f"{folder / 'board.json'} is damaged ({word}); make it again with `tngd design`") from None
+    if _content_hash(content) != seal:
+        raise InputError(
+            f"{folder / 'board.json'} was changed since it was designed; run `tngd design --force` to restore it"
+        )
     return design, {copy.name: _read_deck(folder, copy.name, hashes) for copy in design.specimens}
+
+
+def _content_hash(content: dict[str, Any]) -> str:
+    return sha256(json.dumps(content, sort_keys=True))
 
 
 def _read_deck(folder: Path, name: str, hashes: dict[str, str]) -> str:
     path = folder / "netlists" / f"{name}.cir"
     try:
         text = path.read_text()
-    except OSError:
-        raise InputError(f"{path} is missing; make it again with `tngd design --force`") from None
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{path} is missing or not text; make it again with `tngd design --force`") from None
     if sha256(text) != hashes.get(name):
         raise InputError(f"{path} was changed since it was designed; run `tngd design --force` to restore it")
     return circuit_of(text)
@@ -170,23 +203,22 @@ def _definite(board: Board, program: Program, gains: np.ndarray) -> np.ndarray:
     return is_definite(assemble_gains(board, program, gains, Conditions()).capacitance)
 
 
-def _refusal(board: Board, program: Program, copy: str, fraction: float, tolerance: float, seed: int) -> str:
-    """One sentence: the yield, and the tolerance and damping at which 99 % of the copies hold this target."""
-    gains = draw_gains(board, seed, YIELD_DRAWS)
-    smaller = tolerance
-    while _definite(board, program, 1 + (gains - 1) * smaller / tolerance).mean() < GOOD_YIELD:
-        smaller /= 2
-    mean = float(np.trace(program.target)) / len(program.target)
-    damping = 1e-6 * mean
-    while not _damped_holds(program, damping, tolerance, seed):
-        damping *= 2
-    return (
-        f"{copy} is not positive definite: at ±{tolerance:.3g} parts {fraction:.0%} of the copies hold this target; "
-        f"--tolerance {smaller:.2g}, --damping {damping:.2g} or a --precondition from an older matrix would do"
-    )
+def _all_hold(board: Board, program: Program, gains: np.ndarray, copies: int) -> bool:
+    definite = _definite(board, program, gains)
+    return bool(definite[:copies].all() and definite[:YIELD_DRAWS].mean() >= GOOD_YIELD)
 
 
-def _damped_holds(program: Program, damping: float, tolerance: float, seed: int) -> bool:
-    target = program.target + damping * np.eye(len(program.target))
-    board, damped = synthesise(target, program.congruence, program.name, tolerance)
-    return _definite(board, damped, draw_gains(board, seed, YIELD_DRAWS)).mean() >= GOOD_YIELD
+def _remedies(
+    board: Board, program: Program, copies: int, tolerance: float, seed: int, damping: float, cells: str
+) -> str:
+    """What would do in words: the tolerance and the damping at which these copies and 99 % of all hold this target."""
+    gains = draw_gains(board, seed, max(copies, YIELD_DRAWS))
+    halved = (two_digits(tolerance / 2**k, up=False) for k in range(1, DOUBLINGS) if tolerance)
+    smaller = next((t for t in halved if _all_hold(board, program, 1 + (gains - 1) * t / tolerance, copies)), None)
+    n = len(program.target)
+    raw = program.target - damping * np.eye(n)
+    first = damping + 1e-6 * float(np.trace(program.target)) / n
+    larger = least_damping(raw, first, lambda P: holds(P, program.congruence, copies, tolerance, seed, cells))
+    found = (("--tolerance", smaller), ("--damping", larger))
+    words = [f"{option} {value:.2g}" for option, value in found if value is not None]
+    return " or ".join(filter(None, [", ".join(words), "a --precondition from an older matrix"]))

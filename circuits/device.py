@@ -138,6 +138,7 @@ def describe_device(device: Device) -> dict[str, Any]:
         "fitted_on": device.fitted_on,
         "copies": TypeAdapter(tuple[FittedCopy, ...]).dump_python(device.copies, mode="json"),
         "board": TypeAdapter(Board).dump_python(device.board, mode="json"),
+        "device_sha256": device_hash(device),
     }
 
 
@@ -152,12 +153,15 @@ def load_device(path: Path) -> Device:
             TypeAdapter(tuple[FittedCopy, ...]).validate_python(content["copies"]),
             dict(content["fitted_on"]),
         )
+        seal = content["device_sha256"]
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         word = str(error).splitlines()[0]
         raise InputError(f"{path} is damaged ({word}); make it again with `tngd calibrate`") from None
     problem = next(_problems(device), None)
     if problem:
         raise InputError(f"{path} is not usable: {problem}; make it again with `tngd calibrate`")
+    if device_hash(device) != seal:
+        raise InputError(f"{path} was changed since it was made; make it again with `tngd calibrate`")
     return device
 
 
@@ -176,7 +180,7 @@ def _problems(device: Device) -> Iterator[str]:
         if not len(copy.temperatures) == len(copy.inductances) == len(device.board.cells):
             yield f"{copy.name} does not have one temperature and inductance for each cell"
         for estimate in (*copy.gains.values(), *copy.temperatures, *copy.inductances):
-            if not (estimate.value > 0 and estimate.standard_error >= 0):
+            if not (0 < estimate.value < np.inf and 0 <= estimate.standard_error < np.inf):
                 yield f"{copy.name} has a gain of {estimate.value} ± {estimate.standard_error}, expected a gain above 0"
 
 

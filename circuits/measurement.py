@@ -4,8 +4,10 @@ A job is one exact run or one sampled chunk; each is a process of its own. A fin
 the hash of its deck and of the ngspice that ran it, so an interrupted run goes on where it stopped.
 """
 
+import contextlib
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from circuits.sampled import chunk_deck, chunk_seed, chunk_sizes, run_chunk
 from circuits.store import sha256, write_npz
 
 Progress = Callable[[int, int, str], None]
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what a damaged .npz makes numpy raise
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,14 +96,22 @@ def load_measurements(path: Path, design: Design) -> dict[str, Measurement]:
     if not path.is_file():
         raise InputError(f"{path} does not exist; make it with `tngd verify`")
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
             arrays = dict(kept)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        finite = all(np.isfinite(array).all() for array in arrays.values())
+    except (*UNREADABLE, TypeError) as error:
         raise InputError(f"{path} is not readable ({error}); make it again with `tngd verify --force`") from None
+    if not finite:
+        raise InputError(f"{path} holds numbers that are not finite; make it again with `tngd verify --force`")
     n = len(design.board.cells)
-    if any(array.shape[-2:] != (n, n) for name, array in arrays.items() if name.endswith(("covariance", "moments"))):
+    try:
+        measured = {copy.name: _measurement(arrays, copy.name) for copy in design.specimens}
+    except (KeyError, TypeError):
+        measured = {}
+    matrices = [S for run in measured.values() for S in (run.exact and run.exact.covariance[None], run.moments)]
+    if not measured or any(S is not None and S.shape != (len(S), n, n) for S in matrices):
         raise InputError(f"{path} belongs to another design; make it again with `tngd verify --force`")
-    return {copy.name: _measurement(arrays, copy.name) for copy in design.specimens}
+    return measured
 
 
 def _measurement(arrays: dict[str, np.ndarray], name: str) -> Measurement:
@@ -117,7 +128,7 @@ def _kept_chunk(board, program, deck: str, size: int, folder: Path | None, versi
         return run_chunk(board, program, deck, size)
     path = folder / f"{sha256(version + deck)[:32]}.npz"
     if path.is_file():
-        with np.load(path, allow_pickle=False) as kept:
+        with contextlib.suppress(*UNREADABLE), path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
             return kept["moments"]
     moments = run_chunk(board, program, deck, size)
     write_npz(path, moments=moments)

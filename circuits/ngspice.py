@@ -19,6 +19,7 @@ import numpy as np
 from circuits.errors import SimulationError
 
 TIMEOUT = 600.0  # s; a chunk takes a few seconds
+LARGEST = 1e20  # V and Hz: far above anything real, and its powers are finite
 _FAILURE = re.compile(r"(fatal error|simulation\(s\) aborted|singular matrix|timestep too small|no such vector)", re.I)
 
 
@@ -52,16 +53,16 @@ def ngspice_version(path: str) -> str:
     return found.group(1) if found else "unknown"
 
 
-def run_deck(deck: str, nodes: Sequence[str], output: str, plots: int, timeout: float = TIMEOUT) -> list[Plot]:
+def run_deck(deck: str, nodes: Sequence[str], output: str, plots: int) -> list[Plot]:
     """Run `deck`, which writes <output>.raw, and return its `plots` plots of v(node) for `nodes`.
 
-    Raises SimulationError if ngspice is missing, crashes, takes longer than `timeout` seconds, or writes anything
+    Raises SimulationError if ngspice is missing, crashes, takes longer than TIMEOUT seconds, or writes anything
     but `plots` whole plots of finite numbers.
     """
     program = find_ngspice()
     with tempfile.TemporaryDirectory(prefix="tngd-") as folder:
         Path(folder, "deck.cir").write_text(deck)
-        log = _run(program, folder, timeout)
+        log = _run(program, folder, TIMEOUT)
         raw = Path(folder, f"{output}.raw")
         if not raw.is_file():
             raise SimulationError(f"ngspice wrote no result; it said: {_last_words(log)}")
@@ -92,8 +93,10 @@ def parse_raw(content: bytes, nodes: Sequence[str]) -> list[Plot]:
         if missing:
             raise SimulationError(f"ngspice's result lacks v({missing[0]}); the deck and the board do not match")
         voltages = table[:, [names.index(f"v({node})") for node in nodes]]
-        if not np.isfinite(table).all():
+        if not (np.abs(table.view("<f8")) < LARGEST).all():
             raise SimulationError("ngspice returned voltages that are not finite; is the circuit stable?")
+        if not voltages.any():
+            raise SimulationError("ngspice returned nothing but zeros; the deck and the board do not match")
         plots.append(Plot(table[:, 0].real.copy(), voltages))
         position = start + 8 + size
     return plots

@@ -48,9 +48,12 @@ def provenance(**inputs: str | int | float | None) -> dict[str, Any]:
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise InputError if `path` exists and `force` is off."""
+    """Raise InputError if `path` exists and `force` is off, or if a file stands where its folder would be."""
     if path.exists() and not force:
         raise InputError(f"{path} exists already; choose another place or give --force to replace it")
+    file = next((parent for parent in path.parents if parent.exists() and not parent.is_dir()), None)
+    if file:
+        raise InputError(f"cannot write {path}: {file} is a file; choose a folder you can write to")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -74,8 +77,8 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text atomically."""
-    write_bytes(path, content.encode())
+    """Write UTF-8 text atomically; a byte of a file name that is no text is written as an escape."""
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -105,7 +108,7 @@ def read_json(path: Path, made_by: str) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; make it with `tngd {made_by}`") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON ({error}); make it again with `tngd {made_by}`") from None
 
 
@@ -113,11 +116,11 @@ def read_json(path: Path, made_by: str) -> Any:
 def new_folder(path: Path, force: bool, mark: str) -> Iterator[Path]:
     """Fill a hidden sibling folder, then move it to `path` in one step; an error leaves `path` as it was.
 
-    With `force` an existing folder is replaced only if it holds `mark`, the file that shows it is ours.
+    With `force` an existing folder is replaced only if it is empty or holds `mark`, the file that shows it is ours.
     """
     refuse_existing(path, force)
-    if path.exists() and not (path / mark).is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise InputError(f"{path} exists and holds no {mark}, so --force will not replace it; choose another")
+    if path.exists() and not is_ours(path / mark) and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists and holds no {mark} of this tool; --force will not replace it, choose another")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
@@ -131,6 +134,14 @@ def new_folder(path: Path, force: bool, mark: str) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether this tool began the JSON file at `path`, be it damaged since."""
+    try:
+        return b'"schema": "tngd.' in path.read_bytes()[:100]
+    except OSError:
+        return False
 
 
 def is_terminal() -> bool:

@@ -28,6 +28,7 @@ SCALING_LIMIT = 10.0  # largest weight of a dominance scaling; beyond it the gro
 SLACK_MINIMUM = 0.01  # of the unit capacitance: a smaller ground element counts as none on differential cells
 HOLD_BIAS = 0.03  # of the fastest mode's variance, lost to the held noise and put back by the discrete law
 LARGEST = 8  # cells
+SMALLEST_PIVOT = 1e-13  # of M, relative to its largest eigenvalue: below it rounding decides whether M is definite
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,14 +71,19 @@ def design(
 ) -> tuple[Board, Program]:
     """Board and program for a checked target P (n, n), n <= 8, and a checked congruence T (default: identity)."""
     size = len(target)
-    if size > LARGEST:
-        raise InputError(f"targets up to {LARGEST} x {LARGEST} are supported, got {size} x {size}")
+    check_size(size)
     if cells not in ("auto", "differential"):
         raise InputError(f"--cells is auto or differential, got {cells!r}")
     T = np.eye(size) if congruence is None else congruence
     chosen = plan(target, T, cells)
     board = rlc_board(size, chosen.kind, tolerance)
     return board, program(board, target, T, chosen, name)
+
+
+def check_size(size: int) -> None:
+    """Raise InputError if a target of this many rows is too large for a board."""
+    if size > LARGEST:
+        raise InputError(f"targets up to {LARGEST} x {LARGEST} are supported, got {size} x {size}")
 
 
 def program(board: Board, target: np.ndarray, congruence: np.ndarray, chosen: Plan, name: str) -> Program:
@@ -88,6 +94,11 @@ def program(board: Board, target: np.ndarray, congruence: np.ndarray, chosen: Pl
     """
     X = chosen.scaling[:, None] * congruence
     M = X @ target @ X.T
+    eigenvalues = np.linalg.eigvalsh(M)
+    if not eigenvalues[0] > SMALLEST_PIVOT * eigenvalues[-1]:
+        raise InputError(
+            "the matrix as programmed is singular in double precision; use a larger --damping or a --precondition"
+        )
     values = element_values(board, (M + M.T) / 2)
     largest = max(abs(value) for value in values.values())
     if largest > board.limits.capacitance:

@@ -4,7 +4,9 @@ A target is real, finite, square, symmetric to rounding and positive definite. E
 on that.
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from circuits.errors import InputError
 
 SYMMETRY = 1e-8  # relative asymmetry that still counts as rounding
 SMALLEST_PIVOT = 1e-14  # relative to the largest eigenvalue: below it the matrix is singular in double precision
+DOUBLINGS = 60  # of a remedy, before it is given up
+LARGEST_ENTRY = 1e100  # beyond it, and below its inverse, products of three matrices leave double precision
 
 
 def read_matrix(path: Path, what: str = "matrix") -> np.ndarray:
@@ -20,14 +24,15 @@ def read_matrix(path: Path, what: str = "matrix") -> np.ndarray:
         raise InputError(f"{what} {path} must be a .npy or .csv file")
     try:
         if path.suffix == ".npy":
-            return np.load(path, allow_pickle=False)
+            with path.open("rb") as stream:
+                return np.lib.format.read_array(stream, allow_pickle=False)
         text = path.read_text().replace(",", " ")
         rows = [line.split() for line in text.splitlines() if line.strip()]
         return np.array([[float(word) for word in row] for row in rows])
     except FileNotFoundError:
         raise InputError(f"{what} {path} does not exist") from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{what} {path} is not readable: {str(error).splitlines()[0]}") from None
+    except (OSError, ValueError, EOFError, TokenError, MemoryError, OverflowError) as error:
+        raise InputError(f"{what} {path} is not readable: {error}") from None
 
 
 def check_square(matrix: np.ndarray, what: str) -> np.ndarray:
@@ -41,22 +46,32 @@ def check_square(matrix: np.ndarray, what: str) -> np.ndarray:
         raise InputError(f"{what} must be square, got {array.shape[0]} x {array.shape[1]}")
     if np.iscomplexobj(array):
         raise InputError(f"{what} must be real, got complex numbers; give its real part if that is what you mean")
-    try:
-        array = array.astype(float)
-    except (TypeError, ValueError):
-        raise InputError(f"{what} must hold numbers, got type {array.dtype}") from None
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"{what} must hold numbers, got type {array.dtype}")
+    array = array.astype(float)
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
         i, j = bad[0]
         raise InputError(f"{what} must be finite, got {array[i, j]} in row {i + 1}, column {j + 1}")
+    largest = np.abs(array).max()
+    if largest and not 1 / LARGEST_ENTRY <= largest <= LARGEST_ENTRY:
+        raise InputError(f"{what} must have a largest entry from 1e-100 to 1e100, got {largest:.3g}; scale it")
     return array
 
 
-def check_target(matrix: np.ndarray, damping: float = 0.0, what: str = "target") -> np.ndarray:
-    """Return P + λI, (n, n), exactly symmetric and positive definite, or raise InputError with the remedy."""
+def check_target(
+    matrix: np.ndarray,
+    damping: float = 0.0,
+    what: str = "target",
+    holds: Callable[[np.ndarray], bool] = lambda target: True,
+) -> np.ndarray:
+    """Return P + λI, (n, n), exactly symmetric and positive definite, or raise InputError with the remedy.
+
+    The remedy is a damping; `holds` says of a positive definite target whether the boards to be designed hold it.
+    """
     P = check_square(matrix, what)
-    if not np.isfinite(damping) or damping < 0:
-        raise InputError(f"damping must be a number >= 0, got {damping}")
+    if not 0 <= damping <= LARGEST_ENTRY:
+        raise InputError(f"damping must be a number from 0 to 1e100, got {damping}")
     largest = np.abs(P).max()
     if np.abs(P - P.T).max() > SYMMETRY * largest:
         i, j = np.unravel_index(np.abs(P - P.T).argmax(), P.shape)
@@ -64,16 +79,38 @@ def check_target(matrix: np.ndarray, damping: float = 0.0, what: str = "target")
             f"{what} must be symmetric, got {P[i, j]:.6g} in row {i + 1}, column {j + 1} but {P[j, i]:.6g} across; "
             "give (P + Pᵀ)/2 if that is what you mean"
         )
-    P = (P + P.T) / 2 + damping * np.eye(len(P))
+    P = (P + P.T) / 2
+    damped = P + damping * np.eye(len(P))
+    smallest = np.linalg.eigvalsh(damped)[0]
+    if not _is_definite(damped):
+        scale = float(np.trace(damped)) / len(P) if np.trace(damped) > 0 else float(largest) or 1.0
+        remedy = least_damping(P, damping + max(-smallest, 0.0) + 0.01 * scale, holds)
+        would_do = f"; --damping {remedy:.2g} would do" if remedy is not None else ""
+        raise InputError(f"{what} must be positive definite, its smallest eigenvalue is {smallest:.4g}{would_do}")
+    return damped
+
+
+def least_damping(P: np.ndarray, first: float, holds: Callable[[np.ndarray], bool]) -> float | None:
+    """The first of `first` · 2ᵏ, in two digits, with which P + λI is definite and `holds`; None if none does."""
+    for k in range(DOUBLINGS):
+        damping = two_digits(first * 2**k, up=True)
+        damped = P + damping * np.eye(len(P))
+        if _is_definite(damped) and holds(damped):
+            return damping
+    return None
+
+
+def two_digits(value: float, up: bool) -> float:
+    """A positive number with two digits, which printing two does not change: not below `value`, or not above."""
+    unit = 10.0 ** (np.floor(np.log10(value)) - 1)
+    near = float(f"{value:.1e}")
+    step = unit * ((near < value) if up else -(near > value))
+    return float(f"{near + step:.1e}")
+
+
+def _is_definite(P: np.ndarray) -> bool:
     eigenvalues = np.linalg.eigvalsh(P)
-    if eigenvalues[0] <= SMALLEST_PIVOT * max(abs(eigenvalues[-1]), np.finfo(float).tiny):
-        scale = float(np.trace(P)) / len(P) if np.trace(P) > 0 else 1.0
-        remedy = damping + max(-eigenvalues[0], 0.0) + 0.01 * scale
-        raise InputError(
-            f"{what} must be positive definite, its smallest eigenvalue is {eigenvalues[0]:.4g}; "
-            f"--damping {remedy:.4g} would do"
-        )
-    return P
+    return bool(eigenvalues[0] > SMALLEST_PIVOT * abs(eigenvalues[-1]))
 
 
 def check_congruence(matrix: np.ndarray, size: int) -> np.ndarray:

@@ -91,7 +91,7 @@ def verify(
     force: Force = False,
 ) -> None:
     """Run every copy in ngspice and compare its inverse with the target's."""
-    with _Bar() as stage:
+    with _Bar(announce=False) as stage:
         result = verbs.verify(folder, method, samples, seed, force, stage("verify"))
     _print(_verification_table({folder.name: result}))
 
@@ -103,7 +103,7 @@ def calibrate(
     force: Force = False,
 ) -> None:
     """Fit the reduced-order model of every copy to its runs."""
-    with _Bar() as stage:
+    with _Bar(announce=False) as stage:
         content = verbs.calibrate(folder, route, force, stage("calibrate"))
     for name, fit in content["fitted_on"]["copies"].items():
         before, after = fit["rms_residual_uncalibrated"], fit["rms_residual"]
@@ -120,7 +120,7 @@ def train(
     force: Force = False,
 ) -> None:
     """Train with TNGD on calibrated copies beside SGD, Adam and exact NGD."""
-    with _Bar() as stage:
+    with _Bar(announce=False) as stage:
         result = verbs.train(task, device, out, seeds, steps, force, stage(f"train {task}"))
     _print(_training_table(result))
 
@@ -163,23 +163,34 @@ def run(
 
 def main() -> None:
     """Entry point of the command."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name or a sign that the terminal has no letter for
     try:
         # The matrices are small: more BLAS threads cost time and change the last digits.
         with threadpool_limits(limits=1, user_api="blas"):
             code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except (InputError, SimulationError) as error:
-        print(f"tngd: {error}", file=sys.stderr)
-        code = 2
+        code = _refuse(str(error))
     except typer.TyperException as error:
-        print(f"tngd: {error.format_message()} See tngd --help.", file=sys.stderr)
-        code = 2
+        code = _refuse(f"{error.format_message().rstrip('.')}; see tngd --help")
+    except OSError as error:
+        code = _refuse(f"the system says {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code
         print("tngd: interrupted; finished work is kept and the same command goes on", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def _refuse(sentence: str) -> int:
+    """Print one line, whatever a file name or a program put into the sentence; the exit code."""
+    print("tngd: " + "".join(c if c.isprintable() else " " for c in sentence), file=sys.stderr)
+    return 2
+
+
 class _Bar:
-    """Stages of a command: a line each, and a bar where somebody watches."""
+    """Stages of a command: a bar each where somebody watches, otherwise a line each if they are to be announced."""
+
+    def __init__(self, announce: bool = True) -> None:
+        self._announce = announce
 
     def __enter__(self) -> "_Bar":
         self._bar = Progress(
@@ -197,7 +208,7 @@ class _Bar:
         self._bar.stop()
 
     def __call__(self, text: str) -> verbs.Progress:
-        if self._bar.disable:
+        if self._bar.disable and self._announce:
             print(text, file=sys.stderr, flush=True)
         task = self._bar.add_task(text, total=1)
 
@@ -208,7 +219,7 @@ class _Bar:
 
 
 def _print(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False).print(table)
 
 
 def _verification_table(results: dict[str, dict[str, Any]]) -> Table:

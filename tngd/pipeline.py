@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from circuits.design import check_options
 from circuits.errors import InputError
 from circuits.fisher import DATA_SETS
-from circuits.store import read_json, write_json
+from circuits.ngspice import find_ngspice
+from circuits.store import is_ours, read_json, refuse_existing, write_json
 from tngd import verbs
 
 SCHEMA = "tngd.run/1"
@@ -38,6 +40,11 @@ def run(options: Options, out: Path, force: bool, stage: Stage) -> Path:
     """Do everything that is not done yet; the path of the report. `stage(text)` announces and gives a progress."""
     if options.name not in DATA_SETS:
         raise InputError(f"unknown data set {options.name!r}; expected one of {', '.join(DATA_SETS)}")
+    check_options(options.copies, options.tolerance, options.seed)
+    verbs.check_samples(options.samples)
+    if options.seeds < 1:
+        raise InputError(f"at least one seed is needed, got --seeds {options.seeds}")
+    find_ngspice()
     _open_folder(options, out, force)
     for text, done, work in _steps(options, out):
         if not done:
@@ -109,7 +116,8 @@ def _trained(path: Path, task: str) -> bool:
 def _open_folder(options: Options, out: Path, force: bool) -> None:
     """Start a folder, go on with one of the same options, or refuse."""
     mark = out / "run.json"
-    if out.exists() and not mark.is_file() and (not out.is_dir() or any(out.iterdir())):
+    refuse_existing(out, force=True)
+    if out.exists() and not is_ours(mark) and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not a run of this tool; choose another --out")
     if mark.is_file() and force:
         shutil.rmtree(out)

@@ -5,6 +5,7 @@ survive printing without colour.
 """
 
 import io
+import warnings
 from typing import Any
 
 import matplotlib as mpl
@@ -93,7 +94,9 @@ def averaging(results: dict[str, dict[str, Any]]) -> str:
                 if key in law:
                     errors = np.array(law[key])
                     share = np.arange(1, len(errors) + 1) / len(errors)
-                    axes.semilogx(errors, share, style, color=COLOURS[k], label=f"{name}, {word}")
+                    # To matplotlib a dollar sign starts a formula, and a first underscore hides the entry.
+                    label = f"{name}, {word}".replace("$", r"\$").lstrip("_")
+                    axes.semilogx(errors, share, style, color=COLOURS[k % 7], label=label)
         axes.set_xlabel("relative error of the inverse (exact, no sampling)")
         axes.set_ylabel("share of boards below")
         axes.legend(fontsize=8)
@@ -179,6 +182,9 @@ def learning(result: dict[str, Any]) -> str:
 
 def _svg(figure: Figure) -> str:
     stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # The browser has the letters of a name that matplotlib's own font lacks.
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     return text[text.index("<svg") :]

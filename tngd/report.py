@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError, select_autoescape
 from markupsafe import Markup
 
 from circuits.errors import InputError
@@ -27,7 +27,17 @@ class Section:
 
 
 def render(folder: Path, path: Path) -> None:
-    """Write the page of `folder` to `path`; InputError if there is nothing to report."""
+    """Write the page of `folder` to `path`; InputError if there is nothing to report, or not what verbs write."""
+    try:
+        page = _page(folder)
+    except InputError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, UndefinedError, ValueError) as error:
+        raise InputError(f"the results in {folder} are damaged ({error}); make them again with --force") from error
+    write_text(path, page)
+
+
+def _page(folder: Path) -> str:
     sections = [_section(place) for place in (folder, *sorted(folder.iterdir())) if (place / "board.json").is_file()]
     sections.sort(key=lambda section: section.name != "raw")
     refused = [
@@ -51,7 +61,7 @@ def render(folder: Path, path: Path) -> None:
     )
     environment.filters |= {"percent": _percent, "pico": lambda value: f"{value * 1e12:.4g}"}
     verified = {section.name: section.verification for section in sections if section.verification}
-    page = environment.get_template("report.html.j2").render(
+    return environment.get_template("report.html.j2").render(
         title=sections[0].board["name"],
         sections=sections,
         refused=refused,
@@ -60,7 +70,6 @@ def render(folder: Path, path: Path) -> None:
         plots=_Plots(),
         provenance=_provenance(sections, tasks),
     )
-    write_text(path, page)
 
 
 class _Plots:
@@ -72,10 +81,17 @@ class _Plots:
 
 def _section(folder: Path) -> Section:
     def optional(name: str, verb: str) -> dict[str, Any] | None:
-        return read_json(folder / name, verb) if (folder / name).is_file() else None
+        return _record(folder / name, verb) if (folder / name).is_file() else None
 
-    board = read_json(folder / "board.json", "design")
+    board = _record(folder / "board.json", "design")
     return Section(folder.name, board, optional("verification.json", "verify"), optional("device.json", "calibrate"))
+
+
+def _record(path: Path, verb: str) -> dict[str, Any]:
+    content = read_json(path, verb)
+    if not isinstance(content, dict) or not str(content.get("schema")).startswith("tngd."):
+        raise InputError(f"{path} does not say a schema of this tool; make it again with `tngd {verb}`")
+    return content
 
 
 def _provenance(sections: list[Section], tasks: list[dict[str, Any]]) -> list[tuple[str, str, str]]:

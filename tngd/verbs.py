@@ -21,6 +21,7 @@ from circuits.netlist import check_name
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.sampled import BLOCK
 from circuits.store import provenance, read_json, refuse_existing, sha256, write_json, write_npy
+from circuits.synthesis import check_size
 from circuits.target import check_congruence, check_square, check_target, inverse_factor, read_matrix
 from circuits.verification import verify as compare
 from tngd.report import render
@@ -43,6 +44,8 @@ def fisher(name: str, at: str, out: Path, factor: Path | None, force: bool) -> n
             raise InputError(f"the matrix is written as .npy, got {path}")
         refuse_existing(path, force)
     refuse_existing(out.with_suffix(".json"), force)
+    if factor == out:
+        raise InputError(f"the matrix and its factor cannot both be {out}; choose another --factor")
     F, data = named_fisher(name, at)
     write_npy(out, F)
     if factor:
@@ -86,7 +89,7 @@ def design(
         matrix, source = read_matrix(path, "target"), path.name
     else:
         raise InputError(f"unknown target {target!r}; expected one of {', '.join(DATA_SETS)}, or a .npy or .csv file")
-    check_square(matrix, "target")
+    check_size(len(check_square(matrix, "target")))
     T = _preconditioner(precondition, target, len(matrix))
     P = check_target(matrix, damping, holds=lambda P: holds(P, T, copies, tolerance, seed, cells))
     made = make_design(
@@ -104,6 +107,12 @@ def design(
     return made
 
 
+def check_samples(samples: int) -> None:
+    """Raise InputError unless a run can take this many readings a copy."""
+    if not BLOCK <= samples <= MOST_SAMPLES:
+        raise InputError(f"--samples is from {BLOCK} to {MOST_SAMPLES}, got {samples}")
+
+
 def verify(
     folder: Path,
     method: str = "both",
@@ -115,8 +124,7 @@ def verify(
     """Run every copy in ngspice and write verification.json and statistics.npz."""
     if method not in ("exact", "sampled", "both"):
         raise InputError(f"--method is exact, sampled or both, got {method!r}")
-    if not BLOCK <= samples <= MOST_SAMPLES:
-        raise InputError(f"--samples is from {BLOCK} to {MOST_SAMPLES}, got {samples}")
+    check_samples(samples)
     if seed < 0:
         raise InputError(f"a seed is a whole number >= 0, got {seed}")
     made, decks = load_design(folder)
@@ -150,17 +158,21 @@ def calibrate(folder: Path, route: str = "auto", force: bool = False, progress: 
     made, _ = load_design(folder)
     refuse_existing(folder / "device.json", force)
     measured = load_measurements(folder / "statistics.npz", made)
+    try:
+        ngspice = read_json(folder / "verification.json", "verify")["provenance"]["ngspice"]
+    except (KeyError, TypeError):
+        raise InputError(
+            f"{folder / 'verification.json'} is damaged; make it again with `tngd verify --force`"
+        ) from None
     if route == "auto":
         route = "exact" if measured[made.copies[0].name].exact else "sampled"
     device, _ = fit_copies(made, measured, route, progress)
     content = describe_device(device)
-    content["device_sha256"] = device_hash(device)
-    verified = read_json(folder / "verification.json", "verify")
     content["provenance"] = provenance(
         board_sha256=sha256((folder / "board.json").read_bytes()),
         statistics_sha256=sha256((folder / "statistics.npz").read_bytes()),
         seed=made.seed,
-        ngspice=verified["provenance"]["ngspice"],
+        ngspice=ngspice,
     )
     write_json(folder / "device.json", content)
     return content
@@ -180,6 +192,7 @@ def train(
         raise InputError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
     device = load_device(device_path)
     path = out or device_path.parent / "training.json"
+    refuse_existing(path, force=True)
     content = _training_file(path)
     if task in content["tasks"] and not force:
         raise InputError(f"{path} holds {task} already; give --force to replace it, or another --out")
@@ -216,6 +229,7 @@ def _training_file(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"schema": TRAINING_SCHEMA, "tasks": {}}
     content = read_json(path, "train")
-    if not isinstance(content, dict) or content.get("schema") != TRAINING_SCHEMA or "tasks" not in content:
+    known = isinstance(content, dict) and content.get("schema") == TRAINING_SCHEMA
+    if not known or not isinstance(content.get("tasks"), dict):
         raise InputError(f"{path} does not say schema {TRAINING_SCHEMA}; choose another --out")
     return content

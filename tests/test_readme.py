@@ -1,0 +1,79 @@
+"""The README says what happens: its commands are run and their output compared, its code is executed."""
+
+import re
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import needs_ngspice
+
+from tngd.cli import app, main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+NUMBER = re.compile(r"\d[\d,]*\.?\d*(?:e[-+]\d+)?")
+ROUNDING = 1e-9  # results below this are rounding, and differ from machine to machine
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+def run(command: str, monkeypatch, capsys) -> str:
+    program, *words = command.split()
+    if program == "ls":
+        return "\n".join(sorted(path.name for path in Path(words[0]).iterdir()))
+    assert program == "tngd"
+    monkeypatch.setattr(sys, "argv", ["tngd", *words])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    printed = capsys.readouterr()
+    assert stopped.value.code == 0, printed.err
+    return printed.out
+
+
+def assert_same_output(found: str, written: str) -> None:
+    """The same words, and the same numbers to two per cent: another machine may round the last digit otherwise."""
+    pairs = list(zip(found.strip().splitlines(), written.strip().splitlines(), strict=True))
+    for now, then in pairs:
+        assert NUMBER.sub("#", now).split() == NUMBER.sub("#", then).split()
+        for a, b in zip(NUMBER.findall(now), NUMBER.findall(then), strict=True):
+            x, y = (float(text.replace(",", "")) for text in (a, b))
+            assert x == pytest.approx(y, rel=0.02) or max(x, y) < ROUNDING, f"now {now!r}, README {then!r}"
+
+
+@needs_ngspice
+def test_commands_print_what_the_readme_shows_and_its_code_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks("console"):
+        for step in re.split(r"^\$ ", block, flags=re.M)[1:]:
+            command, _, written = step.partition("\n")
+            assert_same_output(run(command, monkeypatch, capsys), written)
+    run("tngd calibrate boards/fair", monkeypatch, capsys)
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+
+
+@needs_ngspice
+def test_demo_prints_what_the_readme_shows_within_three_minutes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = re.search(r"<!-- output of: (.*?) -->", README).group(1)
+    assert f"$(BIN)/{command} --force" in (ROOT / "Makefile").read_text()
+    start = time.monotonic()
+    found = run(command, monkeypatch, capsys)
+    # Not a benchmark: the promise to somebody who waits, with a factor of two in hand.
+    assert time.monotonic() - start < 180
+    *table, page = found.strip().splitlines()
+    assert page == str(tmp_path / "runs" / "fair" / "report.html")
+    assert_same_output("\n".join(table), re.search(r"-->\n```text\n(.*?)^```$", README, re.M | re.S).group(1))
+
+
+def test_every_verb_and_option_of_the_readme_exists():
+    commands = {command.name or command.callback.__name__: command.callback for command in app.registered_commands}
+    rows = dict(re.findall(r"^\| `tngd (\w+)[^|]*\|(.*)$", README, re.M))
+    assert rows.keys() == commands.keys()
+    for verb, text in rows.items():
+        whole = next(line for line in README.splitlines() if line.startswith(f"| `tngd {verb}"))
+        for option in re.findall(r"--([a-z]+)", whole):
+            assert option in commands[verb].__annotations__ or option == "force", f"tngd {verb} has no --{option}: {text}"
