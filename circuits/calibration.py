@@ -22,7 +22,7 @@ from circuits.board import Board, Conditions, Program, draw_gains
 from circuits.design import Design
 from circuits.device import Device, Estimate, FittedCopy, reduced_circuit
 from circuits.errors import InputError
-from circuits.measurement import Measurement
+from circuits.measurement import Run
 from circuits.ou import estimate_law, held_covariance, reading_covariance, spectrum
 from circuits.sampled import BLOCK, CHUNK
 
@@ -69,7 +69,7 @@ class Fit:
 
 def calibrate(
     design: Design,
-    measured: dict[str, Measurement],
+    measured: dict[str, Run],
     route: str,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> tuple[Device, dict[str, Fit]]:
@@ -149,7 +149,7 @@ def _flatten(covariance: np.ndarray, spectra: np.ndarray) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def _discrepancy(design: Design, layout: Layout, measured: dict[str, Measurement]) -> np.ndarray:
+def _discrepancy(design: Design, layout: Layout, measured: dict[str, Run]) -> np.ndarray:
     """Full minus reduced statistics of copies drawn from the prior, (draws, data)."""
     board, program = design.board, design.program
     frequencies = measured[design.copies[0].name].exact.frequencies
@@ -164,7 +164,7 @@ def _discrepancy(design: Design, layout: Layout, measured: dict[str, Measurement
     )
 
 
-def _exact_misfit(board: Board, program: Program, layout: Layout, run: Measurement, discrepancy: np.ndarray) -> Misfit:
+def _exact_misfit(board: Board, program: Program, layout: Layout, run: Run, discrepancy: np.ndarray) -> Misfit:
     data = _flatten(run.exact.covariance, run.exact.spectra) - discrepancy.mean(axis=0)
     sigma = np.sqrt(discrepancy.var(axis=0) + FLOOR**2)
 
@@ -177,7 +177,7 @@ def _exact_misfit(board: Board, program: Program, layout: Layout, run: Measureme
     return Misfit(misfit, deviations.T @ deviations / len(deviations) + np.diag((FLOOR / sigma) ** 2))
 
 
-def _sampled_misfit(board: Board, program: Program, layout: Layout, run: Measurement) -> Misfit:
+def _sampled_misfit(board: Board, program: Program, layout: Layout, run: Run) -> Misfit:
     samples = len(run.moments) * BLOCK
     nominal = model_circuit(board, program, layout, np.ones(len(layout.names)))
     law = estimate_law(nominal, program.period, samples, min(samples, CHUNK))

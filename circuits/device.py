@@ -142,8 +142,9 @@ def describe_device(device: Device) -> dict[str, Any]:
     }
 
 
-def load_device(path: Path) -> Device:
+def load_device(path: Path | str) -> Device:
     """Read device.json; InputError if it is missing, of another schema, damaged, or physically impossible."""
+    path = Path(path)
     content = read_json(path, "calibrate")
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{path} does not say schema {SCHEMA}; make it again with `tngd calibrate`")

@@ -27,7 +27,7 @@ UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # 
 
 
 @dataclass(frozen=True, eq=False)
-class Measurement:
+class Run:
     """What ngspice returned for one copy: the exact run, and second moments (blocks, n, n) [V²] of the sampled one."""
 
     exact: ExactRun | None
@@ -50,7 +50,7 @@ def measure(
     seed: int,
     chunks: Path | None = None,
     progress: Progress = lambda done, total, what: None,
-) -> dict[str, Measurement]:
+) -> dict[str, Run]:
     """Run the nominal board (exact only) and every copy; `samples` readings a copy, 0 for none.
 
     Raises SimulationError at the first job that fails; finished chunks stay in `chunks`.
@@ -69,7 +69,7 @@ def measure(
             jobs[copy.name, c] = lambda deck=deck, size=size: _kept_chunk(board, program, deck, size, chunks, version)
     done = _run_all(jobs, progress)
     return {
-        copy.name: Measurement(
+        copy.name: Run(
             done.get((copy.name, -1)),
             np.concatenate([done[copy.name, c] for c in range(len(sizes))]) if k and sizes else None,
         )
@@ -77,7 +77,7 @@ def measure(
     }
 
 
-def save_measurements(path: Path, measured: dict[str, Measurement]) -> None:
+def save_measurements(path: Path, measured: dict[str, Run]) -> None:
     """Write everything measured to one .npz, arrays named <copy>/<quantity>."""
     arrays: dict[str, np.ndarray] = {}
     for name, run in measured.items():
@@ -91,7 +91,7 @@ def save_measurements(path: Path, measured: dict[str, Measurement]) -> None:
     write_npz(path, **arrays)
 
 
-def load_measurements(path: Path, design: Design) -> dict[str, Measurement]:
+def load_measurements(path: Path, design: Design) -> dict[str, Run]:
     """Read what `save_measurements` wrote; InputError if it is missing or belongs to another design."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; make it with `tngd verify`")
@@ -114,13 +114,13 @@ def load_measurements(path: Path, design: Design) -> dict[str, Measurement]:
     return measured
 
 
-def _measurement(arrays: dict[str, np.ndarray], name: str) -> Measurement:
+def _measurement(arrays: dict[str, np.ndarray], name: str) -> Run:
     exact = None
     if f"{name}/covariance" in arrays:
         fields = ("covariance", "integration_error", "frequencies", "spectra")
         covariance, error, frequencies, spectra = (arrays[f"{name}/{field}"] for field in fields)
         exact = ExactRun(covariance, float(error), frequencies, spectra)
-    return Measurement(exact, arrays.get(f"{name}/moments"))
+    return Run(exact, arrays.get(f"{name}/moments"))
 
 
 def _kept_chunk(board, program, deck: str, size: int, folder: Path | None, version: str) -> np.ndarray:

@@ -7,22 +7,22 @@ from circuits.board import Conditions
 from circuits.device import Device, Estimate, ideal_device
 from circuits.exact import ExactRun
 from circuits.layout import rlc_board
-from circuits.measurement import Measurement, spectral_frequencies
+from circuits.measurement import Run, spectral_frequencies
 from circuits.ou import estimate_law, reading_covariance, spectrum
 from circuits.sampled import BLOCK, CHUNK
 
 
-def measured_exactly(made) -> dict[str, Measurement]:
+def measured_exactly(made) -> dict[str, Run]:
     frequencies = spectral_frequencies(made)
     runs = {}
     for copy in made.specimens:
         circuit = assemble(made.board, made.program, copy, Conditions())
         covariance = reading_covariance(circuit)
-        runs[copy.name] = Measurement(ExactRun(covariance, 0.0, frequencies, spectrum(circuit, frequencies)), None)
+        runs[copy.name] = Run(ExactRun(covariance, 0.0, frequencies, spectrum(circuit, frequencies)), None)
     return runs
 
 
-def measured_by_sampling(made, samples: int, seed: int) -> dict[str, Measurement]:
+def measured_by_sampling(made, samples: int, seed: int) -> dict[str, Run]:
     """One block mean drawn from the law of the estimate, repeated so that its mean is that estimate."""
     rng = np.random.default_rng(seed)
     i, j = np.triu_indices(len(made.board.cells))
@@ -32,7 +32,7 @@ def measured_by_sampling(made, samples: int, seed: int) -> dict[str, Measurement
         S = law.mean.copy()
         S[i, j] += np.linalg.cholesky(law.covariance) @ rng.normal(size=len(i))
         S[j, i] = S[i, j]
-        runs[copy.name] = Measurement(None, np.repeat(S[None], samples // BLOCK, axis=0))
+        runs[copy.name] = Run(None, np.repeat(S[None], samples // BLOCK, axis=0))
     return runs
 
 

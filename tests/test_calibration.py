@@ -18,11 +18,11 @@ from circuits.board import Conditions, gains_of
 from circuits.calibration import Layout, calibrate, element_means, model_circuit
 from circuits.design import make_design, write_design
 from circuits.device import describe_device, device_hash, draw_device, ideal_device, load_device, predict
+from circuits.inversion import inversion
 from circuits.layout import rlc_board
 from circuits.ou import reading_covariance
 from circuits.store import write_json
 from circuits.synthesis import design as synthesise
-from circuits.verification import inversion
 from tngd import verbs
 
 

@@ -14,12 +14,12 @@ from circuits.assembly import assemble, readout_matrix
 from circuits.board import Conditions, draw_copies, nominal_copy
 from circuits.design import make_design, write_design
 from circuits.exact import exact_run
+from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck
 from circuits.ou import estimate_law, joint_chi_square, reading_covariance, spectrum
 from circuits.sampled import BLOCK, chunk_deck, run_chunk
 from circuits.synthesis import design
-from circuits.verification import inversion
 
 pytestmark = needs_ngspice
 SAMPLES = 20_000

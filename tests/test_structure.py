@@ -29,6 +29,8 @@ ORDER = {
         "sampled",
         "design",
         "measurement",
+        "inversion",
+        "averaging",
         "verification",
         "device",
         "calibration",

@@ -227,9 +227,8 @@ def _verification_table(results: dict[str, dict[str, Any]]) -> Table:
     for column in ("board", "copy", "exact", "sampled", "expected", "samples", "χ² p"):
         table.add_column(column, justify="left" if column in ("board", "copy") else "right")
     for board, result in results.items():
-        rows = [{"name": "mean of copies"} | result["mean_of_copies"]]
-        nominal = [{"name": "nominal"} | result["nominal"]] if "nominal" in result else []
-        for entry in nominal + result["copies"] + rows:
+        nominal = [result["nominal"]] if "exact" in result["nominal"] else []
+        for entry in [*nominal, *result["copies"], result["mean_of_copies"]]:
             exact, sampled = entry.get("exact"), entry.get("sampled")
             table.add_row(
                 board,

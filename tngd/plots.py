@@ -57,7 +57,7 @@ def heat_maps(verification: dict[str, Any]) -> str:
 
 def error_curves(verification: dict[str, Any]) -> str:
     """Error against samples for each copy and the mean, with the predicted line of each."""
-    rows = [*verification["copies"], {"name": "mean of copies"} | verification["mean_of_copies"]]
+    rows = [*verification["copies"], verification["mean_of_copies"]]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
         axes = figure.subplots()

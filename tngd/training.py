@@ -57,7 +57,7 @@ class Method:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Training:
     """One method on one seed: curve at the evaluated steps, final test figures, what the boards did."""
 
     train_loss: list[float]
@@ -174,7 +174,7 @@ def _methods(
     )
 
 
-def _run(task: Task, method: Method, board: TileBoard, seed: int, steps: int) -> Run:
+def _run(task: Task, method: Method, board: TileBoard, seed: int, steps: int) -> Training:
     generator = torch.Generator().manual_seed(seed)
     test, training = _split(task, generator)
     with torch.random.fork_rng(devices=[]):
@@ -192,7 +192,7 @@ def _run(task: Task, method: Method, board: TileBoard, seed: int, steps: int) ->
             if isinstance(optimizer, TNGD):
                 tiles.append(optimizer.last)
     test_loss, accuracy = _loss(task, model, test)
-    return Run(curve, test_loss, accuracy, tiles)
+    return Training(curve, test_loss, accuracy, tiles)
 
 
 def _split(task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -231,7 +231,7 @@ def _evaluated(steps: int) -> list[int]:
     return sorted({round(x) for x in np.linspace(0, steps, min(EVALUATIONS, steps) + 1)})
 
 
-def _summary(method: Method, runs: list[Run]) -> dict[str, Any]:
+def _summary(method: Method, runs: list[Training]) -> dict[str, Any]:
     curves = np.array([run.train_loss for run in runs])
     tiles = [tile for run in runs for tile in run.tiles]
     summary = {

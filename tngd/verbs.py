@@ -23,6 +23,7 @@ from circuits.sampled import BLOCK
 from circuits.store import provenance, read_json, refuse_existing, sha256, write_json, write_npy
 from circuits.synthesis import check_size
 from circuits.target import check_congruence, check_square, check_target, inverse_factor, read_matrix
+from circuits.verification import describe_verification
 from circuits.verification import verify as compare
 from tngd.report import render
 from tngd.training import SCHEMA as TRAINING_SCHEMA
@@ -139,7 +140,7 @@ def verify(
         chunks=folder / "chunks",
         progress=progress,
     )
-    result = compare(made, measured)
+    result = describe_verification(compare(made, measured))
     result["provenance"] = provenance(
         board_sha256=sha256((folder / "board.json").read_bytes()),
         seed=seed,

@@ -1,0 +1,59 @@
+"""Reading an inverse off a board: B = Xᵀ (c0 Cov(y) / (k kT)) X, k nodes a cell, with the nominal scale.
+
+Errors are relative Frobenius distances to P⁻¹; the scale-free figure allows one factor, min_a ||a B - P⁻¹|| / ||P⁻¹||.
+A covariance sampled under held noise is biased; what the *nominal* board loses to the hold is put back before the
+inverse is read, which is what a user without the true values can do.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from circuits.assembly import nominal_circuit
+from circuits.design import Design
+from circuits.ou import EstimateLaw, held_covariance, reading_covariance
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    """Reading of covariances as inverses for one design: B = mapᵀ S map with the scale taken in."""
+
+    inverse: np.ndarray  # (n, n), P⁻¹ by numpy
+    map: np.ndarray  # (n, n), X sqrt(c0 / (k kT))
+
+    def read(self, covariance: np.ndarray) -> np.ndarray:
+        """B (…, n, n) from covariances of the readings (…, n, n) [V²]."""
+        return self.map.T @ covariance @ self.map
+
+    def error(self, estimate: np.ndarray) -> np.ndarray:
+        """Relative Frobenius error of estimates (…, n, n)."""
+        return np.linalg.norm(estimate - self.inverse, axis=(-2, -1)) / np.linalg.norm(self.inverse)
+
+    def scale_free_error(self, estimate: np.ndarray) -> float:
+        """The error that is left when one common factor is free."""
+        factor = np.sum(estimate * self.inverse) / np.sum(estimate**2)
+        return float(self.error(factor * estimate))
+
+    def spread(self, law: EstimateLaw) -> float:
+        """sqrt E||B - E B||² / ||P⁻¹|| of inverses read from an estimate of this law."""
+        n = len(self.inverse)
+        i, j = np.triu_indices(n)
+        duplicate = np.zeros((n * n, len(i)))
+        duplicate[i * n + j, np.arange(len(i))] = 1
+        duplicate[j * n + i, np.arange(len(i))] = 1
+        linear = np.kron(self.map.T, self.map.T) @ duplicate
+        variance = np.einsum("ab,bc,ac->", linear, law.covariance, linear, optimize=True)
+        return float(np.sqrt(variance) / np.linalg.norm(self.inverse))
+
+
+def inversion(design: Design) -> Inversion:
+    """The reading rule of a design."""
+    board, program = design.board, design.program
+    scale = board.unit_capacitance / (board.nodes_per_cell * program.energy)
+    return Inversion(np.linalg.inv(program.target), program.mapping * np.sqrt(scale))
+
+
+def hold_correction(design: Design) -> np.ndarray:
+    """White-noise minus held-noise covariance of the nominal board, (n, n), V²."""
+    circuit = nominal_circuit(design.board, design.program)
+    return reading_covariance(circuit) - held_covariance(circuit, design.program.period)
