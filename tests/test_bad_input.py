@@ -875,6 +875,13 @@ def test_folder_of_any_name_is_verified_and_reported(name, board, here, works):
     assert "<i>" not in (here / name / "report.html").read_text()
 
 
+@pytest.mark.parametrize("matrix", [np.eye(3), np.diag([1, 1e-13])])
+def test_report_of_equal_parts_is_drawn_without_a_warning(matrix, works):
+    np.save("equal.npy", matrix)
+    works("design", "equal.npy", "--out", "x")
+    works("report", "x")
+
+
 @needs_ngspice
 def test_report_takes_any_number_of_boards(board, here, works):
     works("verify", "board", "--method", "exact")

@@ -110,9 +110,10 @@ def parts(values: dict[str, float]) -> str:
         figure = Figure(figsize=(6.4, 2.4), layout="constrained")
         axes = figure.subplots()
         for row, kind in enumerate(kinds):
-            sizes = 1e12 * np.array([value for name, value in values.items() if name.startswith(kind)])
+            sizes = 1e12 * np.array([abs(value) for name, value in values.items() if name.startswith(kind)])
+            # Rounded, because an axis cannot be spread between values that differ by rounding alone.
             axes.plot(
-                np.abs(sizes), np.full(len(sizes), row), MARKERS[row], color=COLOURS[row], markersize=4, alpha=0.7
+                sizes.round(6), np.full(len(sizes), row), MARKERS[row], color=COLOURS[row], markersize=4, alpha=0.7
             )
         axes.set_yticks(range(len(kinds)), [*kinds[:3], "negative (|value|)"])
         axes.set_ylim(len(kinds) - 0.5, -0.5)
