@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import sparse
 
 from circuits.board import (
     GROUND,
@@ -58,12 +59,14 @@ def assemble_gains(board: Board, program: Program, gains: np.ndarray, conditions
     """The circuits of copies given as ratios actual/nominal (…, parts), matrices (…, m, m)."""
     values = part_values(board, program, gains, conditions)
     kinds = np.array([part.kind for part in board.parts])
-    stamps = _incidence(board)
+    populated = (values != 0).reshape(-1, len(kinds)).any(axis=0)
     inverse = np.divide(1, values, out=np.zeros_like(values), where=(kinds != "C") & (values != 0))
+    nodes = len(board.nodes)
 
     def total(kind: str, weights: np.ndarray) -> np.ndarray:
-        B = stamps[:, kinds == kind]
-        return np.einsum("ap,...p,bp->...ab", B, weights[..., kinds == kind], B, optimize=True)
+        chosen = np.flatnonzero(populated & (kinds == kind))
+        flat = _stamps(board, chosen) @ weights[..., chosen].reshape(-1, len(chosen)).T
+        return np.ascontiguousarray(flat.T).reshape(*weights.shape[:-1], nodes, nodes)
 
     capacitance = total("C", values)
     return Circuit(
@@ -112,12 +115,30 @@ def yield_of(board: Board, program: Program, seed: int, draws: int = 400) -> flo
     return float(is_definite(circuits.capacitance).mean())
 
 
-def _incidence(board: Board) -> np.ndarray:
+def incidence(board: Board) -> np.ndarray:
     """(m, parts): +1 at a part's first node, -1 at its second, nothing at ground."""
-    row = {node: k for k, node in enumerate(board.nodes)}
-    B = np.zeros((len(row), len(board.parts)))
-    for k, part in enumerate(board.parts):
-        for node, sign in zip(part.nodes, (1, -1), strict=True):
-            if node != GROUND:
-                B[row[node], k] = sign
+    B = np.zeros((len(board.nodes), len(board.parts)))
+    for end, sign in zip(_ends(board).T, (1, -1), strict=True):
+        there = end >= 0
+        B[end[there], np.flatnonzero(there)] = sign
     return B
+
+
+def _ends(board: Board) -> np.ndarray:
+    """Node numbers of both ends of every part, (parts, 2), -1 for ground."""
+    number = {node: k for k, node in enumerate(board.nodes)} | {GROUND: -1}
+    return np.array([[number[node] for node in part.nodes] for part in board.parts])
+
+
+def _stamps(board: Board, chosen: np.ndarray) -> sparse.csr_array:
+    """a aᵀ of the chosen parts, flattened, one column a part, (m², parts): at most four entries a column."""
+    a, b = _ends(board)[chosen].T
+    m = len(board.nodes)
+    rows, columns, signs = [], [], []
+    for first, second, sign in ((a, a, 1), (b, b, 1), (a, b, -1), (b, a, -1)):
+        there = np.flatnonzero((first >= 0) & (second >= 0))
+        rows.append(first[there] * m + second[there])
+        columns.append(there)
+        signs.append(np.full(len(there), sign))
+    entries = (np.concatenate(signs), (np.concatenate(rows), np.concatenate(columns)))
+    return sparse.csr_array(entries, (m * m, len(chosen)))

@@ -85,10 +85,14 @@ class Reading:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the board can hold: largest element [F] and largest rms reading [V]."""
+    """What the board can hold: largest element [F], largest rms reading [V], and how coarsely noise may be held.
+
+    `hold_bias` is the fraction of the fastest mode's variance that holding the noise for one period may cost.
+    """
 
     capacitance: float = 1e-6
     reading_rms: float = 0.05
+    hold_bias: float = 0.03
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,8 @@ class Program:
 
     With X = diag(scaling) congruence the board holds M = X P Xᵀ, and P⁻¹ = Xᵀ M⁻¹ X. `scaling` carries the
     reading signs. `values` [F] sets every element that is populated; `energy` [J] is kT of the cells; `period` [s]
-    is the hold time of the noise samples and the sampling period of the readings.
+    is the hold time of the noise samples and the sampling period of the readings; `settling` [s] is the time constant
+    of the slowest mode of the nominal board.
     """
 
     name: str
@@ -135,6 +140,7 @@ class Program:
     values: dict[str, float]
     energy: float
     period: float
+    settling: float
 
     @property
     def mapping(self) -> np.ndarray:

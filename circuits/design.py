@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from circuits.assembly import assemble_gains, is_definite
 from circuits.board import Board, Conditions, Copy, Program, draw_copies, draw_gains, gains_of, nominal_copy
 from circuits.errors import InputError
+from circuits.layout import Choices, check_choices
 from circuits.netlist import check_name, circuit_of, deck, noise_amplitude
 from circuits.sampled import CHUNK, chunk_seed
 from circuits.store import new_folder, provenance, read_json, sha256, write_json, write_text
@@ -58,11 +59,12 @@ def make_design(
     damping: float = 0.0,
     source: str = "matrix",
     cells: str = "auto",
+    choices: Choices | None = None,
 ) -> Design:
     """Design board and copies for a checked target (damping already in it); InputError if a copy would run away."""
     check_name(name)
     check_options(copies, tolerance, seed)
-    board, program = synthesise(target, congruence, name, tolerance, cells)
+    board, program = synthesise(target, congruence, name, tolerance, cells, choices and check_choices(choices))
     drawn = draw_copies(board, seed, copies)
     definite = _definite(board, program, gains_of(board, drawn))
     fraction = float(_definite(board, program, draw_gains(board, seed, YIELD_DRAWS)).mean())

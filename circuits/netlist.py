@@ -15,14 +15,15 @@ import numpy as np
 from PySpice.Spice.Netlist import Circuit as SpiceCircuit
 from PySpice.Spice.Netlist import SubCircuit
 
-from circuits.assembly import assemble, nominal_circuit
+from circuits.assembly import assemble
 from circuits.board import Board, Conditions, Copy, Program, gains_of, part_values
 from circuits.errors import InputError
-from circuits.ou import decay_time, reading_covariance
+from circuits.ou import reading_covariance
 from circuits.store import sha256
 
 ANALYSIS = "* === analysis: everything above this line is the board ==="
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+WIDEST = 16  # cells whose expected covariance still fits a header
 FOUR = ["p1", "n1", "p2", "n2"]
 CELL_PARTS = {"res": "R", "ind": "L", "cap": "CG"}  # subcircuit parameter: designator on the board
 START_UP = 15.0  # slowest time constants discarded before the first reading: e^-30 of the variance is missing
@@ -46,6 +47,9 @@ def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditi
             strict=True,
         )
     )
+    parts_of: dict[str | None, list[str]] = {}
+    for part in board.parts:
+        parts_of.setdefault(part.element, []).append(part.name)
     spice = SpiceCircuit(f"{check_name(program.name)} {copy.name}")
     used = {element.kind for element in board.elements if element.name in program.values}
     for subcircuit in _subcircuits(board, used):
@@ -60,7 +64,7 @@ def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditi
     for element in board.elements:
         if element.kind != "ground" and element.name in program.values:
             nodes = [node for i in element.cells for node in board.cells[i].nodes]
-            parts = [part.name for part in board.parts if part.element == element.name]
+            parts = parts_of[element.name]
             parameters = {f"c{k}": repr(value[name]) for k, name in enumerate(parts, start=1)}
             spice.X(element.name, f"spu_{element.kind}_{board.kind}", *nodes, **parameters)
     for source in board.sources:
@@ -92,7 +96,7 @@ def sampled_analysis(board: Board, program: Program, seed: int, samples: int, ou
     the noise; interp puts the points exactly on the grid, where the held-noise law holds.
     """
     h = program.period
-    skip = discarded(board, program)
+    skip = discarded(program)
     saved = " ".join(f"v({node})" for node in board.nodes)
     return "\n".join(
         [
@@ -119,10 +123,9 @@ def exact_analysis(board: Board, low: float, high: float, points: int, output: s
     return "\n".join([f".save {saved}", *_control(steps)])
 
 
-def discarded(board: Board, program: Program) -> int:
+def discarded(program: Program) -> int:
     """Samples of start-up that are thrown away: 15 time constants of the slowest mode of the nominal board."""
-    slowest = decay_time(nominal_circuit(board, program))
-    return int(np.ceil(START_UP * slowest / program.period))
+    return int(np.ceil(START_UP * program.settling / program.period))
 
 
 def noise_amplitude(board: Board, program: Program, source: str) -> float:
@@ -179,8 +182,6 @@ def _headings(circuit: str) -> str:
 
 
 def _header(board: Board, program: Program, copy: Copy, conditions: Conditions, samples: int) -> str:
-    circuit = assemble(board, program, copy, conditions)
-    covariance = reading_covariance(circuit)
     factor = board.nodes_per_cell
     readings = " ".join(
         f"v({reading.plus})" if reading.minus is None else f"v({reading.plus})-v({reading.minus})"
@@ -198,9 +199,17 @@ def _header(board: Board, program: Program, copy: Copy, conditions: Conditions, 
         f"  M^-1 = c0 Cov(y) / ({factor} kT),  c0 = {board.unit_capacitance!r} F,  kT = {program.energy!r} J",
         "  P^-1 = X' M^-1 X, with X = `mapping` in board.json",
         f"Run it: ngspice -b {copy.name}.cir records {samples} readings, one every {program.period:.6g} s,",
-        f"  to {copy.name}.raw; the first {discarded(board, program)} periods are start-up and not recorded.",
+        f"  to {copy.name}.raw; the first {discarded(program)} periods are start-up and not recorded.",
         "",
-        "Expected covariance of the readings [V^2], white noise:",
-        *("  " + " ".join(f"{entry:+.6e}" for entry in row) for row in covariance),
+        *_expected(board, program, copy, conditions),
     ]
     return "".join(f"* {line}".rstrip() + "\n" for line in lines)
+
+
+def _expected(board: Board, program: Program, copy: Copy, conditions: Conditions) -> list[str]:
+    """The covariance that this copy's own values give, as rows of numbers; too wide to read beyond WIDEST cells."""
+    if len(board.cells) > WIDEST:
+        return [f"Expected covariance of the readings: {board.nodes_per_cell} kT/c0 M^-1 on the nominal board."]
+    covariance = reading_covariance(assemble(board, program, copy, conditions))
+    rows = ("  " + " ".join(f"{entry:+.6e}" for entry in row) for row in covariance)
+    return ["Expected covariance of the readings [V^2], white noise:", *rows]

@@ -136,6 +136,17 @@ def decay_time(circuit: Circuit) -> float:
     return float(1 / np.linalg.eigvals(drift(circuit)).real.min())
 
 
+def settling_time(circuit: Circuit) -> float:
+    """Time constant of the slowest mode [s] of a circuit whose G and Γ are multiples of I, as nominal ones are.
+
+    A mode of capacitance c has the poles s² + (G/c) s + Γ/c = 0.
+    """
+    c = np.linalg.eigvalsh(circuit.capacitance)
+    damping, stiffness = circuit.conductance[0, 0] / (2 * c), circuit.inverse_inductance[0, 0] / c
+    root = np.sqrt(np.maximum(damping**2 - stiffness, 0))
+    return float(1 / np.where(root > 0, stiffness / (damping + root), damping).min())
+
+
 def hold_period(circuit: Circuit, bias: float) -> float:
     """Hold time h [s] at which the fastest mode the readings see has the variance 1 - `bias`, to first order.
 

@@ -69,7 +69,7 @@ def test_fit_carries_over_to_targets_it_never_saw():
         rng = np.random.default_rng(k)
         size = rng.uniform(0.02, 0.1, (8, 8))
         target = np.where(np.eye(8, dtype=bool), 1.0, signs * (size + size.T) / 2)
-        board, program = synthesise(target, cells="differential")
+        board, program = synthesise(target, cells="active")
         assert board == made.board
         rule = np.linalg.inv(program.matrix)
         scale = board.unit_capacitance / (2 * program.energy)
@@ -124,7 +124,7 @@ def test_device_file_round_trips_exactly(tmp_path):
 
 def test_reduced_circuit_of_the_ideal_device_holds_the_matrix():
     for target in (random_target(8, 1e4, 3), FAIR):
-        board, program = synthesise(target, cells="differential")
+        board, program = synthesise(target, cells="active")
         circuit = predict(ideal_device(board), 0, program)
         assert_close(circuit.capacitance / board.unit_capacitance, program.matrix, 1e-12)
 

@@ -83,7 +83,7 @@ def test_verbs_alone_give_the_same_as_the_chain(tmp_path, monkeypatch):
     assert command(monkeypatch, "fisher", "wine", "--out", str(alone / "zero.npy"), "--factor", str(T)) == 0
     assert command(monkeypatch, "fisher", "wine", "--at", "fit", "--out", str(F)) == 0
     board = alone / "board"
-    words = ["--precondition", str(T), "--name", "wine", "--cells", "differential"]
+    words = ["--precondition", str(T), "--name", "wine", "--cells", "active"]
     assert command(monkeypatch, "design", str(F), "--out", str(board), *words) == 0
     assert command(monkeypatch, "verify", str(board), "--samples", "1000") == 0
     assert command(monkeypatch, "calibrate", str(board)) == 0
@@ -101,7 +101,7 @@ def test_verbs_alone_give_the_same_as_the_chain(tmp_path, monkeypatch):
         assert tasks[0][task]["methods"] == tasks[1][task]["methods"]
     # A named target is the same as its file.
     named = alone / "named"
-    words = ["--at", "fit", "--precondition", "zero", "--cells", "differential"]
+    words = ["--at", "fit", "--precondition", "zero", "--cells", "active"]
     assert command(monkeypatch, "design", "wine", "--out", str(named), *words) == 0
     assert json.loads((named / "board.json").read_text())["program"] == F_name["program"]
 

@@ -28,7 +28,7 @@ TARGETS = [np.eye(8), FAIR, FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T] + [
 
 def inverse_by_numpy(device: Device, copy: int, target: np.ndarray) -> np.ndarray:
     """The same tile through synthesis, the reduced circuit and the Lyapunov equation."""
-    board, program = synthesise(target, cells="differential")
+    board, program = synthesise(target, cells="active")
     scale = board.unit_capacitance / (2 * program.energy)
     X = program.mapping
     return X.T @ (scale * ou.reading_covariance(predict(device, copy, program))) @ X
@@ -47,7 +47,7 @@ def test_tiles_need_negative_elements_exactly_where_synthesis_says_so():
     board = tile_board(ideal_device(rlc_board(8, "differential")))
     targets = torch.tensor(np.array(TARGETS))
     passive = invert_tiles(board, targets, torch.zeros(len(TARGETS), dtype=torch.long)).passive
-    steps = [synthesise(target, cells="differential")[1].step for target in TARGETS]
+    steps = [synthesise(target, cells="active")[1].step for target in TARGETS]
     assert passive.tolist() == ["negative" not in step for step in steps]
     assert 0 < int(passive.sum()) < len(TARGETS)
 

@@ -186,4 +186,4 @@ def test_measurements_survive_the_file(verified, tmp_path):
 def test_copy_that_would_run_away_never_reaches_a_deck(tmp_path):
     bad = np.diag([1.0, 1.0]) + np.array([[0, 0.9999], [0.9999, 0]])
     with pytest.raises(InputError, match=r"is not positive definite.*--tolerance.*--damping.*--precondition"):
-        make_design(bad, cells="differential", tolerance=0.05, seed=1)
+        make_design(bad, cells="active", tolerance=0.05, seed=1)

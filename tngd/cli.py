@@ -62,7 +62,10 @@ def design(
     seed: Seed = 0,
     damping: Annotated[float, typer.Option(help="λ: the target becomes P + λI.")] = 0.0,
     name: Annotated[str | None, typer.Option(help="Name in decks and reports.")] = None,
-    cells: Annotated[str, typer.Option(help="auto, or differential for a board that holds any later target.")] = "auto",
+    cells: Annotated[
+        str,
+        typer.Option(help="auto, plain, differential, or active: differential with negative elements where needed."),
+    ] = "auto",
     force: Force = False,
 ) -> None:
     """Board, copies and netlists for a matrix."""

@@ -86,7 +86,7 @@ def _designing(
                 tolerance=options.tolerance,
                 seed=options.seed,
                 name=options.name,
-                cells="differential",
+                cells="active",
             )
         except InputError as error:
             if precondition is not None:

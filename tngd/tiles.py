@@ -17,7 +17,8 @@ from torch import Tensor
 
 from circuits.device import Device, draw_device, quality_factor
 from circuits.errors import InputError
-from circuits.synthesis import GROUND_MINIMUM, SCALING_LIMIT, SLACK_MINIMUM
+from circuits.ladder import SCALING_LIMIT, SLACK_MINIMUM
+from circuits.synthesis import GROUND_MINIMUM
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ def tile_board(device: Device, seed: int = 0, dtype: torch.dtype = torch.float64
     if device.board.kind != "differential":
         raise InputError(
             "tiles need differential cells, which hold both signs, but the device has plain cells; "
-            "calibrate a board designed with --cells differential"
+            "calibrate a board designed with --cells active"
         )
     drawn = draw_device(device, seed)
     n = len(device.board.cells)

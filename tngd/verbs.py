@@ -17,7 +17,7 @@ from circuits.device import describe_device, device_hash, load_device
 from circuits.errors import InputError
 from circuits.fisher import DATA_SETS, named_fisher
 from circuits.measurement import load_measurements, measure, save_measurements
-from circuits.netlist import check_name
+from circuits.netlist import check_name, discarded
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.sampled import BLOCK
 from circuits.store import provenance, read_json, refuse_existing, sha256, write_json, write_npy
@@ -32,6 +32,7 @@ from tngd.training import train as train_task
 
 Progress = Callable[[int, int, str], None]
 MOST_SAMPLES = 100_000_000
+MOST_START_UP = 5_000_000  # readings of one chunk that are thrown away: some ten minutes
 
 
 def silent(done: int, total: int, what: str) -> None:
@@ -129,6 +130,11 @@ def verify(
     if seed < 0:
         raise InputError(f"a seed is a whole number >= 0, got {seed}")
     made, decks = load_design(folder)
+    if method != "exact" and discarded(made.program) > MOST_START_UP:
+        raise InputError(
+            f"sampling would discard {discarded(made.program):,} readings of start-up, because the slowest mode takes "
+            f"{made.program.settling:.3g} s; use --method exact, or design with a larger --damping or a --precondition"
+        )
     for file in ("verification.json", "statistics.npz"):
         refuse_existing(folder / file, force)
     measured = measure(

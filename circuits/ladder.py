@@ -1,0 +1,153 @@
+"""The ladder: the cheapest cells that hold a target, each step taken only if the one before does not do.
+
+With U the target T P Tᵀ scaled to unit diagonal and <U> its comparison matrix (same diagonal, off-diagonals -|U_ij|):
+
+1. plain cells, if signs s make the off-diagonals of S U S non-positive (reading signs). Then <U> = S U S is positive
+   definite, and w = <U>⁻¹ 1 > 0 scales U to diagonal dominance where it is not dominant already.
+2. differential cells, straight or crossed by the sign of the entry, if <U> is positive definite: the same scaling.
+3. differential cells with a negative element wherever a row is not dominant: every positive definite target.
+
+Two things avoid step 3: damping, which makes <U + λ…> positive definite, and a congruence T from an older matrix.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from circuits.errors import InputError
+from circuits.target import two_digits
+
+CELLS = ("auto", "plain", "differential", "active")
+SCALING_LIMIT = 10.0  # largest weight of a dominance scaling; beyond it the ground elements are too small a part
+SLACK_MINIMUM = 0.01  # of the unit capacitance: a smaller ground element counts as none on differential cells
+BISECTIONS = 30
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Which cells a target needs: kind, signed scaling d (n,), the step in words, and why no cheaper one."""
+
+    kind: str
+    scaling: np.ndarray
+    step: str
+    reason: str
+
+
+def plan(target: np.ndarray, congruence: np.ndarray, cells: str = "auto") -> Plan:
+    """The cheapest plan that holds T P Tᵀ; `cells` other than "auto" leaves only that kind.
+
+    "plain" and "differential" are passive, "active" is differential with negative elements where they are needed.
+    InputError says what would do if the kind asked for does not hold the target.
+    """
+    if cells not in CELLS:
+        raise InputError(f"--cells is one of {', '.join(CELLS)}, got {cells!r}")
+    M = congruence @ target @ congruence.T
+    unit = np.diag(M) ** -0.5
+    U = unit[:, None] * M * unit
+    np.fill_diagonal(U, 1.0)
+    if cells in ("auto", "plain"):
+        found = _plain(U, unit, M)
+        if found:
+            return found
+        if cells == "plain":
+            raise InputError(f"plain cells do not hold the target: {UNBALANCED}; use --cells differential or active")
+    found = _differential(U, unit, M, cells)
+    if found:
+        return found
+    if cells == "differential":
+        damping = passive_damping(target, congruence)
+        words = [f"--damping {damping:.2g}"] if damping else []
+        words += ["a --precondition from an older matrix", "--cells active"]
+        raise InputError(
+            f"passive differential cells do not hold the target: {_undominated(U)}; {' or '.join(words)} would do"
+        )
+    return Plan("differential", unit, "differential cells with negative elements", _undominated(U))
+
+
+def passive_damping(target: np.ndarray, congruence: np.ndarray) -> float | None:
+    """The smallest λ, to two digits and rounded up, for which passive cells hold T (P + λI) Tᵀ; None if none does.
+
+    Without a congruence some λ always does; with one, λ T Tᵀ itself may be what no passive cells hold.
+    """
+    eye = np.eye(len(target))
+
+    def passive(damping: float) -> bool:
+        return "negative" not in plan(target + damping * eye, congruence).step
+
+    high = float(np.trace(target)) / len(target)
+    doublings = 0
+    while not passive(high):
+        high, doublings = 2 * high, doublings + 1
+        if doublings > BISECTIONS:
+            return None
+    low = 0.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if passive(middle) else (middle, high)
+    return two_digits(high, up=True)
+
+
+def reading_signs(matrix: np.ndarray) -> np.ndarray | None:
+    """Signs s (n,) with s_i M_ij s_j <= 0 for all i ≠ j, or None if the sign pattern is not balanced."""
+    n = len(matrix)
+    signs = np.zeros(n)
+    for root in range(n):
+        if signs[root]:
+            continue
+        signs[root] = 1
+        queue = [root]
+        while queue:
+            i = queue.pop()
+            for j in np.flatnonzero(matrix[i]):
+                wanted = -np.sign(matrix[i, j]) * signs[i]
+                if j != i and signs[j] == 0:
+                    signs[j] = wanted
+                    queue.append(j)
+                elif j != i and signs[j] != wanted:
+                    return None
+    return signs
+
+
+UNBALANCED = "no reading signs make all its off-diagonal entries negative"
+
+
+def _plain(U: np.ndarray, unit: np.ndarray, M: np.ndarray) -> Plan | None:
+    signs = reading_signs(U)
+    dominant = _slack(U).min() >= 0
+    weights = np.ones(len(U)) if dominant else _dominance(U)
+    if signs is None or weights is None:
+        return None
+    words = ["plain cells"] + ["reading signs"] * bool((signs < 0).any()) + ["scaled to dominance"] * (not dominant)
+    reason = "its off-diagonal entries are negative" + (" for some reading signs" if (signs < 0).any() else "")
+    return Plan("plain", _normalised(signs * unit * weights, M), ", ".join(words), reason)
+
+
+def _differential(U: np.ndarray, unit: np.ndarray, M: np.ndarray, cells: str) -> Plan | None:
+    why = UNBALANCED if reading_signs(U) is None else f"--cells {cells} was asked for"
+    if _slack(U).min() >= SLACK_MINIMUM:
+        return Plan("differential", unit, "differential cells", why)
+    weights = _dominance(U)
+    if weights is None or weights.max() > SCALING_LIMIT:
+        return None
+    return Plan("differential", _normalised(unit * weights, M), "differential cells, scaled to dominance", why)
+
+
+def _undominated(U: np.ndarray) -> str:
+    smallest = np.linalg.eigvalsh(2 * np.eye(len(U)) - np.abs(U))[0]
+    return f"no scaling makes it dominant enough (its comparison matrix has the smallest eigenvalue {smallest:.2g})"
+
+
+def _slack(U: np.ndarray) -> np.ndarray:
+    return 2 * np.diag(U) - np.abs(U).sum(axis=1)
+
+
+def _dominance(U: np.ndarray) -> np.ndarray | None:
+    comparison = 2 * np.diag(np.diag(U)) - np.abs(U)
+    if np.linalg.eigvalsh(comparison)[0] <= 0:
+        return None
+    return np.linalg.solve(comparison, np.ones(len(U)))
+
+
+def _normalised(scaling: np.ndarray, M: np.ndarray) -> np.ndarray:
+    """Scale d so that the largest diagonal entry of diag(d) M diag(d) is 1."""
+    return scaling / np.sqrt((scaling**2 * np.diag(M)).max())
