@@ -127,9 +127,9 @@ class Program:
     """One target on one board.
 
     With X = diag(scaling) congruence the board holds M = X P Xᵀ, and P⁻¹ = Xᵀ M⁻¹ X. `scaling` carries the
-    reading signs. `values` [F] sets every element that is populated; `energy` [J] is kT of the cells; `period` [s]
-    is the hold time of the noise samples and the sampling period of the readings; `settling` [s] is the time constant
-    of the slowest mode of the nominal board.
+    reading signs; `step` names the circuit and `reason` says why no cheaper one. `values` [F] sets every element that
+    is populated; `energy` [J] is kT of the cells; `period` [s] is the hold time of the noise samples and the sampling
+    period of the readings; `settling` [s] is the time constant of the slowest mode of the nominal board.
     """
 
     name: str
@@ -137,6 +137,7 @@ class Program:
     congruence: Array  # (n, n), T
     scaling: Array  # (n,)
     step: str
+    reason: str
     values: dict[str, float]
     energy: float
     period: float
@@ -209,6 +210,12 @@ def part_values(board: Board, program: Program, gains: np.ndarray, conditions: C
     tempco = np.array([part.tempco for part in board.parts])
     spread = gains if TOLERANCE in conditions.causes else np.ones_like(gains)
     return nominal * spread * (1 + tempco * (conditions.ambient - REFERENCE_CELSIUS))
+
+
+def populated_parts(board: Board, program: Program) -> list[tuple[Part, float]]:
+    """The parts that a program solders in, with their nominal values, in the board's order."""
+    nominal = part_values(board, program, np.ones(len(board.parts)), Conditions())
+    return [(part, float(value)) for part, value in zip(board.parts, nominal, strict=True) if value != 0]
 
 
 def _nominal(part: Part, program: Program, conditions: Conditions) -> float:

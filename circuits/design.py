@@ -6,7 +6,6 @@ design is refused, with the yield and what would do.
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,8 @@ from circuits.assembly import assemble_gains, is_definite
 from circuits.board import Board, Conditions, Copy, Program, draw_copies, draw_gains, gains_of, nominal_copy
 from circuits.errors import InputError
 from circuits.layout import Choices, check_choices
-from circuits.netlist import check_name, circuit_of, deck, noise_amplitude
-from circuits.sampled import CHUNK, chunk_seed
-from circuits.store import new_folder, provenance, read_json, sha256, write_json, write_text
+from circuits.netlist import check_name, circuit_of, noise_amplitude
+from circuits.store import provenance, read_json, sha256
 from circuits.synthesis import design as synthesise
 from circuits.target import DOUBLINGS, least_damping, two_digits
 
@@ -99,29 +97,10 @@ def holds(
     return _all_hold(board, program, draw_gains(board, seed, max(copies, YIELD_DRAWS)), copies)
 
 
-def write_design(design: Design, folder: Path, force: bool = False) -> None:
-    """Write board.json and the netlists to `folder`, all or nothing."""
-    with new_folder(folder, force, "board.json") as fresh:
-        hashes = {}
-        for name, text in decks(design):
-            write_text(fresh / "netlists" / f"{name}.cir", text)
-            hashes[name] = sha256(text)
-        content = describe(design, hashes)
-        content["provenance"]["content_sha256"] = _content_hash(content)
-        write_json(fresh / "board.json", content)
-
-
-def decks(design: Design) -> Iterator[tuple[str, str]]:
-    """Name and text of the deck of the nominal board and of every copy."""
-    for k, copy in enumerate(design.specimens):
-        conditions = Conditions(seed=chunk_seed(design.seed, k, 0))
-        yield copy.name, deck(design.board, design.program, copy, conditions, CHUNK)
-
-
 def describe(design: Design, hashes: dict[str, str]) -> dict[str, Any]:
-    """The content of board.json: what a reader needs first, then the records."""
+    """The content of board.json, sealed by its own hash: what a reader needs first, then the records."""
     board, program = design.board, design.program
-    return {
+    content = {
         "schema": SCHEMA,
         "name": program.name,
         "step": program.step,
@@ -156,6 +135,8 @@ def describe(design: Design, hashes: dict[str, str]) -> dict[str, Any]:
         "provenance": provenance(target_sha256=sha256(program.target), seed=design.seed, source=design.source)
         | {"netlist_sha256": hashes},
     }
+    content["provenance"]["content_sha256"] = _content_hash(content)
+    return content
 
 
 def load_design(folder: Path) -> tuple[Design, dict[str, str]]:

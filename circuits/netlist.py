@@ -81,6 +81,25 @@ def deck(board: Board, program: Program, copy: Copy, conditions: Conditions, sam
     return header + circuit + ANALYSIS + "\n" + sampled_analysis(board, program, conditions.seed, samples, copy.name)
 
 
+def library_text(board: Board) -> str:
+    """The cell and coupling subcircuits of a board kind as a library for KiCad's simulator."""
+    kinds = {element.kind for element in board.elements if element.kind != "ground"}
+    subcircuits = _subcircuits(board, kinds)
+    lines = [
+        f"SPU cells: subcircuits of a board of {board.kind} cells, written by tngd " + version("tngd"),
+        "In KiCad, give a symbol these fields (pin numbers left, subcircuit nodes right):",
+    ]
+    for subcircuit in subcircuits:
+        names = [str(node) for node in subcircuit.external_nodes]
+        pins = " ".join(f"{k}={node}" for k, node in enumerate(names, start=1))
+        parameters = " ".join(f"{name}=..." for name in subcircuit.parameters)
+        lines.append(f"  Sim.Library=spu_cells.lib  Sim.Name={subcircuit.name}  Sim.Device=SUBCKT")
+        lines.append(f"    Sim.Pins={pins}")
+        lines.append(f"    Sim.Params={parameters}")
+    header = "".join(f"* {line}\n" for line in lines)
+    return header + "\n" + "\n".join(str(subcircuit).strip() + "\n" for subcircuit in subcircuits)
+
+
 def circuit_of(text: str) -> str:
     """The part of a deck above its analysis."""
     circuit, line, _ = text.partition(ANALYSIS)

@@ -66,7 +66,9 @@ def program(board: Board, target: np.ndarray, congruence: np.ndarray, chosen: Pl
         )
     unit_variance = board.nodes_per_cell * np.diag(np.linalg.inv(M)).max() / board.unit_capacitance
     energy = board.limits.reading_rms**2 / unit_variance
-    draft = Program(name, target, congruence, chosen.scaling, chosen.step, values, float(energy), 1.0, 1.0)
+    draft = Program(
+        name, target, congruence, chosen.scaling, chosen.step, chosen.reason, values, float(energy), 1.0, 1.0
+    )
     circuit = nominal_circuit(board, draft)
     return replace(draft, period=hold_period(circuit, board.limits.hold_bias), settling=settling_time(circuit))
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from circuits.design import decks, make_design
+from circuits.design import make_design
 from circuits.fisher import named_fisher
+from circuits.handover import decks
 from circuits.store import write_text
 from circuits.target import inverse_factor
 

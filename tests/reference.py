@@ -115,3 +115,35 @@ def block_natural_gradient(curvature: np.ndarray, gradient: np.ndarray, size: in
         block = curvature[part, part]
         step[part] = np.linalg.solve(block + damping * np.eye(len(block)), gradient[part])
     return step
+
+
+def read_kicad(text: str) -> tuple[dict[str, tuple[str, str]], dict[str, set[tuple[str, str]]]]:
+    """Parts {ref: (value, footprint)} and nets {name: {(ref, pin)}} of a KiCad netlist, by a parser of our own."""
+    tokens = re.findall(r'"(?:[^"\\]|\\.)*"|[()]|[^\s()"]+', text)
+
+    def tree(position: int) -> tuple[list, int]:
+        items = []
+        while tokens[position] != ")":
+            if tokens[position] == "(":
+                item, position = tree(position + 1)
+            else:
+                item, position = tokens[position].strip('"'), position + 1
+            items.append(item)
+        return items, position + 1
+
+    def found(items: list, name: str) -> list[list]:
+        return [item for item in items if isinstance(item, list) and item and item[0] == name]
+
+    def word(items: list, name: str) -> str:
+        return (found(items, name)[0] + [""])[1]
+
+    export, _ = tree(1)
+    parts = {
+        word(part, "ref"): (word(part, "value"), word(part, "footprint"))
+        for part in found(found(export, "components")[0], "comp")
+    }
+    nets = {
+        word(net, "name"): {(word(node, "ref"), word(node, "pin")) for node in found(net, "node")}
+        for net in found(found(export, "nets")[0], "net")
+    }
+    return parts, nets

@@ -16,8 +16,9 @@ from simulated import measured_by_sampling, measured_exactly
 from circuits.assembly import assemble, assemble_gains
 from circuits.board import Conditions, gains_of
 from circuits.calibration import Layout, calibrate, element_means, model_circuit
-from circuits.design import make_design, write_design
+from circuits.design import make_design
 from circuits.device import describe_device, device_hash, draw_device, ideal_device, load_device, predict
+from circuits.handover import write_design
 from circuits.inversion import inversion
 from circuits.layout import rlc_board
 from circuits.ou import reading_covariance

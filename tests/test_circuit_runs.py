@@ -12,8 +12,9 @@ from conftest import needs_ngspice
 
 from circuits.assembly import assemble, readout_matrix
 from circuits.board import Conditions, draw_copies, nominal_copy
-from circuits.design import make_design, write_design
+from circuits.design import make_design
 from circuits.exact import exact_run
+from circuits.handover import write_design
 from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck

@@ -9,8 +9,9 @@ from compare import NORMAL_BOUND, assert_close
 
 from circuits.assembly import assemble_gains, nominal_circuit
 from circuits.board import Conditions, draw_gains
-from circuits.design import make_design, write_design
+from circuits.design import make_design
 from circuits.errors import InputError
+from circuits.handover import write_design
 from circuits.inversion import inversion
 from circuits.ladder import passive_damping, plan
 from circuits.layout import Choices, check_choices

@@ -11,8 +11,9 @@ from reference import read_deck
 
 from circuits.assembly import assemble, source_noise
 from circuits.board import Conditions, draw_copies, nominal_copy
-from circuits.design import decks, make_design
+from circuits.design import make_design
 from circuits.errors import InputError
+from circuits.handover import decks
 from circuits.netlist import ANALYSIS, check_name, circuit_of, deck
 from circuits.ou import reading_covariance
 from circuits.store import sha256

@@ -50,6 +50,7 @@ def test_run_does_everything_and_says_where_the_report_is(tmp_path, monkeypatch,
     assert "train digits" in printed.err
     files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     each = {"board.json", "verification.json", "statistics.npz", "device.json"}
+    each |= {"bom.csv", "board.net", "schematic.svg", "design.md", "lib/spu_cells.lib"}
     each |= {f"netlists/{deck}.cir" for deck in ("nominal", "copy-1", "copy-2", "copy-3")}
     assert files == {f"{kind}/{name}" for kind in ("raw", "preconditioned") for name in each} | {
         "fisher-zero.npy",
@@ -114,7 +115,7 @@ def test_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys)
         assert command(patch, "run", "fair", "--out", str(out), *SHORT) == 130
     assert "the same command goes on" in capsys.readouterr().err
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "run.json"}
-    assert len(kept) == 21
+    assert len(kept) == 31
     assert command(monkeypatch, "run", "fair", "--out", str(out), *SHORT, "--seed", "1") == 2
     assert "other options" in capsys.readouterr().err
     assert command(monkeypatch, "run", "fair", "--out", str(out), *SHORT) == 0

@@ -75,7 +75,8 @@ def test_every_verb_and_option_of_the_readme_exists():
     assert rows.keys() == commands.keys()
     for verb, text in rows.items():
         whole = next(line for line in README.splitlines() if line.startswith(f"| `tngd {verb}"))
-        for option in re.findall(r"--([a-z]+)", whole):
+        for option in re.findall(r"--([a-z-]+)", whole):
+            option = option.replace("-", "_")
             assert option in commands[verb].__annotations__ or option == "force", (
                 f"tngd {verb} has no --{option}: {text}"
             )

@@ -30,6 +30,13 @@ ORDER = {
         "exact",
         "sampled",
         "design",
+        "bill",
+        "kicad_writer",
+        "pcb",
+        "schematic",
+        "review",
+        "handover",
+        "explanation",
         "measurement",
         "inversion",
         "averaging",
@@ -54,9 +61,11 @@ ORDER = {
 }
 OWNERS = {
     "PySpice": {"circuits/netlist.py"},
-    "subprocess": {"circuits/ngspice.py"},
+    "subprocess": {"circuits/ngspice.py", "circuits/pcb.py"},
+    "skidl": {"circuits/kicad_writer.py"},
+    "schemdraw": {"circuits/schematic.py"},
     "matplotlib": {"tngd/plots.py"},
-    "sympy": {"circuits/derivation.py"},
+    "sympy": {"circuits/derivation.py", "circuits/explanation.py"},
     "typer": {"tngd/cli.py"},
 }
 

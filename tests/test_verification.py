@@ -11,8 +11,9 @@ from conftest import needs_ngspice
 from circuits.assembly import assemble_gains, assemble_many, nominal_circuit
 from circuits.averaging import averaging_law
 from circuits.board import Conditions, draw_gains
-from circuits.design import load_design, make_design, write_design
+from circuits.design import load_design, make_design
 from circuits.errors import InputError
+from circuits.handover import write_design
 from circuits.inversion import hold_correction, inversion
 from circuits.measurement import load_measurements, measure, save_measurements
 from circuits.ou import estimate_law, reading_covariances

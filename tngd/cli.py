@@ -14,10 +14,14 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits
 
 from circuits.errors import InputError, SimulationError
+from circuits.explanation import explanation
+from circuits.layout import Choices
+from circuits.review import review_lines
 from circuits.store import is_terminal, read_json
 from tngd import pipeline, verbs
 
 INTERRUPTED = 130
+CHOICES = Choices()
 
 app = typer.Typer(
     help="From a Fisher matrix to a stochastic processing unit, and to networks trained on its calibrated model.",
@@ -66,9 +70,17 @@ def design(
         str,
         typer.Option(help="auto, plain, differential, or active: differential with negative elements where needed."),
     ] = "auto",
+    unit_capacitance: Annotated[
+        float, typer.Option(help="Farad that stand for 1 of the matrix.")
+    ] = CHOICES.unit_capacitance,
+    resonance: Annotated[float, typer.Option(help="Hz, of a cell with that capacitance.")] = CHOICES.resonance,
+    quality: Annotated[float, typer.Option(help="Q of that cell; low is robust.")] = CHOICES.quality,
+    reading_rms: Annotated[float, typer.Option(help="Volt, the largest rms reading.")] = CHOICES.reading_rms,
+    hold_bias: Annotated[float, typer.Option(help="Variance lost to the noise's hold time.")] = CHOICES.hold_bias,
+    explain: Annotated[bool, typer.Option("--explain", help="Print the derivation with its numbers.")] = False,
     force: Force = False,
 ) -> None:
-    """Board, copies and netlists for a matrix."""
+    """Board, copies, netlists and what a designer takes further."""
     made = verbs.design(
         target,
         out,
@@ -80,9 +92,13 @@ def design(
         damping=damping,
         name=name,
         cells=cells,
+        choices=Choices(unit_capacitance, resonance, quality, reading_rms, hold_bias),
         force=force,
     )
     print(f"{out}: {made.program.step}; {len(made.copies)} copies, yield {made.yield_fraction:.0%}")
+    print("\n".join(f"  {line}" for line in review_lines(made)))
+    if explain:
+        print("\n" + explanation(made.board, made.program), end="")
 
 
 @app.command()

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from circuits.calibration import calibrate as fit_copies
-from circuits.design import Design, check_options, holds, load_design, make_design, write_design
+from circuits.design import Design, check_options, holds, load_design, make_design
 from circuits.device import describe_device, device_hash, load_device
 from circuits.errors import InputError
 from circuits.fisher import DATA_SETS, named_fisher
+from circuits.handover import write_design
+from circuits.layout import Choices
 from circuits.measurement import load_measurements, measure, save_measurements
 from circuits.netlist import check_name, discarded
 from circuits.ngspice import find_ngspice, ngspice_version
@@ -78,6 +80,7 @@ def design(
     damping: float = 0.0,
     name: str | None = None,
     cells: str = "auto",
+    choices: Choices | None = None,
     force: bool = False,
 ) -> Design:
     """Design boards for a named data set or a matrix file and write the run folder."""
@@ -104,6 +107,7 @@ def design(
         damping=damping,
         source=source,
         cells=cells,
+        choices=choices,
     )
     write_design(made, out, force)
     return made

@@ -1,0 +1,46 @@
+"""Everything a designer takes further, written to a run folder in one step.
+
+board.json               the records, and what a reader needs to rebuild the measurement
+netlists/*.cir           decks of the nominal board and of every copy, plain numbers
+lib/spu_cells.lib        the cell and coupling subcircuits, as KiCad simulation models
+bom.csv, board.net       what to buy and how it is connected
+schematic.svg, design.md what to look at and what to discuss
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from circuits.bill import bill_text
+from circuits.board import Conditions
+from circuits.design import Design, describe
+from circuits.netlist import deck, library_text
+from circuits.pcb import pcb_netlist
+from circuits.review import review_text
+from circuits.sampled import CHUNK, chunk_seed
+from circuits.schematic import schematic_svg
+from circuits.store import new_folder, sha256, write_json, write_text
+
+
+def write_design(design: Design, folder: Path, force: bool = False) -> None:
+    """Write the run folder, all or nothing."""
+    board, program = design.board, design.program
+    with new_folder(folder, force, "board.json") as fresh, ThreadPoolExecutor(1) as other:
+        pcb = other.submit(pcb_netlist, board, program)  # a process of its own, beside the rest
+        hashes = {}
+        for name, text in decks(design):
+            write_text(fresh / "netlists" / f"{name}.cir", text)
+            hashes[name] = sha256(text)
+        write_text(fresh / "lib" / "spu_cells.lib", library_text(board))
+        write_text(fresh / "bom.csv", bill_text(board, program))
+        write_text(fresh / "schematic.svg", schematic_svg(board, program))
+        write_text(fresh / "design.md", review_text(design))
+        write_text(fresh / "board.net", pcb.result())
+        write_json(fresh / "board.json", describe(design, hashes))
+
+
+def decks(design: Design) -> Iterator[tuple[str, str]]:
+    """Name and text of the deck of the nominal board and of every copy."""
+    for k, copy in enumerate(design.specimens):
+        conditions = Conditions(seed=chunk_seed(design.seed, k, 0))
+        yield copy.name, deck(design.board, design.program, copy, conditions, CHUNK)

@@ -1,0 +1,56 @@
+"""The board as a KiCad PCB netlist: every populated part and noise input, under the names it has in the decks.
+
+Written by skidl, in a process of its own.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+from circuits.bill import bill_lines
+from circuits.board import GROUND, Board, Program
+from circuits.errors import SimulationError
+
+TIMEOUT = 300.0  # s; a board of 64 cells takes some ten
+
+
+def pcb_netlist(board: Board, program: Program) -> str:
+    """Text of the netlist; SimulationError if skidl does not deliver."""
+    nodes = {part.name: part.nodes for part in board.parts} | {
+        source.name: (source.node, GROUND) for source in board.sources
+    }
+    parts = [
+        {"ref": ref, "kind": line.kind, "value": line.comment, "footprint": line.footprint, "nodes": nodes[ref]}
+        for line in bill_lines(board, program)
+        for ref in line.designators
+    ]
+    order = {name: k for k, name in enumerate(nodes)}
+    parts.sort(key=lambda part: order[part["ref"]])
+    return _written(json.dumps({"title": program.name, "parts": parts}))
+
+
+@lru_cache(maxsize=64)
+def _written(request: str) -> str:
+    """What the writer makes of a request; the same request is the same netlist."""
+    writer = Path(__file__).with_name("kicad_writer.py")
+    with tempfile.TemporaryDirectory(prefix="tngd-") as folder:
+        try:
+            # -P keeps this package's folder off the path, where module names of ours would hide others.
+            done = subprocess.run(
+                [sys.executable, "-P", str(writer)],
+                input=request,
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            raise SimulationError(f"skidl did not write the PCB netlist within {TIMEOUT:g} s") from None
+    if done.returncode != 0 or not done.stdout.startswith("(export"):
+        words = (done.stderr.strip() or "nothing").splitlines()[-1]
+        raise SimulationError(f"skidl did not write the PCB netlist; it said: {words}")
+    return done.stdout
