@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from circuits.store import Array
+from circuits.store import Array, sha256
 
 GROUND = "0"
+PART_STREAM = 1  # every use of random numbers has a stream of its own, whatever the seeds are
 REFERENCE_CELSIUS = 27.0
 TOLERANCE = "tolerance"  # the cause under which the spread of the parts is switched on and off
 
@@ -178,13 +179,18 @@ def nominal_copy(board: Board) -> Copy:
 
 
 def draw_gains(board: Board, seed: int, copies: int) -> np.ndarray:
-    """Ratios actual/nominal of `copies` specimens, (copies, parts): 1 + tolerance * uniform(-1, 1), independent.
+    """Ratios actual/nominal of `copies` specimens, (copies, parts): 1 + tolerance · uniform(-1, 1), independent.
 
-    Row k depends on `seed` and k alone, so asking for more copies leaves the first ones as they were.
+    A part's ratio depends on `seed`, the copy's number and the part's name alone: more copies, or more parts on the
+    board, leave the ones there are as they were.
     """
     tolerance = np.array([part.tolerance for part in board.parts])
-    spread = [np.random.default_rng([seed, k]).uniform(-1, 1, len(tolerance)) for k in range(copies)]
-    return 1 + tolerance * np.array(spread).reshape(copies, len(tolerance))
+    names = np.array([int(sha256(part.name)[:16], 16) for part in board.parts], dtype=np.uint64)
+    keys = np.array(
+        [np.random.SeedSequence([PART_STREAM, seed, k]).generate_state(1, np.uint64) for k in range(copies)]
+    )
+    uniform = _mixed(_mixed(names + keys.reshape(copies, 1))) / 2.0**64  # (copies, parts), 0 to 1
+    return 1 + tolerance * (2 * uniform - 1)
 
 
 def draw_copies(board: Board, seed: int, copies: int) -> tuple[Copy, ...]:
@@ -216,6 +222,13 @@ def populated_parts(board: Board, program: Program) -> list[tuple[Part, float]]:
     """The parts that a program solders in, with their nominal values, in the board's order."""
     nominal = part_values(board, program, np.ones(len(board.parts)), Conditions())
     return [(part, float(value)) for part, value in zip(board.parts, nominal, strict=True) if value != 0]
+
+
+def _mixed(z: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): every bit of the input moves half of the output."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def _nominal(part: Part, program: Program, conditions: Conditions) -> float:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from circuits.assembly import assemble_gains, is_definite
+from circuits.assembly import assemble_gains, is_definite, nominal_circuit
 from circuits.board import Board, Conditions, Copy, Program, draw_copies, draw_gains, gains_of, nominal_copy
 from circuits.errors import InputError
 from circuits.layout import Choices, check_choices
 from circuits.netlist import check_name, circuit_of, noise_amplitude
+from circuits.ou import nominal_hold_correction
 from circuits.store import provenance, read_json, sha256
 from circuits.synthesis import design as synthesise
 from circuits.target import DOUBLINGS, least_damping, two_digits
@@ -124,7 +125,9 @@ def describe(design: Design, hashes: dict[str, str]) -> dict[str, Any]:
             "nodes_per_cell": board.nodes_per_cell,
             "sampling_period_s": program.period,
             "mapping": program.mapping.tolist(),
-            "law": "inverse = mapping' (unit_capacitance / (nodes_per_cell kT) Cov(reading)) mapping",
+            "hold_correction_V2": nominal_hold_correction(nominal_circuit(board, program), program.period).tolist(),
+            "law": "inverse = mapping' (unit_capacitance / (nodes_per_cell kT) Cov) mapping, Cov = covariance of the "
+            "recorded readings + hold_correction: what holding the noise for a sampling period takes from white noise",
         },
         "tolerance": design.tolerance,
         "damping": design.damping,

@@ -24,6 +24,7 @@ from circuits.errors import InputError
 from circuits.store import read_json, sha256
 
 SCHEMA = "tngd.device/1"
+DEVICE_STREAM = 3  # of random numbers: not that of parts or noise
 
 
 @dataclass(frozen=True)
@@ -64,28 +65,13 @@ def ideal_device(board: Board, copies: int = 1) -> Device:
 
 
 def draw_device(device: Device, seed: int) -> Device:
-    """Every copy drawn once from its estimates: value + standard error · uniform(-√3, √3).
+    """Give every unobserved quantity a value: estimate + standard error · uniform(-√3, √3), drawn once.
 
-    An observed gain hardly moves; an unobserved one takes the spread that parts of this board have, so that a
+    What calibration saw stays at its estimate, which predicts the copy far better than its parts' errors one by one
+    would say (they are correlated). What it did not see takes the spread that parts of this board have, so that a
     program which needs it does not meet a perfect part. The same device and seed give the same copies.
     """
-    drawn = []
-    for k, copy in enumerate(device.copies):
-        generator = np.random.default_rng([seed, k])
-
-        def draw(estimate: Estimate, generator: np.random.Generator = generator) -> Estimate:
-            value = estimate.value + estimate.standard_error * generator.uniform(-np.sqrt(3), np.sqrt(3))
-            return Estimate(float(value), 0.0, estimate.observed)
-
-        drawn.append(
-            FittedCopy(
-                copy.name,
-                {name: draw(estimate) for name, estimate in copy.gains.items()},
-                tuple(draw(estimate) for estimate in copy.temperatures),
-                tuple(draw(estimate) for estimate in copy.inductances),
-            )
-        )
-    return replace(device, copies=tuple(drawn))
+    return replace(device, copies=tuple(_drawn(copy, seed, k) for k, copy in enumerate(device.copies)))
 
 
 def reduced_circuit(
@@ -169,6 +155,21 @@ def load_device(path: Path | str) -> Device:
 def device_hash(device: Device) -> str:
     """SHA-256 of everything a device predicts from: its board and its copies."""
     return sha256(TypeAdapter(Device).dump_json(replace(device, fitted_on={})))
+
+
+def _drawn(copy: FittedCopy, seed: int, number: int) -> FittedCopy:
+    generator = np.random.default_rng([DEVICE_STREAM, seed, number])
+
+    def draw(estimate: Estimate) -> Estimate:
+        step = estimate.standard_error * generator.uniform(-np.sqrt(3), np.sqrt(3))
+        return estimate if estimate.observed else Estimate(float(estimate.value + step), 0.0, False)
+
+    return FittedCopy(
+        copy.name,
+        {name: draw(estimate) for name, estimate in copy.gains.items()},
+        tuple(draw(estimate) for estimate in copy.temperatures),
+        tuple(draw(estimate) for estimate in copy.inductances),
+    )
 
 
 def _problems(device: Device) -> Iterator[str]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from circuits.assembly import nominal_circuit
 from circuits.design import Design
-from circuits.ou import EstimateLaw, held_covariance, reading_covariance
+from circuits.ou import EstimateLaw, nominal_hold_correction
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,5 +55,4 @@ def inversion(design: Design) -> Inversion:
 
 def hold_correction(design: Design) -> np.ndarray:
     """White-noise minus held-noise covariance of the nominal board, (n, n), V²."""
-    circuit = nominal_circuit(design.board, design.program)
-    return reading_covariance(circuit) - held_covariance(circuit, design.program.period)
+    return nominal_hold_correction(nominal_circuit(design.board, design.program), design.program.period)

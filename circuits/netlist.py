@@ -16,9 +16,9 @@ from PySpice.Spice.Netlist import Circuit as SpiceCircuit
 from PySpice.Spice.Netlist import SubCircuit
 
 from circuits.assembly import assemble
-from circuits.board import Board, Conditions, Copy, Program, gains_of, part_values
+from circuits.board import GROUND, Board, Conditions, Copy, Part, Program, gains_of, part_values
 from circuits.errors import InputError
-from circuits.ou import reading_covariance
+from circuits.ou import held_covariance
 from circuits.store import sha256
 
 ANALYSIS = "* === analysis: everything above this line is the board ==="
@@ -67,11 +67,17 @@ def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditi
             parts = parts_of[element.name]
             parameters = {f"c{k}": repr(value[name]) for k, name in enumerate(parts, start=1)}
             spice.X(element.name, f"spu_{element.kind}_{board.kind}", *nodes, **parameters)
+    for part in _others(board):
+        if value[part.name] != 0:
+            place = {"R": spice.R, "L": spice.L, "C": spice.C}[part.kind]
+            place(
+                part.name[1:], *(spice.gnd if node == GROUND else node for node in part.nodes), repr(value[part.name])
+            )
     for source in board.sources:
         sigma = noise_amplitude(board, program, source.name)
         noise = f"dc 0 ac 0 trrandom(2 {program.period!r} 0 {sigma!r} 0)"
         spice.I(source.name[1:], spice.gnd, source.node, raw_spice=noise)
-    return _headings(str(spice))
+    return _annotated(str(spice), {name: " ".join(parts) for name, parts in parts_of.items() if name})
 
 
 def deck(board: Board, program: Program, copy: Copy, conditions: Conditions, samples: int) -> str:
@@ -121,7 +127,7 @@ def sampled_analysis(board: Board, program: Program, seed: int, samples: int, ou
         [
             f".options seed={seed} chgtol=1 interp",
             f".save {saved}",
-            f".tran {h!r} {(skip + samples + 1) * h!r} {skip * h!r} {h!r}",
+            f".tran {h!r} {(skip + samples + 0.5) * h!r} {skip * h!r} {h!r}",
             *_control([f"run\nwrite {output}.raw {saved}"]),
         ]
     )
@@ -187,8 +193,14 @@ def _capacitors(name: str, nodes: list[str], pairs: list[tuple[str, str]]) -> Su
     return made
 
 
-def _headings(circuit: str) -> str:
-    """Put a comment above the first cell, the first coupling and the first noise source."""
+def _others(board: Board) -> list[Part]:
+    """Parts that belong to no cell and no element: parasitics. Their names begin with the letter of their kind."""
+    cells = {f"{letter}{node}" for node in board.nodes for letter in CELL_PARTS.values()}
+    return [part for part in board.parts if part.name not in cells and part.element is None]
+
+
+def _annotated(circuit: str, parts_of: dict[str, str]) -> str:
+    """Headings above the first cell, coupling and noise source, and the names of the parts behind every element."""
     seen: set[str] = set()
     lines = []
     for line in circuit.splitlines():
@@ -196,7 +208,8 @@ def _headings(circuit: str) -> str:
         if kind and kind not in seen:
             seen.add(kind)
             lines += ["", f"* --- {kind}"]
-        lines.append(line)
+        names = parts_of.get(line.split()[0][1:]) if kind == "couplings" else None
+        lines.append(f"{line} ; {names}" if names else line)
     return "\n".join(lines) + "\n"
 
 
@@ -215,9 +228,10 @@ def _header(board: Board, program: Program, copy: Copy, conditions: Conditions, 
         "",
         "What it does: the covariance of the readings carries the inverse of the target.",
         f"  readings y  {readings}",
-        f"  M^-1 = c0 Cov(y) / ({factor} kT),  c0 = {board.unit_capacitance!r} F,  kT = {program.energy!r} J",
+        f"  M^-1 = c0 (Cov(y) + K) / ({factor} kT),  c0 = {board.unit_capacitance!r} F,  kT = {program.energy!r} J",
+        "  K = `hold_correction_V2` in board.json: what white noise would add to noise held for a period",
         "  P^-1 = X' M^-1 X, with X = `mapping` in board.json",
-        f"Run it: ngspice -b {copy.name}.cir records {samples} readings, one every {program.period:.6g} s,",
+        f"Run it: ngspice -b {copy.name}.cir records {samples} readings (or one more), one every {program.period:.6g} s,",
         f"  to {copy.name}.raw; the first {discarded(program)} periods are start-up and not recorded.",
         "",
         *_expected(board, program, copy, conditions),
@@ -229,6 +243,6 @@ def _expected(board: Board, program: Program, copy: Copy, conditions: Conditions
     """The covariance that this copy's own values give, as rows of numbers; too wide to read beyond WIDEST cells."""
     if len(board.cells) > WIDEST:
         return [f"Expected covariance of the readings: {board.nodes_per_cell} kT/c0 M^-1 on the nominal board."]
-    covariance = reading_covariance(assemble(board, program, copy, conditions))
+    covariance = held_covariance(assemble(board, program, copy, conditions), program.period)
     rows = ("  " + " ".join(f"{entry:+.6e}" for entry in row) for row in covariance)
-    return ["Expected covariance of the readings [V^2], white noise:", *rows]
+    return ["Expected covariance of the recorded readings [V^2], for the noise as it is held here:", *rows]

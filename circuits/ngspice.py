@@ -5,6 +5,7 @@ plot that was asked for is in the raw file, whole, with every vector and nothing
 only module that starts ngspice.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -103,10 +104,17 @@ def parse_raw(content: bytes, nodes: Sequence[str]) -> list[Plot]:
 
 
 def _run(program: str, folder: str, timeout: float) -> str:
-    command = [program, "-b", "deck.cir"]
+    command = [program, "-n", "-b", "deck.cir"]  # -n: no .spiceinit, or the user's settings change results
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SPICE_")}
     try:
         done = subprocess.run(
-            command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout, check=False
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise SimulationError(f"ngspice did not finish within {timeout:g} s and was stopped") from None

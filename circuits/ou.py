@@ -19,6 +19,7 @@ from scipy.linalg import expm, solve_continuous_lyapunov, solve_discrete_lyapuno
 from circuits.assembly import Circuit
 from circuits.errors import InputError
 
+LONG_RECORD = 100.0  # effective samples from which the joint χ² keeps its false-alarm rate
 MEMORY = 40.0  # decay constants after which lagged covariances are dropped: e^-40 is below rounding
 
 
@@ -92,6 +93,22 @@ def held_covariance(circuit: Circuit, period: float) -> np.ndarray:
     return H @ covariance @ H.T
 
 
+def nominal_hold_correction(circuit: Circuit, period: float) -> np.ndarray:
+    """White-noise minus held-noise covariance (n, n) [V²] of the readings of a nominal board.
+
+    Its G, Γ and Q are multiples of I, so its modes separate and each eigenvalue of C is a cell of its own.
+    """
+    c, V = np.linalg.eigh(circuit.capacitance)
+    one = np.ones((1, 1))
+    lost = []
+    for capacitance in c:
+        alone = (circuit.conductance[:1, :1], circuit.inverse_inductance[:1, :1], circuit.noise[:1, :1], one)
+        mode = Circuit(capacitance * one, *alone)
+        lost.append((reading_covariance(mode) - held_covariance(mode, period))[0, 0])
+    HV = circuit.readout @ V
+    return (HV * np.array(lost)) @ HV.T
+
+
 def lagged_covariances(circuit: Circuit, period: float) -> np.ndarray:
     """ρ(τ) = <y(t + τ) y(t)ᵀ>, τ = 0, h, 2h, … until it has died out: (lags, n, n), V²."""
     transition, covariance, H = _held_law(circuit, period)
@@ -123,12 +140,32 @@ def estimate_law(circuit: Circuit, period: float, samples: int, record: int | No
     return EstimateLaw(rho[0], full[i, j][:, i, j] / samples, samples)
 
 
-def joint_chi_square(estimate: np.ndarray, law: EstimateLaw) -> tuple[float, int, float]:
-    """χ² of all distinct entries of a sample covariance against its law: (value, degrees of freedom, p)."""
-    i, j = np.triu_indices(len(estimate))
-    deviation = (estimate - law.mean)[i, j]
-    value = float(deviation @ np.linalg.solve(law.covariance, deviation))
-    return value, len(deviation), float(stats.chi2.sf(value, len(deviation)))
+def effective_samples(law: EstimateLaw) -> float:
+    """Independent samples that the slowest direction u of the estimate is worth: min 2 (uᵀ Σ u)² / Var(uᵀ S u)."""
+    values, U = np.linalg.eigh(law.mean)
+    i, j = np.triu_indices(len(values))
+    weight = np.where(i == j, 1.0, 2.0)[:, None] * U[i] * U[j]  # (q, n): uᵀ S u from the upper triangle of S
+    variance = np.einsum("qa,qr,ra->a", weight, law.covariance, weight, optimize=True)
+    return float((2 * values**2 / variance).min())
+
+
+def joint_chi_square(estimate: np.ndarray, law: EstimateLaw) -> tuple[float, int, float | None]:
+    """χ² of all distinct entries of a sample covariance against its law: (value, degrees of freedom, p).
+
+    A sample covariance S is far from Gaussian in short records, and so is the tail of its χ²; its logarithm is close.
+    With W = L⁻¹ S L⁻ᵀ, L Lᵀ = <S>, and E = W - I, the statistic is that of log W + <E²>/2, whose mean is zero to
+    second order, under the covariance of E. p is None below LONG_RECORD effective samples, where even that is not good.
+    """
+    n = len(estimate)
+    i, j = np.triu_indices(n)
+    if effective_samples(law) < LONG_RECORD:
+        return float("nan"), len(i), None
+    whiten = np.linalg.inv(np.linalg.cholesky(law.mean))
+    spread = np.einsum("ia,jb,kc,ld,abcd->ijkl", *[whiten] * 4, _all_entries(law.covariance, n), optimize=True)
+    values, U = np.linalg.eigh(whiten @ estimate @ whiten.T)
+    deviation = ((U * np.log(values)) @ U.T + np.einsum("abbc->ac", spread) / 2)[i, j]
+    value = float(deviation @ np.linalg.solve(spread[i, j][:, i, j], deviation))
+    return value, len(i), float(stats.chi2.sf(value, len(i)))
 
 
 def decay_time(circuit: Circuit) -> float:
@@ -158,6 +195,14 @@ def hold_period(circuit: Circuit, bias: float) -> float:
     ω2 = elastance * np.diag(circuit.inverse_inductance).max()
     decay = elastance * np.diag(circuit.conductance).max()
     return float(np.sqrt(12 * bias / (ω2 + decay**2)))
+
+
+def _all_entries(covariance: np.ndarray, n: int) -> np.ndarray:
+    """Covariance of all entries, (n, n, n, n), from that of the upper triangle (q, q)."""
+    index = np.zeros((n, n), dtype=int)
+    i, j = np.triu_indices(n)
+    index[i, j] = index[j, i] = np.arange(len(i))
+    return covariance[index.reshape(-1, 1), index.reshape(1, -1)].reshape(n, n, n, n)
 
 
 def _dimensionless(circuit: Circuit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from circuits.netlist import sampled_analysis
 from circuits.ngspice import run_deck
 
 BLOCK = 500  # readings
+NOISE_STREAM = 2  # of random numbers: not that of parts
 CHUNK = 25_000  # readings; about two seconds for eight differential cells
 
 
@@ -27,7 +28,7 @@ def chunk_sizes(samples: int) -> list[int]:
 
 def chunk_seed(seed: int, copy: int, chunk: int) -> int:
     """A positive 31-bit seed for ngspice, distinct and independent for every (seed, copy, chunk)."""
-    return int(np.random.SeedSequence([seed, copy, chunk]).generate_state(1)[0] >> 1) or 1
+    return int(np.random.SeedSequence([NOISE_STREAM, seed, copy, chunk]).generate_state(1)[0] >> 1) or 1
 
 
 def chunk_deck(board: Board, program: Program, circuit: str, seed: int, samples: int) -> str:

@@ -5,7 +5,7 @@ agree jointly (χ²) with the held-noise law of its copy, which also says what e
 is left for endless samples.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,14 @@ from circuits.board import Conditions
 from circuits.design import Design
 from circuits.inversion import Inversion, hold_correction, inversion
 from circuits.measurement import Run
-from circuits.ou import EstimateLaw, estimate_law, joint_chi_square, reading_covariance
+from circuits.ou import EstimateLaw, effective_samples, estimate_law, joint_chi_square, reading_covariance
 from circuits.sampled import BLOCK, CHUNK
 from circuits.store import Array, sha256
 
 SCHEMA = "tngd.verification/1"
 CURVE_POINTS = 40
+EXACT_AGREEMENT = 1e-6  # relative, of the exact covariance with the Lyapunov solution
+FALSE_ALARM = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +50,10 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class SampledResult:
-    """An inverse (n, n) read from `samples` readings; the χ² against the copy's own law is of single copies only.
+    """An inverse (n, n) read from `samples` readings; the last four are of single copies only.
 
     `expected_error` is the root mean square error of the law, `expected_floor` its limit for endless samples.
+    `effective_samples` are the independent ones in the slowest direction; with too few there is no χ².
     """
 
     relative_error: float
@@ -60,6 +63,7 @@ class SampledResult:
     samples: int
     inverse: Array
     curve: Curve
+    effective_samples: float | None = None
     chi_square: float | None = None
     degrees_of_freedom: int | None = None
     p_value: float | None = None
@@ -67,11 +71,16 @@ class SampledResult:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What one copy (or the nominal board, or the mean of the copies) answered by each route that was run."""
+    """What one copy (or the nominal board, or the mean of the copies) answered by each route that was run.
+
+    `agrees`, of single copies: the exact covariance equals the Lyapunov solution of the copy's own values to 1e-6, and
+    the χ² of the sampled one is no rarer than FALSE_ALARM.
+    """
 
     name: str
     exact: ExactResult | None = None
     sampled: SampledResult | None = None
+    agrees: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +129,7 @@ def verify(design: Design, runs: dict[str, Run]) -> Verification:
             sha256(target),
         ),
         Reading("nominal", _exact(rule, nominal.covariance) if nominal else None),
-        tuple(copies),
+        tuple(replace(copy, agrees=_agrees(copy)) for copy in copies),
         mean,
         averaging_law(design, rule),
     )
@@ -130,6 +139,12 @@ def describe_verification(verification: Verification) -> dict[str, Any]:
     """The content of verification.json, but for its provenance; what was not run is left out."""
     content = TypeAdapter(Verification).dump_python(verification, mode="json", exclude_none=True)
     return {"schema": SCHEMA} | content
+
+
+def _agrees(copy: Reading) -> bool:
+    exact = copy.exact is None or copy.exact.difference_to_lyapunov <= EXACT_AGREEMENT
+    sampled = copy.sampled is None or copy.sampled.p_value is None or copy.sampled.p_value >= FALSE_ALARM
+    return exact and sampled
 
 
 def _exact_copies(rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> list[ExactResult]:
@@ -162,7 +177,9 @@ def _sampled_copies(rule: Inversion, circuits: list[Circuit], runs: list[Run], d
     results = []
     for law, run in zip(laws, runs, strict=True):
         chi_square, degrees, p = joint_chi_square(run.moments.mean(axis=0), law)
-        of_copy = {"chi_square": chi_square, "degrees_of_freedom": degrees, "p_value": p}
+        of_copy = {"effective_samples": effective_samples(law)}
+        if p is not None:
+            of_copy |= {"chi_square": chi_square, "degrees_of_freedom": degrees, "p_value": p}
         results.append(_sampled(rule, run.moments, correction, law, samples, **of_copy))
     moments = np.mean([run.moments for run in runs], axis=0)
     law = EstimateLaw(

@@ -14,7 +14,7 @@ def read_deck(text: str) -> dict:
     """
     subcircuits, lines, current = {}, [], None
     for line in text.splitlines():
-        words = line.split()
+        words = line.split(" ; ")[0].split()
         if not words or line.startswith("*"):
             continue
         if words[0] == ".subckt":
@@ -36,6 +36,8 @@ def read_deck(text: str) -> dict:
             rename = dict(zip(pins, plain[:-1], strict=True))
             for name, a, b, value in inside:
                 elements.append((name[0], rename[a], rename[b], float(given[value.strip("{}")])))
+        elif words[0][0] in "RLC":
+            elements.append((words[0][0], words[1], words[2], float(words[3])))
         elif words[0].startswith("I"):
             kind, hold, delay, sigma, mean = re.search(r"trrandom\((.*)\)", " ".join(words)).group(1).split()
             assert (kind, delay, mean) == ("2", "0", "0")

@@ -1,6 +1,7 @@
 """A deck says the same as the matrices that are assembled from the same records without it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,12 @@ from compare import assert_close
 from reference import read_deck
 
 from circuits.assembly import assemble, source_noise
-from circuits.board import Conditions, draw_copies, nominal_copy
+from circuits.board import TOLERANCE, Conditions, Part, draw_copies, nominal_copy
 from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.handover import decks
 from circuits.netlist import ANALYSIS, check_name, circuit_of, deck
-from circuits.ou import reading_covariance
+from circuits.ou import held_covariance
 from circuits.store import sha256
 from circuits.synthesis import design
 
@@ -58,6 +59,23 @@ def test_copies_keep_their_parts_whatever_is_programmed():
     assert np.var(gains) == pytest.approx(0.01**2 / 3, rel=4.4 * np.sqrt(0.8 / gains.size))
 
 
+def test_a_part_outside_cells_and_elements_is_in_the_deck_when_its_cause_is_on():
+    board, program = design(FAIR)
+    stray = Part("Cstray1", "C", ("p1", "n4"), "stray", 5e-12, tolerance=0.2, cause="stray")
+    series = Part("Rleak", "R", ("p2", "0"), "leak", 1e6, cause="leak")
+    board = replace(board, parts=(*board.parts, stray, series))
+    copy = draw_copies(board, 0, 1)[0]
+    for causes in ({TOLERANCE}, {TOLERANCE, "stray"}, {"stray", "leak"}):
+        conditions = Conditions(causes=frozenset(causes))
+        text = circuit_of(deck(board, program, copy, conditions, 1000))
+        assert ("Cstray1 p1 n4" in text) == ("stray" in causes)
+        read, circuit = read_deck(text), assemble(board, program, copy, conditions)
+        pick = np.ix_(*[[read["nodes"].index(node) for node in board.nodes]] * 2)
+        assert_close(read["C"][pick], circuit.capacitance, 1e-15, "C")
+        assert_close(read["G"][pick], circuit.conductance, 1e-15, "G")
+    assert copy.gains["Rp1"] == draw_copies(design(FAIR)[0], 0, 1)[0].gains["Rp1"]
+
+
 def test_header_states_target_seed_version_and_expected_covariance():
     made = make_design(FAIR, name="fair")
     text = dict(decks(made))["copy-1"]
@@ -66,7 +84,8 @@ def test_header_states_target_seed_version_and_expected_covariance():
     assert "noise seed" in header
     assert "tngd 0." in header
     rows = [line[4:].split() for line in header.splitlines() if line.startswith("*   ") and "e-" in line][-8:]
-    expected = reading_covariance(assemble(made.board, made.program, made.copies[0], Conditions()))
+    circuit = assemble(made.board, made.program, made.copies[0], Conditions())
+    expected = held_covariance(circuit, made.program.period)
     assert_close(np.array(rows, dtype=float), expected, 1e-6)
     assert text.count(ANALYSIS) == 1
 

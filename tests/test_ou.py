@@ -5,6 +5,7 @@ import pytest
 from cases import FAIR, FAIR_FACTOR, TARGETS
 from compare import NORMAL_BOUND, assert_close
 from reference import estimate_covariance, euler_covariance, euler_maruyama, kronecker_lyapunov
+from scipy import stats
 from scipy.integrate import quad_vec
 from scipy.linalg import expm
 
@@ -90,6 +91,14 @@ def test_held_noise_law_by_quadrature():
     assert_close(rho[3], (np.linalg.matrix_power(F, 3) @ covariance)[:2, :2], 1e-11)
 
 
+@pytest.mark.parametrize("congruence", [None, FAIR_FACTOR])
+def test_hold_correction_by_modes_is_that_of_the_whole_board(congruence):
+    board, program = design(FAIR, congruence)
+    circuit = nominal_circuit(board, program)
+    lost = ou.reading_covariance(circuit) - ou.held_covariance(circuit, program.period)
+    assert_close(ou.nominal_hold_correction(circuit, program.period), lost, 1e-9)
+
+
 def test_held_noise_becomes_white_with_the_first_order_bias():
     board, program = design(np.array([[1.0]]))
     circuit = nominal_circuit(board, program)
@@ -119,18 +128,46 @@ def test_law_of_the_estimate_of_one_resonator_in_closed_form():
     assert law.covariance[0, 0] == pytest.approx(2 * (2 * one_sided - rho[0] ** 2) / N, rel=1e-7)
 
 
-def test_joint_chi_square_of_gaussian_estimates_is_chi_square():
-    law = ou.estimate_law(small_circuit(), 0.5, samples=4000)
-    rng = np.random.default_rng(1)
-    factor = np.linalg.cholesky(law.covariance)
-    i, j = np.triu_indices(2)
-    p_values = []
-    for _ in range(400):
-        S = law.mean.copy()
-        S[i, j] += factor @ rng.normal(size=3)
-        p_values.append(ou.joint_chi_square(S, law)[2])
-    # Uniform: the mean of 400 has standard deviation 1/sqrt(12 * 400).
-    assert abs(np.mean(p_values) - 0.5) < NORMAL_BOUND / np.sqrt(12 * 400)
+def records(circuit: Circuit, h: float, samples: int, count: int, seed: int) -> np.ndarray:
+    """Sample covariances (count, n, n) of independent stationary records under held noise, simulated step by step."""
+    A, n = ou.drift(circuit), len(circuit.noise)
+    B = np.vstack([np.linalg.inv(circuit.capacitance), np.zeros((n, n))])
+    W = quad_vec(lambda s: expm(-A * s) @ B, 0, h, epsabs=1e-13)[0]
+    F, root = expm(-A * h), W @ np.sqrt(2 * circuit.noise / h)
+    rng = np.random.default_rng(seed)
+    x, total = np.zeros((count, 2 * n)), np.zeros((count, n, n))
+    skip = int(20 * ou.decay_time(circuit) / h)
+    for k in range(skip + samples):
+        x = x @ F.T + rng.normal(size=(count, n)) @ root.T
+        if k >= skip:
+            y = x @ np.hstack([circuit.readout, np.zeros_like(circuit.readout)]).T
+            total += y[:, :, None] * y[:, None, :]
+    return total / samples
+
+
+def test_joint_chi_square_keeps_its_false_alarm_rate_in_simulated_records():
+    circuit, h, count = small_circuit(), 0.5, 4000
+    samples = 500
+    law = ou.estimate_law(circuit, h, samples)
+    assert 100 < ou.effective_samples(law) < 300
+    p = np.array([ou.joint_chi_square(S, law)[2] for S in records(circuit, h, samples, count, seed=2)])
+    # The number of p below a level is binomial: mean count * level.
+    for level in (0.5, 0.1, 0.01, 0.001):
+        low, high = stats.binom.ppf([5e-6, 1 - 5e-6], count, level)
+        assert low <= (p < level).sum() <= high, level
+
+
+def test_effective_samples_are_those_of_the_slowest_mode_of_independent_cells():
+    # Two cells that do not know of each other, the second ten times slower: T/(R c) samples each, for fine sampling.
+    circuit = Circuit(np.diag([1.0, 10.0]), np.eye(2), np.diag([1.0, 0.1]), np.eye(2), np.eye(2))
+    h, samples = 0.02, 1_000_000
+    law = ou.estimate_law(circuit, h, samples)
+    assert ou.effective_samples(law) == pytest.approx(samples * h / 10.0, rel=0.01)
+
+
+def test_short_records_get_no_p_value():
+    law = ou.estimate_law(small_circuit(), 0.5, samples=100)
+    assert ou.joint_chi_square(law.mean, law)[2] is None
 
 
 def test_spread_of_inductors_changes_nothing():

@@ -93,7 +93,9 @@ def train(
             runs = []
             for seed in range(seeds):
                 progress(k * seeds + seed, len(task.methods) * seeds, f"{name}: {method.name}, seed {seed}")
-                runs.append(_run(task, method, boards.get(method.boards, boards["ideal"]).turned(seed), seed, budget))
+                runs.append(
+                    train_once(task, method, boards.get(method.boards, boards["ideal"]).turned(seed), seed, budget)
+                )
             results.append(_summary(method, runs))
         progress(len(task.methods) * seeds, len(task.methods) * seeds, f"{name}: done")
     finally:
@@ -111,6 +113,29 @@ def train(
         "device": device_hash(device),
         "methods": results,
     }
+
+
+def train_once(task: Task, method: Method, board: TileBoard, seed: int, steps: int | None = None) -> Training:
+    """Train one method on one seed, for the task's own number of steps unless another is given."""
+    steps = steps or task.steps
+    generator = torch.Generator().manual_seed(seed)
+    test, training = _split(task, generator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = task.model()
+    optimizer = method.make(list(model.parameters()), board)
+    at = set(_evaluated(steps))
+    curve, tiles = [], []
+    for step in range(steps + 1):
+        if step in at:
+            curve.append(_loss(task, model, training)[0])
+        if step < steps:
+            batch = training[torch.randint(len(training), (task.batch,), generator=generator)]
+            _step(task, model, optimizer, batch)
+            if isinstance(optimizer, TNGD):
+                tiles.append(optimizer.last)
+    test_loss, accuracy = _loss(task, model, test)
+    return Training(curve, test_loss, accuracy, tiles)
 
 
 def _logistic(name: str) -> Task:
@@ -172,27 +197,6 @@ def _methods(
         Method("TNGD, calibrated copies", "calibrated", fresh, on_tiles(10)),
         Method("TNGD, calibrated copies, not preconditioned", "calibrated", tiles | {"refresh": 0}, on_tiles(0)),
     )
-
-
-def _run(task: Task, method: Method, board: TileBoard, seed: int, steps: int) -> Training:
-    generator = torch.Generator().manual_seed(seed)
-    test, training = _split(task, generator)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = task.model()
-    optimizer = method.make(list(model.parameters()), board)
-    at = set(_evaluated(steps))
-    curve, tiles = [], []
-    for step in range(steps + 1):
-        if step in at:
-            curve.append(_loss(task, model, training)[0])
-        if step < steps:
-            batch = training[torch.randint(len(training), (task.batch,), generator=generator)]
-            _step(task, model, optimizer, batch)
-            if isinstance(optimizer, TNGD):
-                tiles.append(optimizer.last)
-    test_loss, accuracy = _loss(task, model, test)
-    return Training(curve, test_loss, accuracy, tiles)
 
 
 def _split(task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor]:
