@@ -7,7 +7,9 @@ STAMP  := $(VENV)/.installed
 .PHONY: demo test lint setup system netlists clean
 
 demo: setup
-	$(BIN)/tngd run fair --out runs/fair --force
+	@# A finished run is made anew; an interrupted one goes on where it stopped.
+	@force=; ! grep -qs '"finished": true' runs/fair/run.json || force=--force; \
+	$(BIN)/tngd run fair --out runs/fair $$force
 
 test: setup lint
 	$(BIN)/python -m pytest

@@ -17,7 +17,6 @@ from circuits.board import (
     Conditions,
     Copy,
     Program,
-    draw_gains,
     gains_of,
     nominal_copy,
     part_values,
@@ -107,12 +106,6 @@ def readout_matrix(board: Board) -> np.ndarray:
 def is_definite(capacitance: np.ndarray) -> np.ndarray:
     """Whether each capacitance matrix (…, m, m) is positive definite, (…,): the copy is stable if and only if it is."""
     return np.linalg.eigvalsh(capacitance)[..., 0] > 0
-
-
-def yield_of(board: Board, program: Program, seed: int, draws: int = 400) -> float:
-    """Fraction of `draws` copies that are positive definite."""
-    circuits = assemble_gains(board, program, draw_gains(board, seed, draws), Conditions())
-    return float(is_definite(circuits.capacitance).mean())
 
 
 def incidence(board: Board) -> np.ndarray:

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from circuits.assembly import assemble_gains, is_definite, nominal_circuit
 from circuits.board import Board, Conditions, Copy, Program, draw_copies, draw_gains, gains_of, nominal_copy
-from circuits.errors import InputError
+from circuits.errors import InputError, UnstableCopyError
 from circuits.layout import Choices, check_choices
 from circuits.netlist import check_name, circuit_of, noise_amplitude
 from circuits.ou import nominal_hold_correction
@@ -70,7 +70,7 @@ def make_design(
     if not definite.all():
         failed = drawn[int(np.argmin(definite))].name
         remedies = _remedies(board, program, copies, tolerance, seed, damping, cells)
-        raise InputError(
+        raise UnstableCopyError(
             f"{failed} is not positive definite: at ±{tolerance:.3g} parts {fraction:.0%} of the copies hold this "
             f"target; {remedies} would do"
         )

@@ -61,11 +61,16 @@ def fisher_matrix(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def named_fisher(name: str, at: str) -> tuple[np.ndarray, DataSet]:
     """Fisher matrix of data set `name` at the weights "zero" or "fit", checked, with the data it came from."""
-    if at not in ("zero", "fit"):
-        raise InputError(f"the Fisher matrix is taken --at zero or fit, got {at!r}")
+    check_weights(at)
     data = load(name)
     weights = np.zeros(data.features.shape[1]) if at == "zero" else fit_weights(data.features, data.labels)
     return check_target(fisher_matrix(data.features, weights), what=f"Fisher matrix of {name}"), data
+
+
+def check_weights(at: str) -> None:
+    """Raise InputError unless `at` names the weights at which a Fisher matrix is taken."""
+    if at not in ("zero", "fit"):
+        raise InputError(f"the Fisher matrix is taken --at zero or fit, got {at!r}")
 
 
 def _fair() -> tuple:

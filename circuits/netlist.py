@@ -70,9 +70,8 @@ def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditi
     for part in _others(board):
         if value[part.name] != 0:
             place = {"R": spice.R, "L": spice.L, "C": spice.C}[part.kind]
-            place(
-                part.name[1:], *(spice.gnd if node == GROUND else node for node in part.nodes), repr(value[part.name])
-            )
+            nodes = [spice.gnd if node == GROUND else node for node in part.nodes]
+            place(part.name[1:], *nodes, repr(value[part.name]))
     for source in board.sources:
         sigma = noise_amplitude(board, program, source.name)
         noise = f"dc 0 ac 0 trrandom(2 {program.period!r} 0 {sigma!r} 0)"
@@ -231,8 +230,8 @@ def _header(board: Board, program: Program, copy: Copy, conditions: Conditions, 
         f"  M^-1 = c0 (Cov(y) + K) / ({factor} kT),  c0 = {board.unit_capacitance!r} F,  kT = {program.energy!r} J",
         "  K = `hold_correction_V2` in board.json: what white noise would add to noise held for a period",
         "  P^-1 = X' M^-1 X, with X = `mapping` in board.json",
-        f"Run it: ngspice -b {copy.name}.cir records {samples} readings (or one more), one every {program.period:.6g} s,",
-        f"  to {copy.name}.raw; the first {discarded(program)} periods are start-up and not recorded.",
+        f"Run it: ngspice -b {copy.name}.cir records {samples} readings (or one more) to {copy.name}.raw,",
+        f"  one every {program.period:.6g} s, after {discarded(program)} periods of start-up that are not recorded.",
         "",
         *_expected(board, program, copy, conditions),
     ]

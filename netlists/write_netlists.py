@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from circuits.design import make_design
+from circuits.design import Design, make_design
 from circuits.fisher import named_fisher
 from circuits.handover import decks
 from circuits.store import write_text
@@ -13,15 +13,21 @@ from circuits.target import inverse_factor
 NETLISTS = Path(__file__).parent
 
 
-def main() -> None:
+def reference_designs() -> dict[str, Design]:
+    """The designs by the name of their deck."""
     fit, zero = named_fisher("fair", "fit")[0], named_fisher("fair", "zero")[0]
     plain = np.array([[2.0, -0.5, -0.3], [-0.5, 1.5, -0.2], [-0.3, -0.2, 1.0]])
-    for name, target, congruence in (
-        ("plain-3", plain, None),
-        ("fair-raw", fit, None),
-        ("fair-preconditioned", fit, inverse_factor(zero)),
-    ):
-        write_text(NETLISTS / f"{name}.cir", dict(decks(make_design(target, congruence, name=name)))["copy-1"])
+    matrices = {
+        "plain-3": (plain, None),
+        "fair-raw": (fit, None),
+        "fair-preconditioned": (fit, inverse_factor(zero)),
+    }
+    return {name: make_design(*pair, name=name) for name, pair in matrices.items()}
+
+
+def main() -> None:
+    for name, design in reference_designs().items():
+        write_text(NETLISTS / f"{name}.cir", dict(decks(design))["copy-1"])
 
 
 if __name__ == "__main__":

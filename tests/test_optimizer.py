@@ -1,5 +1,7 @@
 """TNGD against the dense natural gradient, and what the device does to it."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from tngd.curvature import curvature_factor
 from tngd.losses import CROSS_ENTROPY, LOGISTIC
 from tngd.optimizer import TNGD
 from tngd.tiles import tile_board
+from tngd.training import TASKS, Method, train_once
 
 IDEAL = tile_board(ideal_device(rlc_board(8, "differential"), 3))
 
@@ -130,6 +133,73 @@ def test_woodbury_solves_the_dense_system():
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         TNGD([torch.nn.Parameter(torch.zeros(3))], IDEAL, **bad)
+
+
+def test_default_precision_models_train_on_the_double_precision_board():
+    losses = {}
+    for dtype in (torch.float32, torch.float64):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.Tanh(), torch.nn.Linear(4, 3)).double().to(dtype)
+        x, y = torch.randn(6, 5, dtype=torch.float64).to(dtype), torch.randint(3, (6,))
+        optimizer = TNGD(model.parameters(), IDEAL, lr=0.2, damping=1e-6)
+        losses[dtype] = [optimizer.step(lambda m=model, x=x, y=y: (m(x), y)).item() for _ in range(5)]
+    assert losses[torch.float32] == pytest.approx(losses[torch.float64], rel=1e-2)
+
+
+def test_frozen_and_unused_parameters_are_left_alone():
+    model, closure, *_ = problem()
+    model[0].bias.requires_grad_(False)
+    spare = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    before = model[0].bias.clone()
+    optimizer = TNGD([*model.parameters(), spare], IDEAL, lr=0.1, damping=0.05)
+    optimizer.step(closure)
+    assert torch.equal(model[0].bias, before)
+    assert torch.equal(spare, torch.ones(3, dtype=torch.float64))
+
+
+def test_resumed_run_is_the_uninterrupted_one_to_the_bit():
+    model, closure, *_ = problem()
+    optimizer = TNGD(model.parameters(), IDEAL, lr=0.2, damping=0.05, refresh=4)
+    for _ in range(2):
+        optimizer.step(closure)
+    saved, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(model.state_dict())
+    straight = [optimizer.step(closure).item() for _ in range(5)]
+    other, closure, *_ = problem()
+    other.load_state_dict(weights)
+    resumed = TNGD(other.parameters(), IDEAL, lr=0.9, damping=0.9)
+    resumed.load_state_dict(saved)
+    assert [resumed.step(closure).item() for _ in range(5)] == straight
+
+
+def test_curvature_in_slices_is_the_curvature(monkeypatch):
+    model, closure, G, _ = problem()
+    monkeypatch.setattr("tngd.curvature.ROWS", 4)
+    R = curvature_factor(closure()[0], list(model.parameters()), CROSS_ENTROPY).numpy()
+    assert_close(R.T @ R, G, 1e-13)
+
+
+@pytest.mark.parametrize("make", [lambda p: TNGD(p, IDEAL), lambda p: ExactNGD(p)])
+def test_closures_that_return_something_else_are_refused(make):
+    model, closure, *_ = problem()
+    optimizer = make(model.parameters())
+    with pytest.raises(InputError, match="outputs, targets"):
+        optimizer.step(lambda: CROSS_ENTROPY.value(*closure()))
+    with pytest.raises(InputError, match="shape"):
+        optimizer.step(lambda: (closure()[0][:, 0], closure()[1]))
+    with pytest.raises(InputError, match="depend on"):
+        optimizer.step(lambda: (closure()[0].detach(), closure()[1]))
+
+
+def test_nothing_to_train_is_refused():
+    with pytest.raises(InputError, match="requires a gradient"):
+        TNGD([torch.nn.Parameter(torch.zeros(3), requires_grad=False)], IDEAL)
+    with pytest.raises(InputError, match="damping must be above 0"):
+        ExactNGD([torch.nn.Parameter(torch.zeros(3))], damping=0)
+
+
+def test_defaults_train_a_real_network():
+    result = train_once(TASKS["digits"](), Method("defaults", "ideal", {}, lambda p, b: TNGD(p, b)), IDEAL, 7, 60)
+    assert result.train_loss[-1] < 0.1 * result.train_loss[0]
 
 
 def test_several_parameter_groups_are_refused():

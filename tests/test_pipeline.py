@@ -113,7 +113,7 @@ def test_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys)
     with monkeypatch.context() as patch:
         patch.setattr(verbs, "train", _interrupt)
         assert command(patch, "run", "fair", "--out", str(out), *SHORT) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command again" in capsys.readouterr().err
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "run.json"}
     assert len(kept) == 31
     assert command(monkeypatch, "run", "fair", "--out", str(out), *SHORT, "--seed", "1") == 2

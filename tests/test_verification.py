@@ -7,11 +7,13 @@ import pytest
 from cases import FAIR, FAIR_FACTOR
 from compare import FALSE_ALARM, NORMAL_BOUND, assert_close
 from conftest import needs_ngspice
+from simulated import rough_device
 
 from circuits.assembly import assemble_gains, assemble_many, nominal_circuit
 from circuits.averaging import averaging_law
 from circuits.board import Conditions, draw_gains
 from circuits.design import load_design, make_design
+from circuits.device import draw_device
 from circuits.errors import InputError
 from circuits.handover import write_design
 from circuits.inversion import hold_correction, inversion
@@ -119,13 +121,36 @@ def _counting(calls: list, stop_at: int | None):
 
 @pytest.mark.parametrize("congruence", [None, FAIR_FACTOR])
 def test_averaging_three_copies_gains_the_square_root_of_three(congruence):
-    made = make_design(FAIR, congruence)
-    law = averaging_law(made, inversion(made))
-    assert law.triples >= 200
-    # The gain is sqrt(3) for errors of first order; the square of a 5 % error takes up to 5 % of it.
-    allowance = 3 * law.single_median
-    assert abs(law.gain / np.sqrt(3) - 1) < allowance + NORMAL_BOUND * law.gain_standard_error / np.sqrt(3)
+    # Parts so good that nothing but the first order is left.
+    made = make_design(FAIR, congruence, tolerance=1e-4)
+    law = averaging_law(made, inversion(made), triples=600)
+    assert law.triples == 600
+    assert law.gain_standard_error < 0.05
+    assert abs(law.gain - np.sqrt(3)) < NORMAL_BOUND * law.gain_standard_error
     assert law.mean_of_three_median < law.single_median
+
+
+def test_copies_are_independent_of_each_other_of_seeds_and_of_drawn_devices():
+    made = make_design(FAIR, FAIR_FACTOR, copies=2)
+    gains = draw_gains(made.board, 0, 400)
+    unit = (gains - 1) / 0.01 * np.sqrt(3)
+    parts = len(made.board.parts)
+    assert abs(unit.mean()) < NORMAL_BOUND / np.sqrt(unit.size)
+    # Correlations between parts and between copies: each is normal with variance 1/400, or 1/parts.
+    for matrix, samples in ((unit.T @ unit / 400, 400), (unit @ unit.T / parts, parts)):
+        off = matrix[~np.eye(len(matrix), dtype=bool)] * np.sqrt(samples)
+        assert np.abs(off).max() < 6
+        assert np.std(off) == pytest.approx(1, abs=0.05)
+    other = (draw_gains(made.board, 1, 400) - 1) / 0.01 * np.sqrt(3)
+    assert abs(np.mean(unit * other)) < NORMAL_BOUND / np.sqrt(unit.size)
+    drawn = draw_device(rough_device(0.01, 2), 0)
+    for k, copy in enumerate(drawn.copies):
+        device = [copy.gains[e.name].value - 1 for e in made.board.elements]
+        own = [
+            np.mean([made.copies[k].gains[p.name] for p in made.board.parts if p.element == e.name]) - 1
+            for e in made.board.elements
+        ]
+        assert abs(np.corrcoef(device, own)[0, 1]) < NORMAL_BOUND / np.sqrt(len(own))
 
 
 def test_preconditioning_makes_the_error_ten_times_smaller():

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from tngd.curvature import curvature_factor
+from circuits.errors import InputError
+from tngd.curvature import curvature_factor, evaluated
 from tngd.losses import CROSS_ENTROPY, Loss
 
 
@@ -16,6 +17,9 @@ class ExactNGD(torch.optim.Optimizer):
     """Natural gradient with the whole curvature of the batch; same closure convention as TNGD."""
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.1, damping: float = 1e-2, loss: Loss = CROSS_ENTROPY):
+        for name, value in (("lr", lr), ("damping", damping)):
+            if not value > 0:
+                raise InputError(f"{name} must be above 0, got {value}")
         super().__init__(params, {"lr": lr, "damping": damping})
         self.loss = loss
 
@@ -23,7 +27,7 @@ class ExactNGD(torch.optim.Optimizer):
         """One update; returns the loss before it."""
         group = self.param_groups[0]
         with torch.enable_grad():
-            outputs, targets = closure()
+            outputs, targets = evaluated(closure)
             value = self.loss.value(outputs, targets)
             R = curvature_factor(outputs, group["params"], self.loss)
             g = torch.cat([gradient.reshape(-1) for gradient in torch.autograd.grad(value, group["params"])])

@@ -195,7 +195,7 @@ def main() -> None:
     except OSError as error:
         code = _refuse(f"the system says {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code
-        print("tngd: interrupted; finished work is kept and the same command goes on", file=sys.stderr)
+        print("tngd: interrupted; call the same command again: finished steps and chunks are kept", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -243,7 +243,7 @@ def _print(table: Table) -> None:
 
 def _verification_table(results: dict[str, dict[str, Any]]) -> Table:
     table = Table(title="Relative error of the inverse", title_justify="left")
-    for column in ("board", "copy", "exact", "sampled", "expected", "samples", "χ² p"):
+    for column in ("board", "copy", "exact", "sampled", "expected", "samples", "χ² p", "own law"):
         table.add_column(column, justify="left" if column in ("board", "copy") else "right")
     for board, result in results.items():
         nominal = [result["nominal"]] if "exact" in result["nominal"] else []
@@ -256,7 +256,8 @@ def _verification_table(results: dict[str, dict[str, Any]]) -> Table:
                 f"{sampled['relative_error']:.2%}" if sampled else "",
                 f"{sampled['expected_error']:.2%}" if sampled else "",
                 f"{sampled['samples']:,}" if sampled else "",
-                f"{sampled['p_value']:.2f}" if sampled and "p_value" in sampled else "",
+                f"{sampled['p_value']:.2g}" if sampled and "p_value" in sampled else "",
+                {True: "agrees", False: "DISAGREES"}.get(entry.get("agrees"), ""),
             )
         table.add_section()
     return table

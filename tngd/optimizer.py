@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.curvature import curvature_factor, tile_blocks
+from tngd.curvature import curvature_factor, evaluated, tile_blocks
 from tngd.losses import CROSS_ENTROPY, Loss
 from tngd.tiles import TileBoard, invert_tiles
 
@@ -47,7 +47,11 @@ class TNGD(torch.optim.Optimizer):
         refresh: steps for which the digital factors T are kept; 1 uses the batch's own, 0 none at all (T = I).
         loss: what `step` differentiates.
 
-    `step(closure)`: the closure returns (outputs, targets); the optimizer takes gradients itself. Returns the loss.
+    `step(closure)`: the closure returns (outputs, targets), outputs (b, d) still attached to their graph; the optimizer
+    takes gradients itself. Returns the loss. Parameters without `requires_grad` are left alone. The factors T and
+    their age are part of the state, so a resumed run goes on as an uninterrupted one.
+
+    The curvature of a batch costs one backward pass a row, b·r of them through the whole batch: time grows with b².
     `last` holds what the boards did in the last step.
     """
 
@@ -55,7 +59,7 @@ class TNGD(torch.optim.Optimizer):
         self,
         params: Iterable[Tensor],
         board: TileBoard,
-        lr: float = 0.1,
+        lr: float = 0.05,
         damping: float = 1e-2,
         refresh: int = 10,
         loss: Loss = CROSS_ENTROPY,
@@ -68,28 +72,32 @@ class TNGD(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "damping": damping, "refresh": refresh})
         if len(self.param_groups) != 1:
             raise InputError(f"TNGD takes one parameter group, got {len(self.param_groups)}")
-        self.board = board
+        trained = [p for p in self.param_groups[0]["params"] if p.requires_grad]
+        if not trained:
+            raise InputError("no parameter requires a gradient; unfreeze at least one")
+        if len({(p.dtype, p.device) for p in trained}) > 1:
+            raise InputError("all parameters must have one dtype and device")
+        self.board = board.to(trained[0].device)
         self.loss = loss
         self.last: TileStep | None = None
-        self._factors: Tensor | None = None
-        self._age = 0
 
     def step(self, closure: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
         """One update; see the class."""
         group = self.param_groups[0]
-        parameters = group["params"]
+        parameters = [p for p in group["params"] if p.requires_grad]
         with torch.enable_grad():
-            outputs, targets = closure()
+            outputs, targets = evaluated(closure)
             value = self.loss.value(outputs, targets)
             factor = curvature_factor(outputs, parameters, self.loss)
-            gradients = torch.autograd.grad(value, parameters)
+            gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             gradient = torch.cat([g.reshape(-1) for g in gradients])
-            direction = self._solve(factor, gradient, group)
+            # Small blocks, ill-conditioned ones among them: solved in the board's own double precision.
+            direction = self._solve(factor.to(self.board.dtype), gradient.to(self.board.dtype), group)
             start = 0
             for parameter in parameters:
                 step = direction[start : start + parameter.numel()]
-                parameter.sub_(group["lr"] * step.view_as(parameter))
+                parameter.sub_(group["lr"] * step.view_as(parameter).to(parameter.dtype))
                 start += parameter.numel()
         return value.detach()
 
@@ -112,10 +120,13 @@ class TNGD(torch.optim.Optimizer):
         return direction.reshape(-1)[: len(gradient)]
 
     def _preconditioner(self, P: Tensor, refresh: int) -> Tensor:
-        """T (tiles, n, n): L⁻¹ of the blocks of up to `refresh` steps ago."""
-        if refresh and (self._factors is None or self._age >= refresh):
-            eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device).expand_as(P)
-            self._factors = torch.linalg.solve_triangular(torch.linalg.cholesky(P), eye, upper=False)
-            self._age = 0
-        self._age += 1
-        return torch.eye(P.shape[-1], dtype=P.dtype, device=P.device) if not refresh else self._factors
+        """T (tiles, n, n): L⁻¹ of the blocks of up to `refresh` steps ago, kept in the state; I for refresh 0."""
+        eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
+        if not refresh:
+            return eye
+        kept = self.state[self.param_groups[0]["params"][0]]
+        if "factors" not in kept or kept["age"] >= refresh:
+            kept["factors"] = torch.linalg.solve_triangular(torch.linalg.cholesky(P), eye.expand_as(P), upper=False)
+            kept["age"] = 0
+        kept["age"] += 1
+        return kept["factors"].to(P.dtype)  # loading a state casts it to the parameters' dtype

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from circuits.design import check_options
-from circuits.errors import InputError
+from circuits.errors import InputError, UnstableCopyError
 from circuits.fisher import DATA_SETS
 from circuits.ngspice import find_ngspice
 from circuits.store import is_ours, read_json, refuse_existing, write_json
@@ -59,8 +59,16 @@ def _steps(options: Options, out: Path) -> Iterator[tuple[str, bool, Callable[[v
     """Every step but the report: what it is called, whether it is done, and the work."""
     name = options.name
     zero, fit, factor = out / "fisher-zero.npy", out / "fisher-fit.npy", out / "factor-zero.npy"
-    yield "Fisher matrix at w = 0", factor.exists(), lambda _: verbs.fisher(name, "zero", zero, factor, True)
-    yield "Fisher matrix at the fit", fit.exists(), lambda _: verbs.fisher(name, "fit", fit, None, True)
+    yield (
+        "Fisher matrix at w = 0",
+        zero.with_suffix(".json").exists(),
+        lambda _: verbs.fisher(name, "zero", zero, factor, True),
+    )
+    yield (
+        "Fisher matrix at the fit",
+        fit.with_suffix(".json").exists(),
+        lambda _: verbs.fisher(name, "fit", fit, None, True),
+    )
     for kind, precondition in (("raw", None), ("preconditioned", str(factor))):
         folder, refused = out / kind, out / f"{kind}-refused.json"
         designed = folder.exists() or refused.exists()
@@ -88,11 +96,11 @@ def _designing(
                 name=options.name,
                 cells="active",
             )
-        except InputError as error:
+        except UnstableCopyError as error:
             if precondition is not None:
                 raise
             # A raw matrix that no copy holds is a finding, not the end of the run.
-            write_json(refused, {"refused": str(error)})
+            write_json(refused, {"schema": "tngd.refused/1", "refused": str(error)})
 
     return work
 

@@ -72,7 +72,10 @@ def error_curves(verification: dict[str, Any]) -> str:
                 markersize=3.5,
                 label=row["name"],
             )
-            axes.loglog(curve["samples"], curve["expected_error"], color=colour, linewidth=1.2, linestyle=LINES[k % 7])
+            marker = "_" if len(curve["samples"]) == 1 else None
+            axes.loglog(
+                curve["samples"], curve["expected_error"], marker, color=colour, linewidth=1.2, linestyle=LINES[k % 7]
+            )
         axes.plot([], [], color="0.4", label="predicted, from each copy's own values")
         axes.set_xlabel("samples per copy")
         axes.set_ylabel("relative error of the inverse")
@@ -132,7 +135,7 @@ def residuals(device: dict[str, Any]) -> str:
                 sizes = np.sort(np.abs(fit[key]))
                 share = np.arange(1, len(sizes) + 1) / len(sizes)
                 axes.semilogx(np.maximum(sizes, 1e-6), share, style, color=COLOURS[k % 6], label=f"{name}, {word}")
-        axes.set_xlabel("|residual| in standard deviations of what the reduced model leaves out")
+        axes.set_xlabel("|residual| in standard deviations of the data")
         axes.set_ylabel("share of data below")
         axes.legend(fontsize=8)
         return _svg(figure)

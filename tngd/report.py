@@ -12,8 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError, 
 from markupsafe import Markup
 
 from circuits.errors import InputError
-from circuits.store import read_json, write_text
+from circuits.store import read_json, sha256, write_text
 from tngd import plots
+
+ROUNDING = 1e-9  # of an error: what is below it is no spread of parts
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Section:
     board: dict[str, Any]
     verification: dict[str, Any] | None
     device: dict[str, Any] | None
+    stale: bool  # the device was fitted to other runs than the verification shows
 
 
 def render(folder: Path, path: Path) -> None:
@@ -66,6 +69,7 @@ def _page(folder: Path) -> str:
         sections=sections,
         refused=refused,
         verified=verified,
+        spread={name: v for name, v in verified.items() if v["averaging"].get("single_median", 0) > ROUNDING},
         tasks=tasks,
         plots=_Plots(),
         provenance=_provenance(sections, tasks),
@@ -84,7 +88,14 @@ def _section(folder: Path) -> Section:
         return _record(folder / name, verb) if (folder / name).is_file() else None
 
     board = _record(folder / "board.json", "design")
-    return Section(folder.name, board, optional("verification.json", "verify"), optional("device.json", "calibrate"))
+    verification, device = optional("verification.json", "verify"), optional("device.json", "calibrate")
+    stale = device is not None and not _fitted_to(device, folder / "statistics.npz")
+    return Section(folder.name, board, verification, device, stale)
+
+
+def _fitted_to(device: dict[str, Any], statistics: Path) -> bool:
+    """Whether these are the runs the device was calibrated on."""
+    return statistics.is_file() and sha256(statistics.read_bytes()) == device["provenance"].get("statistics_sha256")
 
 
 def _record(path: Path, verb: str) -> dict[str, Any]:

@@ -42,10 +42,21 @@ class TileBoard:
         """Number of copies."""
         return self.ground.shape[0]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the board's arithmetic."""
+        return self.ground.dtype
+
+    def to(self, device: torch.device | str) -> "TileBoard":
+        """The same copies on another device."""
+        return TileBoard(*(field.to(device) for field in self._fields()), quality=self.quality)
+
     def turned(self, shift: int) -> "TileBoard":
         """The same copies, numbered from copy `shift` on."""
-        fields = (self.straight, self.crossed, self.ground, self.negative, self.temperature)
-        return TileBoard(*(field.roll(-shift, dims=0) for field in fields), quality=self.quality)
+        return TileBoard(*(field.roll(-shift, dims=0) for field in self._fields()), quality=self.quality)
+
+    def _fields(self) -> tuple[Tensor, ...]:
+        return (self.straight, self.crossed, self.ground, self.negative, self.temperature)
 
 
 @dataclass(frozen=True, eq=False)

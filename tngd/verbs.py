@@ -15,7 +15,7 @@ from circuits.calibration import calibrate as fit_copies
 from circuits.design import Design, check_options, holds, load_design, make_design
 from circuits.device import describe_device, device_hash, load_device
 from circuits.errors import InputError
-from circuits.fisher import DATA_SETS, named_fisher
+from circuits.fisher import DATA_SETS, check_weights, named_fisher
 from circuits.handover import write_design
 from circuits.layout import Choices
 from circuits.measurement import load_measurements, measure, save_measurements
@@ -87,6 +87,7 @@ def design(
     path = Path(target)
     name = check_name(name if name is not None else (target if target in DATA_SETS else path.stem))
     check_options(copies, tolerance, seed)
+    check_weights(at)
     refuse_existing(out, force)
     if target in DATA_SETS:
         matrix, source = named_fisher(target, at)[0], f"{target} at {at}"
@@ -95,7 +96,7 @@ def design(
     else:
         raise InputError(f"unknown target {target!r}; expected one of {', '.join(DATA_SETS)}, or a .npy or .csv file")
     check_size(len(check_square(matrix, "target")))
-    T = _preconditioner(precondition, target, len(matrix))
+    T = _preconditioner(precondition, target, len(matrix), damping)
     P = check_target(matrix, damping, holds=lambda P: holds(P, T, copies, tolerance, seed, cells))
     made = make_design(
         P,
@@ -226,13 +227,13 @@ def report(folder: Path, force: bool = False) -> Path:
     return path
 
 
-def _preconditioner(given: str | None, target: str, size: int) -> np.ndarray | None:
+def _preconditioner(given: str | None, target: str, size: int, damping: float) -> np.ndarray | None:
     if given is None:
         return None
     if given in ("zero", "fit"):
         if target not in DATA_SETS:
             raise InputError(f"--precondition {given} goes with a named target, not with {target}; give a .npy file")
-        return inverse_factor(named_fisher(target, given)[0])
+        return inverse_factor(check_target(named_fisher(target, given)[0], damping))
     return check_congruence(read_matrix(Path(given), "preconditioner"), size)
 
 
