@@ -1,5 +1,6 @@
 """The README says what happens: its commands are run and their output compared, its code is executed."""
 
+import json
 import re
 import sys
 import time
@@ -64,6 +65,11 @@ def test_demo_prints_what_the_readme_shows_within_three_minutes(tmp_path, monkey
     found = run(command, monkeypatch, capsys)
     # Not a benchmark: the promise to somebody who waits, with a factor of two in hand.
     assert time.monotonic() - start < 180
+    medians = [
+        json.loads((tmp_path / "runs" / "fair" / kind / "verification.json").read_text())["averaging"]["single_median"]
+        for kind in ("raw", "preconditioned")
+    ]
+    assert "{:.1f} % raw, {:.2f} %".format(*(100 * median for median in medians)) in " ".join(README.split())
     *table, page = found.strip().splitlines()
     assert page == str(tmp_path / "runs" / "fair" / "report.html")
     assert_same_output("\n".join(table), re.search(r"-->\n```text\n(.*?)^```$", README, re.M | re.S).group(1))

@@ -1,6 +1,7 @@
 """Training: repeatable, comparable, and different on another device."""
 
 import json
+from pathlib import Path
 
 import pytest
 from simulated import rough_device
@@ -9,7 +10,7 @@ from circuits.device import describe_device, device_hash, ideal_device
 from circuits.layout import rlc_board
 from circuits.store import write_json
 from tngd import verbs
-from tngd.training import train
+from tngd.training import TASKS, train
 
 IDEAL = ideal_device(rlc_board(8, "differential"), 3)
 METHODS = [
@@ -42,6 +43,20 @@ def test_same_device_and_seeds_give_the_same_numbers_and_another_device_others(t
         assert swapped[name]["tiles"]["direction_deviation"] < 1e-9
     assert found["TNGD, ideal device"]["tiles"]["direction_deviation"] < 1e-9
     assert first["device"] == device_hash(device) != device_hash(IDEAL)
+
+
+def test_settings_are_the_best_of_the_stored_sweep():
+    lines = (Path(__file__).parents[1] / "benchmarks" / "step_sizes.jsonl").read_text().splitlines()
+    sweeps = {(sweep["task"], sweep["method"]): sweep for sweep in map(json.loads, lines)}
+    for (task, name), sweep in sweeps.items():
+        finite = [row for row in sweep["sweep"] if row["loss"] == row["loss"]]
+        best = min(finite, key=lambda row: row["loss"])
+        assert [best["lr"], best["damping"]] == sweep["best"]
+        used = [method for method in TASKS[task]().methods if method.name.split(",")[0] == name]
+        assert used
+        for method in used:
+            assert method.settings["lr"] == best["lr"]
+            assert method.settings.get("damping") == best["damping"]
 
 
 def test_every_method_starts_from_the_same_weights_and_learns():

@@ -72,9 +72,13 @@ def error_curves(verification: dict[str, Any]) -> str:
                 markersize=3.5,
                 label=row["name"],
             )
-            marker = "_" if len(curve["samples"]) == 1 else None
             axes.loglog(
-                curve["samples"], curve["expected_error"], marker, color=colour, linewidth=1.2, linestyle=LINES[k % 7]
+                curve["samples"],
+                curve["expected_error"],
+                color=colour,
+                linewidth=1.2,
+                linestyle=LINES[k % 7],
+                marker="_" if len(curve["samples"]) == 1 else None,
             )
         axes.plot([], [], color="0.4", label="predicted, from each copy's own values")
         axes.set_xlabel("samples per copy")
