@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint setup system netlists clean
+.PHONY: demo test lint setup system bench netlists clean
 
 demo: setup
 	@# A finished run is made anew; an interrupted one goes on where it stopped.
@@ -44,6 +44,10 @@ system:
 	    *)      echo "ngspice is missing; type: sudo dnf install ngspice libngspice   (or your system's own command)" ;; \
 	  esac; exit 1; \
 	fi
+
+# One thread: ratios are of work, not of cores. A line of JSON for every result.
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rounding.py
 
 # The three reference decks; a test compares them with what the writer writes.
 netlists: setup

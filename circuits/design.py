@@ -6,7 +6,7 @@ design is refused, with the yield and what would do.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from circuits.errors import InputError, UnstableCopyError
 from circuits.layout import Choices, check_choices
 from circuits.netlist import check_name, circuit_of, noise_amplitude
 from circuits.ou import nominal_hold_correction
+from circuits.rounding import RoundingCost, round_fixed, round_to_series
 from circuits.store import provenance, read_json, sha256
 from circuits.synthesis import design as synthesise
+from circuits.synthesis import levelled
 from circuits.target import DOUBLINGS, least_damping, two_digits
 
 SCHEMA = "tngd.board/1"
@@ -40,6 +42,7 @@ class Design:
     damping: float
     yield_fraction: float
     source: str
+    rounding: RoundingCost | None = None
 
     @property
     def specimens(self) -> tuple[Copy, ...]:
@@ -59,11 +62,18 @@ def make_design(
     source: str = "matrix",
     cells: str = "auto",
     choices: Choices | None = None,
+    series: str | None = None,
 ) -> Design:
     """Design board and copies for a checked target (damping already in it); InputError if a copy would run away."""
     check_name(name)
     check_options(copies, tolerance, seed)
     board, program = synthesise(target, congruence, name, tolerance, cells, choices and check_choices(choices))
+    cost = None
+    if series:
+        board = round_fixed(board, series)
+        rounding = round_to_series(board, program, series)
+        program = levelled(board, replace(program, values=rounding.values, scaling=rounding.scaling))
+        cost = rounding.cost
     drawn = draw_copies(board, seed, copies)
     definite = _definite(board, program, gains_of(board, drawn))
     fraction = float(_definite(board, program, draw_gains(board, seed, YIELD_DRAWS)).mean())
@@ -74,7 +84,7 @@ def make_design(
             f"{failed} is not positive definite: at ±{tolerance:.3g} parts {fraction:.0%} of the copies hold this "
             f"target; {remedies} would do"
         )
-    return Design(board, program, drawn, seed, tolerance, damping, fraction, source)
+    return Design(board, program, drawn, seed, tolerance, damping, fraction, source, cost)
 
 
 def check_options(copies: int, tolerance: float, seed: int) -> None:
@@ -105,32 +115,11 @@ def describe(design: Design, hashes: dict[str, str]) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": program.name,
         "step": program.step,
-        "cells": [
-            {
-                "name": cell.name,
-                "nodes": list(cell.nodes),
-                "reading": {"plus": reading.plus, "minus": reading.minus or "0"},
-                "sources": [
-                    {"name": s.name, "node": s.node, "amplitude_A": noise_amplitude(board, program, s.name)}
-                    for s in board.sources
-                    if s.node in cell.nodes
-                ],
-                "scaling": float(program.scaling[i]),
-            }
-            for i, (cell, reading) in enumerate(zip(board.cells, board.readings, strict=True))
-        ],
-        "scale": {
-            "unit_capacitance_F": board.unit_capacitance,
-            "energy_kT_J": program.energy,
-            "nodes_per_cell": board.nodes_per_cell,
-            "sampling_period_s": program.period,
-            "mapping": program.mapping.tolist(),
-            "hold_correction_V2": nominal_hold_correction(nominal_circuit(board, program), program.period).tolist(),
-            "law": "inverse = mapping' (unit_capacitance / (nodes_per_cell kT) Cov) mapping, Cov = covariance of the "
-            "recorded readings + hold_correction: what holding the noise for a sampling period takes from white noise",
-        },
+        "cells": _cells(board, program),
+        "scale": _scale(board, program),
         "tolerance": design.tolerance,
         "damping": design.damping,
+        "rounding": asdict(design.rounding) if design.rounding else None,
         "yield": {"definite_fraction": design.yield_fraction, "draws": YIELD_DRAWS},
         "board": TypeAdapter(Board).dump_python(board, mode="json"),
         "program": TypeAdapter(Program).dump_python(program, mode="json"),
@@ -157,6 +146,7 @@ def load_design(folder: Path) -> tuple[Design, dict[str, str]]:
             float(content["damping"]),
             float(content["yield"]["definite_fraction"]),
             str(content["provenance"]["source"]),
+            TypeAdapter(RoundingCost | None).validate_python(content["rounding"]),
         )
         hashes = dict(content["provenance"]["netlist_sha256"])
         seal = content["provenance"].pop("content_sha256")
@@ -172,6 +162,38 @@ def load_design(folder: Path) -> tuple[Design, dict[str, str]]:
 
 def _content_hash(content: dict[str, Any]) -> str:
     return sha256(json.dumps(content, sort_keys=True))
+
+
+def _cells(board: Board, program: Program) -> list[dict[str, Any]]:
+    """For every cell its nodes, reading, noise sources and scaling."""
+    return [
+        {
+            "name": cell.name,
+            "nodes": list(cell.nodes),
+            "reading": {"plus": reading.plus, "minus": reading.minus or "0"},
+            "sources": [
+                {"name": s.name, "node": s.node, "amplitude_A": noise_amplitude(board, program, s.name)}
+                for s in board.sources
+                if s.node in cell.nodes
+            ],
+            "scaling": float(program.scaling[i]),
+        }
+        for i, (cell, reading) in enumerate(zip(board.cells, board.readings, strict=True))
+    ]
+
+
+def _scale(board: Board, program: Program) -> dict[str, Any]:
+    """What turns recorded readings into an inverse."""
+    return {
+        "unit_capacitance_F": board.unit_capacitance,
+        "energy_kT_J": program.energy,
+        "nodes_per_cell": board.nodes_per_cell,
+        "sampling_period_s": program.period,
+        "mapping": program.mapping.tolist(),
+        "hold_correction_V2": nominal_hold_correction(nominal_circuit(board, program), program.period).tolist(),
+        "law": "inverse = mapping' (unit_capacitance / (nodes_per_cell kT) Cov) mapping, Cov = covariance of the "
+        "recorded readings + hold_correction: what holding the noise for a sampling period takes from white noise",
+    }
 
 
 def _read_deck(folder: Path, name: str, hashes: dict[str, str]) -> str:

@@ -11,6 +11,7 @@ from circuits.board import populated_parts
 from circuits.design import YIELD_DRAWS, Design
 from circuits.ladder import passive_damping
 from circuits.netlist import START_UP, noise_amplitude
+from circuits.rounding import RoundingCost
 from circuits.sensitivity import expected_error, part_sensitivities
 from circuits.store import sha256
 
@@ -40,6 +41,8 @@ def review_lines(design: Design) -> list[str]:
         damping = avoiding_damping(design)
         words = [f"--damping {design.damping + damping:.2g}"] if damping else []
         lines.append(f"without negative elements: {' or '.join([*words, 'a --precondition from an older matrix'])}")
+    if design.rounding:
+        lines.append(f"rounded to {design.rounding.series}: {_rounded(design.rounding)}")
     lines.append("parts: " + ", ".join(f"{row['count']} {row['kind']}" for row in part_counts(design)))
     worst = ", ".join(f"{entry.part} ({entry.value:.2g})" for entry in worst_parts(design)[:3])
     error = 100 * expected_error(design.board, design.program)
@@ -78,6 +81,12 @@ def avoiding_damping(design: Design) -> float | None:
     return passive_damping(design.program.target, design.program.congruence)
 
 
+def _rounded(cost: RoundingCost) -> str:
+    """What rounding costs, in words."""
+    nearest = "are not even stable" if cost.error_nearest is None else f"give {100 * cost.error_nearest:.2g} %"
+    return f"{100 * cost.error:.2g} % error of the nominal inverse, where the nearest values {nearest}"
+
+
 def _what(design: Design) -> dict[str, Any]:
     board, program = design.board, design.program
     nodes = [f"{reading.plus} {reading.minus or ''}".strip() for reading in board.readings]
@@ -99,6 +108,7 @@ def _what(design: Design) -> dict[str, Any]:
         "yield_fraction": design.yield_fraction,
         "draws": YIELD_DRAWS,
         "expected_error": expected_error(board, program),
+        "rounding": design.rounding and f"{design.rounding.series}: {_rounded(design.rounding)}",
         "differential": board.kind == "differential",
         "test_points": ", ".join(nodes) + " (the readings), and every noise input",
     }

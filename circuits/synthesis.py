@@ -64,13 +64,21 @@ def program(board: Board, target: np.ndarray, congruence: np.ndarray, chosen: Pl
             f"element of {largest:.3g} F is beyond the board's limit of {board.limits.capacitance:.3g} F; "
             "use a larger --damping or a --precondition"
         )
-    unit_variance = board.nodes_per_cell * np.diag(np.linalg.inv(M)).max() / board.unit_capacitance
-    energy = board.limits.reading_rms**2 / unit_variance
-    draft = Program(
-        name, target, congruence, chosen.scaling, chosen.step, chosen.reason, values, float(energy), 1.0, 1.0
-    )
+    draft = Program(name, target, congruence, chosen.scaling, chosen.step, chosen.reason, values, 1.0, 1.0, 1.0)
+    return levelled(board, draft)
+
+
+def levelled(board: Board, draft: Program) -> Program:
+    """The program with noise level, sampling period and settling time for the element values it has."""
     circuit = nominal_circuit(board, draft)
-    return replace(draft, period=hold_period(circuit, board.limits.hold_bias), settling=settling_time(circuit))
+    H = circuit.readout
+    variance = np.diag(H @ np.linalg.inv(circuit.capacitance) @ H.T).max()  # of a reading, in units of kT
+    return replace(
+        draft,
+        energy=float(board.limits.reading_rms**2 / variance),
+        period=hold_period(circuit, board.limits.hold_bias),
+        settling=settling_time(circuit),
+    )
 
 
 def element_values(board: Board, matrix: np.ndarray) -> dict[str, float]:

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import needs_ngspice
 
+from circuits.design import make_design
+from circuits.fisher import named_fisher
 from tngd.cli import app, main
 
 ROOT = Path(__file__).parents[1]
@@ -73,6 +75,18 @@ def test_demo_prints_what_the_readme_shows_within_three_minutes(tmp_path, monkey
     *table, page = found.strip().splitlines()
     assert page == str(tmp_path / "runs" / "fair" / "report.html")
     assert_same_output("\n".join(table), re.search(r"-->\n```text\n(.*?)^```$", README, re.M | re.S).group(1))
+
+
+def test_rounding_gains_of_the_readme_are_those_stored():
+    lines = (ROOT / "benchmarks" / "rounding.jsonl").read_text().splitlines()
+    gain = {(row["grid"], row["condition"]): row["median_gain"] for row in map(json.loads, lines)}
+    text = " ".join(README.split())
+    assert "{:.1f} / {:.1f} times".format(gain["4-bit bank", 10], gain["4-bit bank", 30]) in text
+    assert "{:.1f} / {:.0f} / {:.0f} times on E24".format(*(gain["E24", c] for c in (10, 30, 100))) in text
+    assert gain["4-bit bank", 100] is None
+    made = make_design(named_fisher("fair", "fit")[0], series="E24")
+    words = f"{100 * made.rounding.error:.2f} % instead of the {100 * made.rounding.error_nearest:.1f} %"
+    assert words in text
 
 
 def test_every_verb_and_option_of_the_readme_exists():

@@ -25,6 +25,7 @@ ORDER = {
         "ou",
         "synthesis",
         "sensitivity",
+        "rounding",
         "netlist",
         "ngspice",
         "exact",

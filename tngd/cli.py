@@ -77,6 +77,9 @@ def design(
     quality: Annotated[float, typer.Option(help="Q of that cell; low is robust.")] = CHOICES.quality,
     reading_rms: Annotated[float, typer.Option(help="Volt, the largest rms reading.")] = CHOICES.reading_rms,
     hold_bias: Annotated[float, typer.Option(help="Variance lost to the noise's hold time.")] = CHOICES.hold_bias,
+    series: Annotated[
+        str | None, typer.Option(help="Round all parts to E6, E12, E24, E48 or E96, best for the inverse.")
+    ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print the derivation with its numbers.")] = False,
     force: Force = False,
 ) -> None:
@@ -93,6 +96,7 @@ def design(
         name=name,
         cells=cells,
         choices=Choices(unit_capacitance, resonance, quality, reading_rms, hold_bias),
+        series=series,
         force=force,
     )
     print(f"{out}: {made.program.step}; {len(made.copies)} copies, yield {made.yield_fraction:.0%}")

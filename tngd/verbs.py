@@ -21,6 +21,7 @@ from circuits.layout import Choices
 from circuits.measurement import load_measurements, measure, save_measurements
 from circuits.netlist import check_name, discarded
 from circuits.ngspice import find_ngspice, ngspice_version
+from circuits.rounding import check_series
 from circuits.sampled import BLOCK
 from circuits.store import provenance, read_json, refuse_existing, sha256, write_json, write_npy
 from circuits.synthesis import check_size
@@ -81,6 +82,7 @@ def design(
     name: str | None = None,
     cells: str = "auto",
     choices: Choices | None = None,
+    series: str | None = None,
     force: bool = False,
 ) -> Design:
     """Design boards for a named data set or a matrix file and write the run folder."""
@@ -88,6 +90,8 @@ def design(
     name = check_name(name if name is not None else (target if target in DATA_SETS else path.stem))
     check_options(copies, tolerance, seed)
     check_weights(at)
+    if series is not None:
+        check_series(series)
     refuse_existing(out, force)
     if target in DATA_SETS:
         matrix, source = named_fisher(target, at)[0], f"{target} at {at}"
@@ -109,6 +113,7 @@ def design(
         source=source,
         cells=cells,
         choices=choices,
+        series=series,
     )
     write_design(made, out, force)
     return made
