@@ -6,7 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from cases import FAIR, FAIR_FACTOR, TARGETS
+from cases import FAIR, FAIR_FACTOR, TARGETS, random_target
 from compare import FALSE_ALARM, NORMAL_BOUND, assert_close
 from conftest import needs_ngspice
 
@@ -35,6 +35,15 @@ def test_nominal_board_inverts_its_target(name):
     rule = inversion(made)
     assert rule.error(rule.read(run.covariance)) <= 1e-6
     assert run.integration_error <= 1e-8
+
+
+@pytest.mark.parametrize("size", [12, 16])
+@pytest.mark.parametrize("condition", [10, 1e4])
+def test_larger_nominal_boards_invert_their_targets(size, condition):
+    made = make_design(random_target(size, condition, size), tolerance=0.0, copies=1)
+    text = circuit_text(made.board, made.program, nominal_copy(made.board), Conditions())
+    rule = inversion(made)
+    assert rule.error(rule.read(exact_run(made.board, made.program, text, np.array([1e6])).covariance)) <= 1e-6
 
 
 @pytest.mark.parametrize("name", [name for name in TARGETS if "1e6" not in name and "breast-cancer, raw" not in name])

@@ -35,7 +35,7 @@ from tngd.training import train as train_task
 
 Progress = Callable[[int, int, str], None]
 MOST_SAMPLES = 100_000_000
-MOST_START_UP = 5_000_000  # readings of one chunk that are thrown away: some ten minutes
+MOST_START_UP = 2_000_000  # readings of one chunk that are thrown away: some three minutes
 
 
 def silent(done: int, total: int, what: str) -> None:
