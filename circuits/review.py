@@ -14,6 +14,7 @@ from circuits.netlist import START_UP, noise_amplitude
 from circuits.rounding import RoundingCost
 from circuits.sensitivity import expected_error, part_sensitivities
 from circuits.store import sha256
+from circuits.target import two_digits
 
 WORST = 10
 UNITS = {"R": "Ω", "L": "H", "C": "F"}
@@ -39,7 +40,7 @@ def review_lines(design: Design) -> list[str]:
     lines = [f"why: {design.program.reason}"]
     if any(value < 0 for value in design.program.values.values()):
         damping = avoiding_damping(design)
-        words = [f"--damping {design.damping + damping:.2g}"] if damping else []
+        words = [f"--damping {damping:.2g}"] if damping else []
         lines.append(f"without negative elements: {' or '.join([*words, 'a --precondition from an older matrix'])}")
     if design.rounding:
         lines.append(f"rounded to {design.rounding.series}: {_rounded(design.rounding)}")
@@ -75,10 +76,11 @@ def worst_parts(design: Design) -> list:
 
 
 def avoiding_damping(design: Design) -> float | None:
-    """The damping, on top of the design's own, that would do without negative elements; None if it has none."""
+    """The whole --damping that would do without negative elements; None if there are none, or if no damping would."""
     if not any(value < 0 for value in design.program.values.values()):
         return None
-    return passive_damping(design.program.target, design.program.congruence)
+    more = passive_damping(design.program.target, design.program.congruence)
+    return more and two_digits(design.damping + more, up=True)
 
 
 def _rounded(cost: RoundingCost) -> str:

@@ -20,7 +20,7 @@ from circuits.explanation import explanation
 from circuits.handover import decks, write_design
 from circuits.netlist import circuit_of, library_text
 from circuits.pcb import pcb_netlist
-from circuits.review import part_counts, review_text, worst_parts
+from circuits.review import avoiding_damping, part_counts, review_text, worst_parts
 from circuits.schematic import schematic_svg
 
 DESIGNS = {
@@ -153,3 +153,13 @@ def test_nothing_handed_over_names_this_machine(tmp_path):
             text = path.read_text()
             assert str(tmp_path) not in text
             assert str(Path(__file__).parents[1]) not in text
+
+
+def test_damping_of_the_review_is_the_whole_one_and_does():
+    damped = make_design(FAIR + 0.05 * np.eye(8), damping=0.05, name="damped")
+    whole = avoiding_damping(damped)
+    assert whole > 0.05
+    assert avoiding_damping(make_design(FAIR, name="fair")) == pytest.approx(whole, rel=0.1)
+    again = make_design(FAIR + whole * np.eye(8), damping=whole, name="again")
+    assert avoiding_damping(again) is None
+    assert f"--damping {whole:.2g} " in review_text(damped)

@@ -124,9 +124,11 @@ class TNGD(torch.optim.Optimizer):
         eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
         if not refresh:
             return eye
-        kept = self.state[self.param_groups[0]["params"][0]]
+        first = self.param_groups[0]["params"][0]
+        kept = self.state[first]
         if "factors" not in kept or kept["age"] >= refresh:
-            kept["factors"] = torch.linalg.solve_triangular(torch.linalg.cholesky(P), eye.expand_as(P), upper=False)
-            kept["age"] = 0
+            T = torch.linalg.solve_triangular(torch.linalg.cholesky(P), eye.expand_as(P), upper=False)
+            # Loading a state casts it to the parameters' dtype; any T is exact, so the cast one is used from the start.
+            kept["factors"], kept["age"] = T.to(first.dtype), 0
         kept["age"] += 1
-        return kept["factors"].to(P.dtype)  # loading a state casts it to the parameters' dtype
+        return kept["factors"].to(P.dtype)

@@ -18,6 +18,7 @@ from circuits.fisher import DATA_SETS
 from circuits.ngspice import find_ngspice
 from circuits.store import is_ours, read_json, refuse_existing, write_json
 from tngd import verbs
+from tngd.training import check_budget
 
 SCHEMA = "tngd.run/1"
 Stage = Callable[[str], verbs.Progress]
@@ -42,8 +43,7 @@ def run(options: Options, out: Path, force: bool, stage: Stage) -> Path:
         raise InputError(f"unknown data set {options.name!r}; expected one of {', '.join(DATA_SETS)}")
     check_options(options.copies, options.tolerance, options.seed)
     verbs.check_samples(options.samples)
-    if options.seeds < 1:
-        raise InputError(f"at least one seed is needed, got --seeds {options.seeds}")
+    check_budget(options.seeds, options.steps)
     find_ngspice()
     _open_folder(options, out, force)
     for text, done, work in _steps(options, out):

@@ -36,7 +36,9 @@ def render(folder: Path, path: Path) -> None:
     except InputError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, UndefinedError, ValueError) as error:
-        raise InputError(f"the results in {folder} are damaged ({error}); make them again with --force") from error
+        raise InputError(
+            f"the results in {folder} are damaged ({type(error).__name__}: {error}); make them again with --force"
+        ) from error
     write_text(path, page)
 
 

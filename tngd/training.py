@@ -75,8 +75,7 @@ def train(
     """
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
-    if seeds < 1 or (steps is not None and steps < 1):
-        raise InputError(f"at least one seed and one step are needed, got --seeds {seeds} --steps {steps}")
+    check_budget(seeds, steps)
     task = TASKS[name]()
     if len(device.board.cells) != 8:
         raise InputError(f"training uses 8 x 8 tiles, but the device has {len(device.board.cells)} cells")
@@ -113,6 +112,13 @@ def train(
         "device": device_hash(device),
         "methods": results,
     }
+
+
+def check_budget(seeds: int, steps: int | None) -> None:
+    """Raise InputError unless there is something to train: `steps` None is the task's own number."""
+    if seeds < 1 or (steps is not None and steps < 1):
+        given = f"--seeds {seeds}" + (f" --steps {steps}" if steps is not None else "")
+        raise InputError(f"at least one seed and one step are needed, got {given}")
 
 
 def train_once(task: Task, method: Method, board: TileBoard, seed: int, steps: int | None = None) -> Training:
