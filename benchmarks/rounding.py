@@ -10,7 +10,8 @@ import time
 import numpy as np
 
 from circuits.board import Program
-from circuits.rounding import round_to_grid, round_to_series
+from circuits.grids import round_to_series
+from circuits.rounding import round_to_grid
 from circuits.synthesis import design
 
 TARGETS = 12

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from circuits.device import ideal_device
-from circuits.layout import rlc_board
+from circuits.layout import build_board
 from tngd.baselines import ExactNGD
 from tngd.optimizer import TNGD
 from tngd.tiles import tile_board
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="+", choices=list(STEPS))
     torch.set_num_threads(1)
-    board = tile_board(ideal_device(rlc_board(8, "differential"), 3))
+    board = tile_board(ideal_device(build_board(8, "differential"), 3))
     for name in parser.parse_args().tasks:
         task = TASKS[name]()
         for method, steps in STEPS[name].items():

@@ -1,101 +1,158 @@
 """Matrices of one copy, or of many, straight from the four records: no netlist in between.
 
-    C dv/dt = -G v - Γ φ + i_n,   dφ/dt = v,   <i_n(t) i_n(t')ᵀ> = 2 Q δ(t - t'),   readings = H v.
+    C dv/dt = -G v - E Γ φ + i_n,   dφ/dt = Eᵀ v - R Γ φ,   <i_n(t) i_n(t')ᵀ> = 2 Q δ(t - t'),   readings = H v,
 
-Every part is a stamp a aᵀ with a = e_plus - e_minus, so C = B diag(values) Bᵀ over the capacitors, and so on.
+v [V] of the nodes, φ [Wb] of the inductors, E where they are connected, Γ⁻¹ their inductances, R their windings.
+Every part is a stamp a aᵀ with a = e_plus - e_minus, so C = B diag(values) Bᵀ over the capacitors, and so on. Two kinds
+of node are no state and are eliminated exactly: one that nothing but capacitors touches (it carries no charge), and
+one that no capacitor touches (its currents add up to zero). Thermal noise of the parts themselves, a billionth of what
+is injected, is left out.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy import sparse
 
-from circuits.board import (
-    GROUND,
-    Board,
-    Conditions,
-    Copy,
-    Program,
-    gains_of,
-    nominal_copy,
-    part_values,
-)
+from circuits.board import Board, Conditions, Copy, Program, ideal_conditions
+from circuits.copies import Wiring, gains_of, nominal_copy, part_values, wiring
 
 
 @dataclass(frozen=True, eq=False)
 class Circuit:
-    """Nodal matrices of m nodes, with any leading batch axes: SI units, readout dimensionless."""
+    """Matrices of m nodes and l inductors, with any leading batch axes: SI units, readout and coils dimensionless."""
 
     capacitance: np.ndarray  # (…, m, m), F
     conductance: np.ndarray  # (…, m, m), 1/ohm
-    inverse_inductance: np.ndarray  # (…, m, m), 1/H
+    coils: np.ndarray  # (…, m, l), E
+    inverse_inductance: np.ndarray  # (…, l, l), Γ, 1/H
+    loss: np.ndarray  # (…, l, l), R, ohm
     noise: np.ndarray  # (…, m, m), Q, A² s
-    readout: np.ndarray  # (n, m)
+    readout: np.ndarray  # (…, n, m), H
 
     def __getitem__(self, index: int) -> "Circuit":
         """One circuit out of a batch."""
-        return Circuit(
-            self.capacitance[index],
-            self.conductance[index],
-            self.inverse_inductance[index],
-            self.noise[index],
-            self.readout,
-        )
+        return Circuit(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 def assemble(board: Board, program: Program, copy: Copy, conditions: Conditions) -> Circuit:
-    """The circuit of one copy, matrices (m, m)."""
+    """The circuit of one copy, without batch axes."""
     return assemble_many(board, program, [copy], conditions)[0]
 
 
 def assemble_many(board: Board, program: Program, copies: Sequence[Copy], conditions: Conditions) -> Circuit:
-    """The circuits of several copies, matrices (copies, m, m)."""
+    """The circuits of several copies, batch axis (copies,)."""
     return assemble_gains(board, program, gains_of(board, copies), conditions)
 
 
 def assemble_gains(board: Board, program: Program, gains: np.ndarray, conditions: Conditions) -> Circuit:
-    """The circuits of copies given as ratios actual/nominal (…, parts), matrices (…, m, m)."""
-    values = part_values(board, program, gains, conditions)
+    """The circuits of copies given as ratios actual/nominal (…, parts), batch axes those of `gains`."""
+    wired = wiring(board, program, conditions)
     kinds = np.array([part.kind for part in board.parts])
-    populated = (values != 0).reshape(-1, len(kinds)).any(axis=0)
-    inverse = np.divide(1, values, out=np.zeros_like(values), where=(kinds != "C") & (values != 0))
-    nodes = len(board.nodes)
-
-    def total(kind: str, weights: np.ndarray) -> np.ndarray:
-        chosen = np.flatnonzero(populated & (kinds == kind))
-        flat = _stamps(board, chosen) @ weights[..., chosen].reshape(-1, len(chosen)).T
-        return np.ascontiguousarray(flat.T).reshape(*weights.shape[:-1], nodes, nodes)
-
-    capacitance = total("C", values)
-    return Circuit(
-        capacitance,
-        total("R", inverse),
-        total("L", inverse),
-        np.broadcast_to(source_noise(board, program), capacitance.shape),
-        readout_matrix(board),
+    values = part_values(board, program, gains, conditions)
+    values, ends = _without_floating_nodes(values, wired, kinds, len(board.nodes))
+    inverse = np.divide(1, values, out=np.zeros_like(values), where=values != 0)
+    capacitive, resistive = ((kinds == kind) & wired.present for kind in "CR")
+    C = _total(values, ends, capacitive, len(wired.nodes))
+    G = _total(inverse, ends, resistive, len(wired.nodes))
+    E = _incidence(ends, (kinds == "L") & wired.present, len(wired.nodes))
+    batch = C.shape[:-2]
+    full = Circuit(
+        C,
+        G,
+        np.broadcast_to(E, (*batch, *E.shape)),
+        _inverse_inductance(board, values, wired, conditions),
+        np.zeros((*batch, E.shape[1], E.shape[1])),
+        np.broadcast_to(_noise(board, program, wired), C.shape),
+        np.broadcast_to(_readout(board, wired.nodes), (*batch, len(board.readings), len(wired.nodes))),
     )
+    others = _touched(ends, (kinds != "C") & wired.present, len(wired.nodes))
+    return _without_algebraic_nodes(full, _touched(ends, capacitive, len(wired.nodes)), others)
 
 
-def nominal_circuit(board: Board, program: Program) -> Circuit:
-    """The circuit with every part nominal."""
-    return assemble(board, program, nominal_copy(board), Conditions())
+def nominal_circuit(board: Board, program: Program, conditions: Conditions | None = None) -> Circuit:
+    """The circuit with every part nominal: by default what a program is made for, with static loads and no losses.
+
+    On a capacitive board its G and Γ are then multiples of I, on a resistive one its C is.
+    """
+    return assemble(board, program, nominal_copy(board), conditions or ideal_conditions(board))
 
 
-def source_noise(board: Board, program: Program) -> np.ndarray:
-    """Q = diag(kT / R_nominal) over the nodes, (m, m), A² s."""
-    nominal = {part.name: part.nominal for part in board.parts}
-    row = {node: k for k, node in enumerate(board.nodes)}
-    power = np.zeros(len(board.nodes))
-    for source in board.sources:
-        power[row[source.node]] += program.energy / nominal[source.heats]
-    return np.diag(power)
+def source_power(board: Board, program: Program) -> np.ndarray:
+    """kT g [A² s] of every source, (sources,): half its two-sided density."""
+    return np.array([program.energy * source.conductance for source in board.sources])
 
 
 def readout_matrix(board: Board) -> np.ndarray:
-    """H, (n, m): readings = H v."""
-    row = {node: k for k, node in enumerate(board.nodes)}
-    H = np.zeros((len(board.readings), len(board.nodes)))
+    """H, (n, m): readings = H v over the cells' own nodes."""
+    return _readout(board, board.nodes)
+
+
+def is_stable(circuit: Circuit) -> np.ndarray:
+    """Whether every mode dies out, batch axes of the circuit.
+
+    So it is for a network of reciprocal parts if C is positive definite, and G too where no inductor ends a mode.
+    """
+    stable = np.linalg.eigvalsh(circuit.capacitance)[..., 0] > 0
+    if circuit.inverse_inductance.shape[-1]:
+        return stable
+    return stable & (np.linalg.eigvalsh(circuit.conductance)[..., 0] > 0)
+
+
+def stamp_vectors(board: Board, wired: Wiring) -> np.ndarray:
+    """(m, parts): +1 at a part's first node, -1 at its second, nothing at ground or where the part is not there."""
+    return _incidence(wired.ends, np.ones(len(board.parts), dtype=bool), len(wired.nodes)) * wired.present
+
+
+def _total(weights: np.ndarray, ends: np.ndarray, chosen: np.ndarray, nodes: int) -> np.ndarray:
+    """Σ weight a aᵀ over the chosen parts, (…, m, m)."""
+    which = np.flatnonzero(chosen)
+    flat = _stamps(ends[which], nodes) @ weights[..., which].reshape(-1, len(which)).T
+    return np.ascontiguousarray(flat.T).reshape(*weights.shape[:-1], nodes, nodes)
+
+
+def _stamps(ends: np.ndarray, nodes: int) -> sparse.csr_array:
+    """a aᵀ of parts, flattened, one column a part, (m², parts): at most four entries a column."""
+    a, b = ends.T
+    rows, columns, signs = [], [], []
+    for first, second, sign in ((a, a, 1), (b, b, 1), (a, b, -1), (b, a, -1)):
+        there = np.flatnonzero((first >= 0) & (second >= 0))
+        rows.append(first[there] * nodes + second[there])
+        columns.append(there)
+        signs.append(np.full(len(there), sign))
+    entries = (np.concatenate(signs), (np.concatenate(rows), np.concatenate(columns)))
+    return sparse.csr_array(entries, (nodes * nodes, len(ends)))
+
+
+def _incidence(ends: np.ndarray, chosen: np.ndarray, nodes: int) -> np.ndarray:
+    which = ends[chosen]
+    B = np.zeros((nodes, len(which)))
+    for end, sign in zip(which.T, (1, -1), strict=True):
+        there = end >= 0
+        B[end[there], np.flatnonzero(there)] += sign
+    return B
+
+
+def _touched(ends: np.ndarray, chosen: np.ndarray, nodes: int) -> np.ndarray:
+    """Which nodes (m,) a chosen part ends on."""
+    touched = np.zeros(nodes + 1, dtype=bool)
+    touched[ends[chosen].ravel()] = True
+    return touched[:nodes]
+
+
+def _noise(board: Board, program: Program, wired: Wiring) -> np.ndarray:
+    """Q, (m, m), A² s."""
+    row = {node: k for k, node in enumerate(wired.nodes)}
+    power = np.zeros(len(wired.nodes))
+    for source, own in zip(board.sources, source_power(board, program), strict=True):
+        power[row[source.node]] += own
+    return np.diag(power)
+
+
+def _readout(board: Board, nodes: Sequence[str]) -> np.ndarray:
+    row = {node: k for k, node in enumerate(nodes)}
+    H = np.zeros((len(board.readings), len(nodes)))
     for k, reading in enumerate(board.readings):
         H[k, row[reading.plus]] = 1
         if reading.minus is not None:
@@ -103,35 +160,58 @@ def readout_matrix(board: Board) -> np.ndarray:
     return H
 
 
-def is_definite(capacitance: np.ndarray) -> np.ndarray:
-    """Whether each capacitance matrix (…, m, m) is positive definite, (…,): the copy is stable if and only if it is."""
-    return np.linalg.eigvalsh(capacitance)[..., 0] > 0
+def _inverse_inductance(board: Board, values: np.ndarray, wired: Wiring, conditions: Conditions) -> np.ndarray:
+    """Γ, (…, l, l): inverse of the inductances and of what they share."""
+    coils = [k for k, part in enumerate(board.parts) if part.kind == "L" and wired.present[k]]
+    L = values[..., coils, None] * np.eye(len(coils))
+    number = {board.parts[k].name: row for row, k in enumerate(coils)}
+    for mutual in board.mutuals:
+        if mutual.cause not in conditions.off:
+            a, b = (number[name] for name in mutual.inductors)
+            L[..., a, b] = L[..., b, a] = mutual.coefficient * np.sqrt(L[..., a, a] * L[..., b, b])
+    return np.linalg.inv(L)
 
 
-def incidence(board: Board) -> np.ndarray:
-    """(m, parts): +1 at a part's first node, -1 at its second, nothing at ground."""
-    B = np.zeros((len(board.nodes), len(board.parts)))
-    for end, sign in zip(_ends(board).T, (1, -1), strict=True):
-        there = end >= 0
-        B[end[there], np.flatnonzero(there)] = sign
-    return B
+def _without_floating_nodes(
+    values: np.ndarray, wired: Wiring, kinds: np.ndarray, own: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values and ends with every inner node gone that only capacitors touch: an open bit c and its pad p to ground.
+
+    They act as c p/(c + p) from the bit's other node to ground; without a pad the bit hangs in the air.
+    """
+    ends, values = wired.ends.copy(), values.copy()
+    present = wired.present
+    floating = ~_touched(ends, present & (kinds != "C"), len(wired.nodes))
+    floating[:own] = False
+    at: dict[int, list[int]] = {}
+    for part in np.flatnonzero(present & (floating[ends] & (ends >= 0)).any(axis=1)):
+        for node in ends[part]:
+            if node >= 0 and floating[node]:
+                at.setdefault(int(node), []).append(int(part))
+    for node, parts in at.items():
+        pads = [part for part in parts if -1 in ends[part]]
+        (bit,) = (part for part in parts if part not in pads)
+        pad = values[..., pads].sum(axis=-1)
+        values[..., bit] = values[..., bit] * pad / (values[..., bit] + pad)
+        ends[pads] = -1
+        ends[bit] = [-1 if end == node else end for end in ends[bit]]
+    return values, ends
 
 
-def _ends(board: Board) -> np.ndarray:
-    """Node numbers of both ends of every part, (parts, 2), -1 for ground."""
-    number = {node: k for k, node in enumerate(board.nodes)} | {GROUND: -1}
-    return np.array([[number[node] for node in part.nodes] for part in board.parts])
-
-
-def _stamps(board: Board, chosen: np.ndarray) -> sparse.csr_array:
-    """a aᵀ of the chosen parts, flattened, one column a part, (m², parts): at most four entries a column."""
-    a, b = _ends(board)[chosen].T
-    m = len(board.nodes)
-    rows, columns, signs = [], [], []
-    for first, second, sign in ((a, a, 1), (b, b, 1), (a, b, -1), (b, a, -1)):
-        there = np.flatnonzero((first >= 0) & (second >= 0))
-        rows.append(first[there] * m + second[there])
-        columns.append(there)
-        signs.append(np.full(len(there), sign))
-    entries = (np.concatenate(signs), (np.concatenate(rows), np.concatenate(columns)))
-    return sparse.csr_array(entries, (m * m, len(chosen)))
+def _without_algebraic_nodes(full: Circuit, capacitive: np.ndarray, other: np.ndarray) -> Circuit:
+    """The circuit of the nodes that capacitors touch: currents into the others (resistors, coils) add up to zero."""
+    keep, drop = np.flatnonzero(capacitive), np.flatnonzero(~capacitive & other)
+    G, E = full.conductance, full.coils
+    into = np.concatenate([G[..., drop, :][..., keep], E[..., drop, :]], axis=-1)
+    reach = np.linalg.solve(G[..., drop, :][..., drop], into)
+    to_nodes, to_coils = reach[..., : len(keep)], reach[..., len(keep) :]
+    across = G[..., keep, :][..., drop]
+    return Circuit(
+        full.capacitance[..., keep, :][..., keep],
+        G[..., keep, :][..., keep] - across @ to_nodes,
+        E[..., keep, :] - across @ to_coils,
+        full.inverse_inductance,
+        np.swapaxes(E[..., drop, :], -1, -2) @ to_coils,
+        full.noise[..., keep, :][..., keep],
+        full.readout[..., keep],
+    )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.assembly import Circuit, assemble_gains, is_definite
-from circuits.board import Conditions, draw_gains
+from circuits.assembly import assemble_gains, is_stable
+from circuits.board import ideal_conditions
+from circuits.copies import draw_gains
 from circuits.design import Design
 from circuits.inversion import Inversion
 from circuits.ou import reading_covariances
@@ -39,14 +40,14 @@ class Averaging:
 
 
 def averaging_law(design: Design, rule: Inversion, triples: int = TRIPLES) -> Averaging:
-    """Draw `triples` fresh triples of copies and compare their errors with those of their means."""
+    """Draw `triples` fresh triples of copies and compare their errors with those of their means: tolerance alone."""
     gains = draw_gains(design.board, design.seed + TRIPLE_SEED, 3 * triples)
-    circuits = assemble_gains(design.board, design.program, gains, Conditions())
-    definite = is_definite(circuits.capacitance).reshape(triples, 3).all(axis=1)
+    circuits = assemble_gains(design.board, design.program, gains, ideal_conditions(design.board))
+    definite = is_stable(circuits).reshape(triples, 3).all(axis=1)
     count, left_out = int(definite.sum()), int((~definite).sum())
     if count < 2:
         return Averaging(count, left_out, float(np.sqrt(3)))
-    kept = _chosen(circuits, np.repeat(definite, 3))
+    kept = circuits[np.repeat(definite, 3)]
     inverses = rule.read(reading_covariances(kept)).reshape(-1, 3, *rule.inverse.shape)
     single, mean = rule.error(inverses), rule.error(inverses.mean(axis=1))
     gain, standard_error = _gain((single**2).mean(axis=1), mean**2)
@@ -60,16 +61,6 @@ def averaging_law(design: Design, rule: Inversion, triples: int = TRIPLES) -> Av
         standard_error,
         tuple(np.sort(single.ravel()).tolist()),
         tuple(np.sort(mean).tolist()),
-    )
-
-
-def _chosen(circuits: Circuit, kept: np.ndarray) -> Circuit:
-    return Circuit(
-        circuits.capacitance[kept],
-        circuits.conductance[kept],
-        circuits.inverse_inductance[kept],
-        circuits.noise[kept],
-        circuits.readout,
     )
 
 

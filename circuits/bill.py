@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from quantiphy import Quantity
 
-from circuits.board import Board, Program, populated_parts
+from circuits.board import Board, Program
+from circuits.copies import populated_parts
 
 COLUMNS = (
     "Comment",
@@ -26,14 +27,19 @@ FOOTPRINTS = {
     "L": "Inductor_SMD:L_1210_3225Metric",
     "C": "Capacitor_SMD:C_0603_1608Metric",
     "J": "Connector_PinHeader_2.54mm:PinHeader_1x02_P2.54mm_Vertical",
+    "S": "",  # one of several in an analog switch of the designer's choice
     "N": "",  # an active element of several parts: its own sheet
+    "M": "",
 }
-UNITS = {"R": "Ω", "L": "H", "C": "F", "N": "F"}
+UNITS = {"R": "Ω", "L": "H", "C": "F", "N": "F", "M": "Ω", "S": "Ω"}
 
 
 @dataclass(frozen=True)
 class Line:
-    """Equal parts: kind (R, L, C, N for negative capacitance, J for a noise input), SI value, and who they are."""
+    """Equal parts: kind, SI value, and who they are.
+
+    Kinds: R, L, C, N and M for negative capacitance and resistance, S for a switch, J for an input of noise or bias.
+    """
 
     kind: str
     value: float | None
@@ -44,9 +50,10 @@ class Line:
     def comment(self) -> str:
         """The value in words, as printed on a schematic."""
         if self.value is None:
-            return "noise input"
+            return "bias input" if self.designators[0].startswith("IB") else "noise input"
         text = engineering(self.value, UNITS[self.kind])
-        return f"negative capacitance {text}" if self.kind == "N" else text
+        words = {"N": "negative capacitance ", "M": "negative resistance ", "S": "analog switch "}
+        return words.get(self.kind, "") + text
 
     @property
     def footprint(self) -> str:
@@ -58,11 +65,13 @@ def bill_lines(board: Board, program: Program) -> list[Line]:
     """All populated parts and noise inputs, equal ones together, in the order of the board."""
     groups: dict[tuple[str, float | None, float], list[str]] = {}
     for part, value in populated_parts(board, program):
-        kind = "N" if value < 0 else part.kind
+        kind = "S" if part.bit else part.kind if value > 0 else {"C": "N", "R": "M"}[part.kind]
         groups.setdefault((kind, value, part.tolerance), []).append(part.name)
-    for source in board.sources:
-        groups.setdefault(("J", None, 0.0), []).append(source.name)
-    return [Line(*key, tuple(names)) for key, names in groups.items()]
+    lines = [Line(*key, tuple(names)) for key, names in groups.items()]
+    for entries in (board.sources, board.inputs):
+        if entries:
+            lines.append(Line("J", None, 0.0, tuple(entry.name for entry in entries)))
+    return lines
 
 
 def bill_text(board: Board, program: Program) -> str:

@@ -3,20 +3,21 @@
 They keep apart what changes separately. A *Board* is what is soldered: cells, parts, sources, readings, limits;
 it holds no target. A *Program* puts one target on it. A *Copy* is one physical specimen: the ratio actual/nominal
 of every part, the same whatever is programmed. *Conditions* say when and how it is looked at. The netlist writer
-and the matrix assembly both start from these four and share nothing else but `part_values`.
+and the matrix assembly both start from these four and share nothing else but circuits.copies.
 
-All values are SI: ohm, henry, farad, second, joule, volt.
+What is not ideal is a part like any other, with a `cause`: switched off it is not there (a stray capacitance), or it is
+a wire (the resistance of a switch).
+
+All values are SI: ohm, henry, farad, siemens, second, joule, volt.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from circuits.store import Array, sha256
+from circuits.store import Array
 
 GROUND = "0"
-PART_STREAM = 1  # every use of random numbers has a stream of its own, whatever the seeds are
 REFERENCE_CELSIUS = 27.0
 TOLERANCE = "tolerance"  # the cause under which the spread of the parts is switched on and off
 
@@ -31,10 +32,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Element:
-    """A value that a program sets, held by one part or by a matched pair of parts.
+    """A value that a program sets, held by one part, by a matched pair of parts, or by the bits of a bank.
 
     `kind` is "ground" (each node of the cell to ground), "straight" (p-p and n-n, or the one node to the other),
-    "crossed" (p-n and n-p) or "negative" (a negative capacitance between p and n).
+    "crossed" (p-n and n-p) or "negative" (a negative element between p and n).
     """
 
     name: str
@@ -43,12 +44,35 @@ class Element:
 
 
 @dataclass(frozen=True)
+class Bit:
+    """When a switch is closed: bit `number` of the bank's code is set, and the code has this sign."""
+
+    bank: str
+    number: int
+    sign: int
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Binary-weighted parts behind switches: bit b is `unit` · 2ᵇ [F or S], b from 0 to `bits` - 1.
+
+    The code's sign picks the element: positive the first (straight), negative the second (crossed).
+    """
+
+    name: str
+    elements: tuple[str, ...]
+    unit: float
+    bits: int
+
+
+@dataclass(frozen=True)
 class Part:
     """One physical two-terminal part.
 
-    `kind` is "R" [ohm], "L" [H] or "C" [F]; `nominal` is None where the program's `element` sets the value;
-    `tolerance` is the half width of a uniform relative spread; `tempco` is in 1/K; `role` says what it is for;
-    `cause` is the name under which the part can be switched off ("" for a part that is meant to be there).
+    `kind` is "R" [ohm], "L" [H] or "C" [F]; `nominal` is None where the program's `element` sets the value (a
+    resistor then has its inverse); `tolerance` is the half width of a uniform relative spread; `tempco` is in 1/K;
+    `role` says what it is for; `bit` makes it a switch. `cause` is the name under which the part can be switched off
+    ("" for a part that is meant to be there); then it is not there, or, if `wire`, a wire.
     """
 
     name: str
@@ -60,19 +84,41 @@ class Part:
     tolerance: float = 0.0
     tempco: float = 0.0
     cause: str = ""
+    wire: bool = False
+    bit: Bit | None = None
+
+
+@dataclass(frozen=True)
+class Mutual:
+    """Two inductors, by part name, that share flux: M = coefficient sqrt(L1 L2)."""
+
+    name: str
+    inductors: tuple[str, str]
+    coefficient: float
+    cause: str
 
 
 @dataclass(frozen=True)
 class Source:
-    """A noise current source at `node`, its power set by the nominal value of the resistor `heats`.
+    """A noise current source at `node` with the two-sided density 2 kT `conductance`.
 
-    Two-sided density 2 kT/R_nominal, so the cell's temperature is T R_actual/R_nominal: the source does not
-    know the resistor it really meets.
+    On a capacitive board that is the nominal conductance of the cell's resistor, so the cell's temperature is
+    T R_actual/R_nominal: the source does not know the resistor it really meets.
     """
 
     name: str
     node: str
-    heats: str
+    conductance: float
+
+
+@dataclass(frozen=True)
+class Input:
+    """A bias current input at `node`: `share` of what is put into the cell (1; ½ at p and -½ at n)."""
+
+    name: str
+    node: str
+    cell: int
+    share: float
 
 
 @dataclass(frozen=True)
@@ -86,12 +132,13 @@ class Reading:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the board can hold: largest element [F], largest rms reading [V], and how coarsely noise may be held.
+    """What the board can hold: elements [F or S], largest rms reading [V], and how coarsely noise may be held.
 
     `hold_bias` is the fraction of the fastest mode's variance that holding the noise for one period may cost.
     """
 
-    capacitance: float = 1e-6
+    smallest: float = 0.0
+    largest: float = 1e-6
     reading_rms: float = 0.05
     hold_bias: float = 0.03
 
@@ -100,27 +147,55 @@ class Limits:
 class Board:
     """What is soldered. `kind` is "plain" (one node a cell) or "differential" (two).
 
-    `unit_capacitance` [F] stands for 1 of the programmed matrix.
+    `coupling` is "capacitive" (the elements are capacitances, `unit` in F) or "resistive" (conductances, `unit` in S);
+    `unit` stands for 1 of the programmed matrix. `capacitance` [F] is what turns a covariance into an inverse: the
+    unit of a capacitive board, the capacitor of every cell of a resistive one.
     """
 
     kind: str
+    coupling: str
     cells: tuple[Cell, ...]
     elements: tuple[Element, ...]
     parts: tuple[Part, ...]
     sources: tuple[Source, ...]
     readings: tuple[Reading, ...]
-    unit_capacitance: float
+    unit: float
+    capacitance: float
+    inputs: tuple[Input, ...] = ()
+    banks: tuple[Bank, ...] = ()
+    mutuals: tuple[Mutual, ...] = ()
     limits: Limits = field(default_factory=Limits)
 
     @property
+    def element_unit(self) -> str:
+        """In what elements are measured: "F" or "S"."""
+        return "F" if self.coupling == "capacitive" else "S"
+
+    @property
+    def element_kind(self) -> str:
+        """Which part holds an element: "C" or "R"."""
+        return "C" if self.coupling == "capacitive" else "R"
+
+    @property
     def nodes(self) -> tuple[str, ...]:
-        """All nodes but ground, cell by cell."""
+        """The nodes of the cells, cell by cell."""
         return tuple(node for cell in self.cells for node in cell.nodes)
 
     @property
     def nodes_per_cell(self) -> int:
-        """1 or 2; also the factor in Cov(reading) = nodes_per_cell kT (c0 M)^-1."""
+        """1 or 2; also the factor k in Cov(reading) = k kT/c M⁻¹."""
         return len(self.cells[0].nodes)
+
+
+@dataclass(frozen=True)
+class RoundingCost:
+    """Relative errors of the nominal inverse: with the nearest values of the grid and the old scaling (None if such a
+    board is not even positive definite), and with what was chosen.
+    """
+
+    series: str
+    error_nearest: float | None
+    error: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +203,9 @@ class Program:
     """One target on one board.
 
     With X = diag(scaling) congruence the board holds M = X P Xᵀ, and P⁻¹ = Xᵀ M⁻¹ X. `scaling` carries the
-    reading signs; `step` names the circuit and `reason` says why no cheaper one. `values` [F] sets every element that
-    is populated; `energy` [J] is kT of the cells; `period` [s] is the hold time of the noise samples and the sampling
-    period of the readings; `settling` [s] is the time constant of the slowest mode of the nominal board.
+    reading signs; `step` names the circuit and `reason` says why no cheaper one. `values` [F or S] sets every element
+    that is populated; `energy` [J] is kT of the cells; `period` [s] is the hold time of the noise samples and the
+    sampling period of the readings; `settling` [s] is the time constant of the slowest mode of the nominal board.
     """
 
     name: str
@@ -143,6 +218,7 @@ class Program:
     energy: float
     period: float
     settling: float
+    rounding: RoundingCost | None = None
 
     @property
     def mapping(self) -> np.ndarray:
@@ -166,72 +242,18 @@ class Copy:
 
 @dataclass(frozen=True)
 class Conditions:
-    """When and how a copy is looked at: ambient [°C], the causes that are on, the seed of its noise."""
+    """When and how a copy is looked at: ambient [°C], the causes that are switched off, the seed of its noise."""
 
     ambient: float = REFERENCE_CELSIUS
-    causes: frozenset[str] = frozenset({TOLERANCE})
+    off: frozenset[str] = frozenset()
     seed: int = 0
 
 
-def nominal_copy(board: Board) -> Copy:
-    """The copy whose every part is exactly nominal."""
-    return Copy("nominal", {part.name: 1.0 for part in board.parts})
+def ideal_conditions(board: Board) -> Conditions:
+    """What a program is made for: what is static and known is on, everything else is off.
 
-
-def draw_gains(board: Board, seed: int, copies: int) -> np.ndarray:
-    """Ratios actual/nominal of `copies` specimens, (copies, parts): 1 + tolerance · uniform(-1, 1), independent.
-
-    A part's ratio depends on `seed`, the copy's number and the part's name alone: more copies, or more parts on the
-    board, leave the ones there are as they were.
+    A capacitive board counts on the pads of its switches, coils and inputs, a resistive one on the closed switches.
     """
-    tolerance = np.array([part.tolerance for part in board.parts])
-    names = np.array([int(sha256(part.name)[:16], 16) for part in board.parts], dtype=np.uint64)
-    keys = np.array(
-        [np.random.SeedSequence([PART_STREAM, seed, k]).generate_state(1, np.uint64) for k in range(copies)]
-    )
-    uniform = _mixed(_mixed(names + keys.reshape(copies, 1))) / 2.0**64  # (copies, parts), 0 to 1
-    return 1 + tolerance * (2 * uniform - 1)
-
-
-def draw_copies(board: Board, seed: int, copies: int) -> tuple[Copy, ...]:
-    """The same specimens as `draw_gains`, named copy-1, copy-2, …"""
-    names = [part.name for part in board.parts]
-    return tuple(
-        Copy(f"copy-{k}", dict(zip(names, row.tolist(), strict=True)))
-        for k, row in enumerate(draw_gains(board, seed, copies), start=1)
-    )
-
-
-def gains_of(board: Board, copies: Sequence[Copy]) -> np.ndarray:
-    """Ratios of given copies in the order of the board's parts, (copies, parts)."""
-    return np.array([[copy.gains[part.name] for part in board.parts] for copy in copies])
-
-
-def part_values(board: Board, program: Program, gains: np.ndarray, conditions: Conditions) -> np.ndarray:
-    """Actual value of every part, shape of `gains` (…, parts): nominal · gain · (1 + tempco ΔT).
-
-    A part that the program leaves out, or whose cause is off, has the value 0 and is not there.
-    """
-    nominal = np.array([_nominal(part, program, conditions) for part in board.parts])
-    tempco = np.array([part.tempco for part in board.parts])
-    spread = gains if TOLERANCE in conditions.causes else np.ones_like(gains)
-    return nominal * spread * (1 + tempco * (conditions.ambient - REFERENCE_CELSIUS))
-
-
-def populated_parts(board: Board, program: Program) -> list[tuple[Part, float]]:
-    """The parts that a program solders in, with their nominal values, in the board's order."""
-    nominal = part_values(board, program, np.ones(len(board.parts)), Conditions())
-    return [(part, float(value)) for part, value in zip(board.parts, nominal, strict=True) if value != 0]
-
-
-def _mixed(z: np.ndarray) -> np.ndarray:
-    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): every bit of the input moves half of the output."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def _nominal(part: Part, program: Program, conditions: Conditions) -> float:
-    if part.cause and part.cause not in conditions.causes:
-        return 0.0
-    return program.values.get(part.element, 0.0) if part.nominal is None else part.nominal
+    unknown = {"winding", "esr", "coupled coils", "strays"}
+    dynamic = {"switches"} if board.coupling == "capacitive" else {"pads"}
+    return Conditions(off=frozenset(unknown | dynamic))

@@ -17,8 +17,9 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.optimize import least_squares
 
-from circuits.assembly import Circuit, assemble_gains, is_definite
-from circuits.board import Board, Conditions, Program, draw_gains
+from circuits.assembly import Circuit, assemble_gains, is_stable
+from circuits.board import Board, Conditions, Program
+from circuits.copies import draw_gains
 from circuits.design import Design
 from circuits.device import Device, Estimate, FittedCopy, reduced_circuit
 from circuits.errors import InputError
@@ -75,6 +76,11 @@ def calibrate(
 ) -> tuple[Device, dict[str, Fit]]:
     """Fit every copy to its `route` ("exact" or "sampled") run; the device, and the fits by copy."""
     board, program = design.board, design.program
+    if board.banks or board.coupling == "resistive":
+        raise InputError(
+            f"calibration is for capacitive boards of fixed parts, this one is {board.coupling}"
+            + " with switched banks" * bool(board.banks)
+        )
     layout = Layout(tuple(e.name for e in board.elements if e.name in program.values), len(board.cells))
     missing = [copy.name for copy in design.copies if getattr(measured[copy.name], _FIELD[route]) is None]
     if missing:
@@ -159,7 +165,7 @@ def _discrepancy(design: Design, layout: Layout, measured: dict[str, Run]) -> np
         [
             _statistics(full[k], frequencies) - _statistics(model_circuit(board, program, layout, theta), frequencies)
             for k, theta in enumerate(element_means(board, layout, gains))
-            if is_definite(full[k].capacitance)
+            if is_stable(full[k])
         ]
     )
 

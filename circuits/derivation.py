@@ -8,6 +8,10 @@ have the stationary law  v ~ N(0, kT C⁻¹), φ ~ N(0, kT Γ⁻¹), uncorrelate
 equation, zero). C is summed from the currents of the elements, one by one. For differential cells the coordinates
 u = p - n and w = (p + n)/2 separate: u sees c0 M, w sees a matrix of its own. Solving "what u sees = c0 M" for the
 elements gives the formulas that synthesis evaluates.
+
+A resistive board is the same network of conductances, C dv/dt = -G v + i_b + i_n with C = c I and sources of equal
+power, <i_n i_nᵀ> = 2 kT g₀ δ: G takes the place of C, the mean is G⁻¹ i_b and the covariance (kT g₀/c) G⁻¹
+(`resistive_residuals`).
 """
 
 from collections.abc import Callable
@@ -21,6 +25,7 @@ M11, M22, M12 = sp.symbols("M_11 M_22 M_12", real=True)
 GROUND1, GROUND2, STRAIGHT, CROSSED = sp.symbols("g_1 g_2 c_s c_x", nonnegative=True)
 NEGATIVE1, NEGATIVE2 = sp.symbols("d_1 d_2", real=True)
 ENERGY, CONDUCTANCE, STIFFNESS = sp.symbols("kT G Gamma", positive=True)
+CAPACITANCE, UNIT = sp.symbols("c g_0", positive=True)
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,20 @@ def stationary_residual(capacitance: sp.Matrix) -> sp.Matrix:
     law = sp.Matrix(sp.BlockMatrix([[ENERGY * inverse, zero], [zero, ENERGY / STIFFNESS * eye]]))
     diffusion = sp.Matrix(sp.BlockMatrix([[2 * ENERGY * CONDUCTANCE * inverse * inverse.T, zero], [zero, zero]]))
     return sp.simplify(drift * law + law * drift.T - diffusion)
+
+
+def resistive_residuals(conductance: sp.Matrix) -> tuple[sp.Matrix, sp.Matrix]:
+    """Residuals of the claimed laws of a resistive board, zero if they hold.
+
+    d(e^{-Gt/c} (v₀ - G⁻¹ i) + G⁻¹ i)/dt + (G v - i)/c at t = 0, for the mean, and A Σ + Σ Aᵀ - D.
+    """
+    n = conductance.shape[0]
+    start, bias = (sp.Matrix(sp.symbols(f"{letter}_1:{n + 1}", real=True)) for letter in "vi")
+    drift, settled = conductance / CAPACITANCE, conductance.inv() * bias
+    law = ENERGY * UNIT / CAPACITANCE * conductance.inv()
+    diffusion = 2 * ENERGY * UNIT / CAPACITANCE**2 * sp.eye(n)
+    mean = -drift * (start - settled) + (conductance * start - bias) / CAPACITANCE
+    return sp.simplify(mean), sp.simplify(drift * law + law * drift.T - diffusion)
 
 
 def _plain() -> CellLaw:

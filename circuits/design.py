@@ -6,26 +6,28 @@ design is refused, with the yield and what would do.
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from circuits.assembly import assemble_gains, is_definite, nominal_circuit
-from circuits.board import Board, Conditions, Copy, Program, draw_copies, draw_gains, gains_of, nominal_copy
+from circuits.assembly import assemble_gains, is_stable, nominal_circuit
+from circuits.board import Board, Conditions, Copy, Program, RoundingCost, ideal_conditions
+from circuits.choices import Choices, check_choices
+from circuits.copies import draw_copies, draw_gains, gains_of, nominal_copy
+from circuits.deck import circuit_of
 from circuits.errors import InputError, UnstableCopyError
-from circuits.layout import Choices, check_choices
-from circuits.netlist import check_name, circuit_of, noise_amplitude
+from circuits.netlist import check_name, noise_amplitude
 from circuits.ou import nominal_hold_correction
-from circuits.rounding import RoundingCost, round_fixed, round_to_series
+from circuits.parasitics import Parasitics, check_parasitics
 from circuits.store import provenance, read_json, sha256
 from circuits.synthesis import design as synthesise
-from circuits.synthesis import levelled
+from circuits.synthesis import reprogram
 from circuits.target import DOUBLINGS, least_damping, two_digits
 
-SCHEMA = "tngd.board/1"
+SCHEMA = "tngd.board/2"
 YIELD_DRAWS = 400
 GOOD_YIELD = 0.99
 
@@ -42,12 +44,16 @@ class Design:
     damping: float
     yield_fraction: float
     source: str
-    rounding: RoundingCost | None = None
 
     @property
     def specimens(self) -> tuple[Copy, ...]:
         """The nominal board, then the copies."""
         return (nominal_copy(self.board), *self.copies)
+
+    @property
+    def rounding(self) -> RoundingCost | None:
+        """What rounding costs, if the values are rounded."""
+        return self.program.rounding
 
 
 def make_design(
@@ -62,29 +68,47 @@ def make_design(
     source: str = "matrix",
     cells: str = "auto",
     choices: Choices | None = None,
-    series: str | None = None,
+    parasitics: Parasitics | None = None,
 ) -> Design:
     """Design board and copies for a checked target (damping already in it); InputError if a copy would run away."""
     check_name(name)
     check_options(copies, tolerance, seed)
-    board, program = synthesise(target, congruence, name, tolerance, cells, choices and check_choices(choices))
-    cost = None
-    if series:
-        board = round_fixed(board, series)
-        rounding = round_to_series(board, program, series)
-        program = levelled(board, replace(program, values=rounding.values, scaling=rounding.scaling))
-        cost = rounding.cost
+    made, extra = check_choices(choices or Choices()), check_parasitics(parasitics or Parasitics())
+    board, program = synthesise(target, congruence, name, tolerance, cells, made, extra)
+    _check_nominal(board, program)
     drawn = draw_copies(board, seed, copies)
-    definite = _definite(board, program, gains_of(board, drawn))
-    fraction = float(_definite(board, program, draw_gains(board, seed, YIELD_DRAWS)).mean())
+    definite = _stable(board, program, gains_of(board, drawn))
+    fraction = float(_stable(board, program, draw_gains(board, seed, YIELD_DRAWS)).mean())
     if not definite.all():
         failed = drawn[int(np.argmin(definite))].name
-        remedies = _remedies(board, program, copies, tolerance, seed, damping, cells)
+        remedies = _remedies(board, program, copies, tolerance, seed, damping, cells, made)
         raise UnstableCopyError(
             f"{failed} is not positive definite: at ±{tolerance:.3g} parts {fraction:.0%} of the copies hold this "
             f"target; {remedies} would do"
         )
-    return Design(board, program, drawn, seed, tolerance, damping, fraction, source, cost)
+    return Design(board, program, drawn, seed, tolerance, damping, fraction, source)
+
+
+def reuse_design(
+    old: Design,
+    target: np.ndarray,
+    congruence: np.ndarray | None = None,
+    *,
+    name: str = "board",
+    damping: float = 0.0,
+    source: str = "matrix",
+) -> Design:
+    """Program another checked target onto the board and the copies of a design that has banks.
+
+    InputError if its board has none, is of another size, or holds no such target.
+    """
+    program = reprogram(old.board, target, congruence, check_name(name))
+    definite = _stable(old.board, program, gains_of(old.board, old.copies))
+    if not definite.all():
+        failed = old.copies[int(np.argmin(definite))].name
+        raise UnstableCopyError(f"{failed} does not hold this target: it would run away; use a --precondition")
+    fraction = float(_stable(old.board, program, draw_gains(old.board, old.seed, YIELD_DRAWS)).mean())
+    return replace(old, program=program, damping=damping, yield_fraction=fraction, source=source)
 
 
 def check_options(copies: int, tolerance: float, seed: int) -> None:
@@ -98,11 +122,17 @@ def check_options(copies: int, tolerance: float, seed: int) -> None:
 
 
 def holds(
-    target: np.ndarray, congruence: np.ndarray | None, copies: int, tolerance: float, seed: int, cells: str
+    target: np.ndarray,
+    congruence: np.ndarray | None,
+    copies: int,
+    tolerance: float,
+    seed: int,
+    cells: str,
+    choices: Choices | None = None,
 ) -> bool:
     """Whether the drawn copies, and 99 % of all, hold a checked target."""
     try:
-        board, program = synthesise(target, congruence, tolerance=tolerance, cells=cells)
+        board, program = synthesise(target, congruence, "board", tolerance, cells, choices)
     except InputError:
         return False
     return _all_hold(board, program, draw_gains(board, seed, max(copies, YIELD_DRAWS)), copies)
@@ -115,11 +145,11 @@ def describe(design: Design, hashes: dict[str, str]) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": program.name,
         "step": program.step,
+        "coupling": board.coupling,
         "cells": _cells(board, program),
         "scale": _scale(board, program),
         "tolerance": design.tolerance,
         "damping": design.damping,
-        "rounding": asdict(design.rounding) if design.rounding else None,
         "yield": {"definite_fraction": design.yield_fraction, "draws": YIELD_DRAWS},
         "board": TypeAdapter(Board).dump_python(board, mode="json"),
         "program": TypeAdapter(Program).dump_python(program, mode="json"),
@@ -146,7 +176,6 @@ def load_design(folder: Path) -> tuple[Design, dict[str, str]]:
             float(content["damping"]),
             float(content["yield"]["definite_fraction"]),
             str(content["provenance"]["source"]),
-            TypeAdapter(RoundingCost | None).validate_python(content["rounding"]),
         )
         hashes = dict(content["provenance"]["netlist_sha256"])
         seal = content["provenance"].pop("content_sha256")
@@ -185,13 +214,13 @@ def _cells(board: Board, program: Program) -> list[dict[str, Any]]:
 def _scale(board: Board, program: Program) -> dict[str, Any]:
     """What turns recorded readings into an inverse."""
     return {
-        "unit_capacitance_F": board.unit_capacitance,
+        "capacitance_F": board.capacitance,
         "energy_kT_J": program.energy,
         "nodes_per_cell": board.nodes_per_cell,
         "sampling_period_s": program.period,
         "mapping": program.mapping.tolist(),
         "hold_correction_V2": nominal_hold_correction(nominal_circuit(board, program), program.period).tolist(),
-        "law": "inverse = mapping' (unit_capacitance / (nodes_per_cell kT) Cov) mapping, Cov = covariance of the "
+        "law": "inverse = mapping' (capacitance / (nodes_per_cell kT) Cov) mapping, Cov = covariance of the "
         "recorded readings + hold_correction: what holding the noise for a sampling period takes from white noise",
     }
 
@@ -207,17 +236,39 @@ def _read_deck(folder: Path, name: str, hashes: dict[str, str]) -> str:
     return circuit_of(text)
 
 
-def _definite(board: Board, program: Program, gains: np.ndarray) -> np.ndarray:
-    return is_definite(assemble_gains(board, program, gains, Conditions()).capacitance)
+def _stable(board: Board, program: Program, gains: np.ndarray) -> np.ndarray:
+    """Whether copies of these gains (copies, parts) are stable, (copies,).
+
+    On a board with banks the ideal circuit says it: there is nothing negative on a capacitive one, and on a resistive
+    one the inner nodes are eliminated.
+    """
+    conditions = ideal_conditions(board) if board.banks else Conditions()
+    return is_stable(assemble_gains(board, program, gains, conditions))
+
+
+def _check_nominal(board: Board, program: Program) -> None:
+    """Raise InputError if not even exact parts hold the target: a negative element that ESR leaves alone."""
+    if not _stable(board, program, np.ones((1, len(board.parts))))[0]:
+        raise InputError(
+            "behind their ESR the positive capacitors leave the negative elements alone at high frequencies, and the "
+            "board runs away; use a --precondition, --cells differential with a --damping, or no --esr"
+        )
 
 
 def _all_hold(board: Board, program: Program, gains: np.ndarray, copies: int) -> bool:
-    definite = _definite(board, program, gains)
+    definite = _stable(board, program, gains)
     return bool(definite[:copies].all() and definite[:YIELD_DRAWS].mean() >= GOOD_YIELD)
 
 
 def _remedies(
-    board: Board, program: Program, copies: int, tolerance: float, seed: int, damping: float, cells: str
+    board: Board,
+    program: Program,
+    copies: int,
+    tolerance: float,
+    seed: int,
+    damping: float,
+    cells: str,
+    choices: Choices,
 ) -> str:
     """What would do in words: the tolerance and the damping at which these copies and 99 % of all hold this target."""
     gains = draw_gains(board, seed, max(copies, YIELD_DRAWS))
@@ -226,7 +277,7 @@ def _remedies(
     n = len(program.target)
     raw = program.target - damping * np.eye(n)
     first = damping + 1e-6 * float(np.trace(program.target)) / n
-    larger = least_damping(raw, first, lambda P: holds(P, program.congruence, copies, tolerance, seed, cells))
+    larger = least_damping(raw, first, lambda P: holds(P, program.congruence, copies, tolerance, seed, cells, choices))
     found = (("--tolerance", smaller), ("--damping", larger))
     words = [f"{option} {value:.2g}" for option, value in found if value is not None]
     return " or ".join(filter(None, [", ".join(words), "a --precondition from an older matrix"]))

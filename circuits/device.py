@@ -23,7 +23,7 @@ from circuits.board import Board, Program
 from circuits.errors import InputError
 from circuits.store import read_json, sha256
 
-SCHEMA = "tngd.device/1"
+SCHEMA = "tngd.device/2"
 DEVICE_STREAM = 3  # of random numbers: not that of parts or noise
 
 
@@ -90,12 +90,15 @@ def reduced_circuit(
             C[j, j] += value
             C[i, j] = C[j, i] = C[i, j] + (value if element.kind == "crossed" else -value)
     resistance, inductance = _nominal(board)
+    eye = np.eye(n)
     return Circuit(
         C,
         np.diag(1 / (resistance * temperatures)),
+        eye,
         np.diag(1 / (inductance * inductances)),
-        k * program.energy / resistance * np.eye(n),
-        np.eye(n),
+        0 * eye,
+        k * program.energy / resistance * eye,
+        eye,
     )
 
 
@@ -114,7 +117,7 @@ def predict(device: Device, copy: int, program: Program) -> Circuit:
 def quality_factor(board: Board) -> float:
     """R sqrt(c0/L) of a cell with the unit capacitance."""
     resistance, inductance = _nominal(board)
-    return float(resistance * np.sqrt(board.unit_capacitance / inductance))
+    return float(resistance * np.sqrt(board.unit / inductance))
 
 
 def describe_device(device: Device) -> dict[str, Any]:

@@ -11,3 +11,7 @@ class UnstableCopyError(InputError):
 
 class SimulationError(RuntimeError):
     """ngspice is missing, crashed, hung, or returned something that is not a result."""
+
+
+class CoarseBankError(InputError):
+    """No codes of the banks come near enough to a target."""

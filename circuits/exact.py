@@ -1,20 +1,20 @@
 """The covariance of the readings without sampling: one AC run per noise source, integrated over frequency.
 
 With unit current at source k the readings answer z_k(f), so their one-sided spectral density is Σ_k S_k z_k z_kᴴ with
-S_k = 4 kT / R_nominal, and the covariance is its integral. In ln f the integrand is smooth and dies out at both ends
-(f² below, f⁻² above), so the plain rectangle sum converges exponentially; the two tails are closed as geometric
-series. The estimates of its own error are the differences to the same sum over every other point, and over a band that
-is a decade shorter at both ends.
+S_k = 4 kT g, and the covariance is its integral. In ln f the integrand is smooth and dies out at both ends
+so the plain rectangle sum converges exponentially; the two tails are closed as geometric series. Below the band the
+density is a + b f² (a is zero where inductors alone lead to ground), above it falls as f⁻². The estimates of its own
+error are the differences to the same sum over every other point, and over a band that is a decade shorter at both ends.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.assembly import nominal_circuit, readout_matrix, source_noise
+from circuits.assembly import nominal_circuit, readout_matrix, source_power
 from circuits.board import Board, Program
+from circuits.deck import exact_analysis
 from circuits.errors import SimulationError
-from circuits.netlist import exact_analysis
 from circuits.ngspice import run_deck
 
 TOLERANCE = 1e-8  # relative, of the integration
@@ -72,10 +72,18 @@ def integrate(frequency: np.ndarray, density: np.ndarray) -> np.ndarray:
     """∫₀^∞ density df for a grid equally spaced in ln f; density (f, n, n), real part of the result (n, n)."""
     step = np.log(frequency[-1] / frequency[0]) / (len(frequency) - 1)
     y = density * frequency[:, None, None]
-    high = y[-1] * (1 / (1 - np.exp(-step)) - 1)  # density ~ f⁻²
-    low = y[0] * (1 / (1 - np.exp(-3 * step)) - 1)  # density ~ f²
+    high = y[-1] * _tail(step)  # density ~ f⁻²
+    octave = max(1, round(np.log(2) / step))
+    square = np.exp(2 * octave * step)
+    constant = (density[0] * square - density[octave]) / (square - 1) * frequency[0]
+    low = constant * _tail(step) + (y[0] - constant) * _tail(3 * step)
     total = (y.sum(axis=0) + high + low) * step
     return (total.real + total.real.T) / 2
+
+
+def _tail(step: float) -> float:
+    """Σ e^{-k step}, k = 1, 2, …: what the rectangle sum misses beyond its last point."""
+    return float(1 / np.expm1(step))
 
 
 def _measure(
@@ -87,20 +95,25 @@ def _measure(
     if any(len(plot.scale) != len(frequency) for plot in plots) or not np.isclose(frequency[-1], high, rtol=1e-3):
         raise SimulationError("ngspice stopped inside an AC sweep; run it again")
     answers = np.stack([plot.voltages @ readout_matrix(board).T for plot in plots], axis=1)  # (f, source, n)
-    power = 4 * np.diag(source_noise(board, program))  # S_k, sources in the order of the nodes they feed
+    power = 4 * source_power(board, program)  # S_k
     return frequency, np.einsum("k,fki,fkj->fij", power, answers, answers.conj(), optimize=True)
 
 
 def _band(board: Board, program: Program) -> tuple[float, float]:
     """Whole decades well around the corners of the nominal board's modes.
 
-    A mode of capacitance c has its resonance at sqrt(Γ/c), and when it is overdamped its corners at Γ/G and G/c.
+    A mode of capacitance c has its resonance at sqrt(Γ/c), and when it is overdamped its corners at Γ/G and G/c; one of
+    a resistive board has its corner at g/C.
     """
     circuit = nominal_circuit(board, program)
-    capacitance = np.linalg.eigvalsh(circuit.capacitance)
-    stiffness, conductance = circuit.inverse_inductance[0, 0], circuit.conductance[0, 0]
-    lowest = min(np.sqrt(stiffness / capacitance[-1]), stiffness / conductance) / (2 * np.pi)
-    highest = max(np.sqrt(stiffness / capacitance[0]), conductance / capacitance[0]) / (2 * np.pi)
+    if board.coupling == "resistive":
+        conductance = np.linalg.eigvalsh(circuit.conductance)
+        lowest, highest = conductance[[0, -1]] / circuit.capacitance[0, 0] / (2 * np.pi)
+    else:
+        capacitance = np.linalg.eigvalsh(circuit.capacitance)
+        stiffness, conductance = circuit.inverse_inductance[0, 0], circuit.conductance[0, 0]
+        lowest = min(np.sqrt(stiffness / capacitance[-1]), stiffness / conductance) / (2 * np.pi)
+        highest = max(np.sqrt(stiffness / capacitance[0]), conductance / capacitance[0]) / (2 * np.pi)
     return (
         float(10.0 ** np.floor(np.log10(lowest * MARGIN_LOW))),
         float(10.0 ** np.ceil(np.log10(highest * MARGIN_HIGH))),

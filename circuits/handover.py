@@ -4,6 +4,7 @@ board.json               the records, and what a reader needs to rebuild the mea
 netlists/*.cir           decks of the nominal board and of every copy, plain numbers
 lib/spu_cells.lib        the cell and coupling subcircuits, as KiCad simulation models
 bom.csv, board.net       what to buy and how it is connected
+codes.csv                what to set the switches of a board with banks to
 schematic.svg, design.md what to look at and what to discuss
 """
 
@@ -11,10 +12,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from circuits.banks import codes_text
 from circuits.bill import bill_text
 from circuits.board import Conditions
+from circuits.deck import deck
 from circuits.design import Design, describe
-from circuits.netlist import deck, library_text
+from circuits.netlist import library_text
 from circuits.pcb import pcb_netlist
 from circuits.review import review_text
 from circuits.sampled import CHUNK, chunk_seed
@@ -33,6 +36,8 @@ def write_design(design: Design, folder: Path, force: bool = False) -> None:
             hashes[name] = sha256(text)
         write_text(fresh / "lib" / "spu_cells.lib", library_text(board))
         write_text(fresh / "bom.csv", bill_text(board, program))
+        if board.banks:
+            write_text(fresh / "codes.csv", codes_text(board, program))
         write_text(fresh / "schematic.svg", schematic_svg(board, program))
         write_text(fresh / "design.md", review_text(design))
         write_text(fresh / "board.net", pcb.result())

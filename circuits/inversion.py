@@ -1,4 +1,4 @@
-"""Reading an inverse off a board: B = Xᵀ (c0 Cov(y) / (k kT)) X, k nodes a cell, with the nominal scale.
+"""Reading an inverse off a board: B = Xᵀ (c Cov(y) / (k kT)) X, k nodes a cell, with the nominal scale.
 
 Errors are relative Frobenius distances to P⁻¹; the scale-free figure allows one factor, min_a ||a B - P⁻¹|| / ||P⁻¹||.
 A covariance sampled under held noise is biased; what the *nominal* board loses to the hold is put back before the
@@ -19,7 +19,7 @@ class Inversion:
     """Reading of covariances as inverses for one design: B = mapᵀ S map with the scale taken in."""
 
     inverse: np.ndarray  # (n, n), P⁻¹ by numpy
-    map: np.ndarray  # (n, n), X sqrt(c0 / (k kT))
+    map: np.ndarray  # (n, n), X sqrt(c / (k kT))
 
     def read(self, covariance: np.ndarray) -> np.ndarray:
         """B (…, n, n) from covariances of the readings (…, n, n) [V²]."""
@@ -49,7 +49,7 @@ class Inversion:
 def inversion(design: Design) -> Inversion:
     """The reading rule of a design."""
     board, program = design.board, design.program
-    scale = board.unit_capacitance / (board.nodes_per_cell * program.energy)
+    scale = board.capacitance / (board.nodes_per_cell * program.energy)
     return Inversion(np.linalg.inv(program.target), program.mapping * np.sqrt(scale))
 
 

@@ -33,8 +33,10 @@ class Plan:
     reason: str
 
 
-def plan(target: np.ndarray, congruence: np.ndarray, cells: str = "auto") -> Plan:
+def plan(target: np.ndarray, congruence: np.ndarray, cells: str = "auto", negative: bool = True) -> Plan:
     """The cheapest plan that holds T P Tᵀ; `cells` other than "auto" leaves only that kind.
+
+    Without `negative` elements (switched banks hold none) only passive plans are left.
 
     "plain" and "differential" are passive, "active" is differential with negative elements where they are needed.
     InputError says what would do if the kind asked for does not hold the target.
@@ -54,10 +56,10 @@ def plan(target: np.ndarray, congruence: np.ndarray, cells: str = "auto") -> Pla
     found = _differential(U, unit, M, cells)
     if found:
         return found
-    if cells == "differential":
+    if cells == "differential" or not negative:
         damping = passive_damping(target, congruence)
         words = [f"--damping {damping:.2g}"] if damping else []
-        words += ["a --precondition from an older matrix", "--cells active"]
+        words += ["a --precondition from an older matrix"] + ["--cells active"] * negative
         raise InputError(
             f"passive differential cells do not hold the target: {_undominated(U)}; {' or '.join(words)} would do"
         )

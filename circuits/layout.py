@@ -1,121 +1,135 @@
-"""The RLC board: n cells, each R, L and a capacitor to ground at every node, all cells coupled by capacitors.
+"""The boards: n cells, all coupled, by capacitors or by resistors, with every element that a program may need.
 
-Plain cells have one node v_i; an element between v_i and v_j adds -c to M_ij. Differential cells have two, p_i and
-n_i, read as p_i - n_i; a straight pair (p_i-p_j, n_i-n_j) adds -c to M_ij, a crossed pair (p_i-n_j, n_i-p_j) adds
-+c, and a negative element between p_i and n_i adds 2 d_i < 0 to M_ii. Every element that any program may need has
-its place on the board and its parts in every copy; a program populates some of them.
+Capacitive: R, L and a capacitor to ground at every node; an element is a capacitance. Resistive: a capacitor and a
+resistor to ground at every node, and inputs for bias currents; an element is a conductance.
 
-The choices left free are made in `Choices`, and each may be overridden.
+Plain cells have one node v_i; an element between v_i and v_j adds -e to M_ij. Differential cells have two, p_i and
+n_i, read as p_i - n_i; a straight pair (p_i-p_j, n_i-n_j) adds -e to M_ij, a crossed pair (p_i-n_j, n_i-p_j) adds
++e, and a negative element between p_i and n_i adds 2 d_i < 0 to M_ii. Every element that any program may need has
+its place on the board and its parts in every copy; a program populates some of them, or sets the codes of their banks.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
+from circuits.banks import bank_of, bank_parts, unloaded_capacitances
+from circuits.board import GROUND, Bank, Board, Cell, Element, Input, Limits, Part, Reading, Source
+from circuits.choices import TEMPCO, Choices
 
-from circuits.board import GROUND, Board, Cell, Element, Limits, Part, Reading, Source
-from circuits.errors import InputError
-
-# Relative change per kelvin of ordinary parts: thin film, ferrite core, C0G.
-TEMPCO = {"R": 25e-6, "L": 100e-6, "C": 30e-6}
+LETTERS = {"ground": "G", "straight": "S", "crossed": "X", "negative": "N"}
 
 
 @dataclass(frozen=True)
-class Choices:
-    """What the target leaves open. 1 nF, 10 uH and 100 ohm: a resonance of 1.6 MHz at Q = 1.
+class _Place:
+    """Where an element is soldered: the node pairs of its parts."""
 
-    `unit_capacitance` [F] stands for 1 of the matrix: large against strays and pads, small enough to be a C0G part.
-    `resonance` [Hz] is that of a cell with the unit capacitance: slow enough for amplifiers, fast enough for small
-    inductors. `quality` is R sqrt(c0/L); a low one keeps the readings insensitive to switches, wires and losses
-    and makes samples independent soon. `reading_rms` [V] is the largest reading, `hold_bias` what the noise generator's
-    sample period may cost of the fastest mode's variance.
+    element: Element
+    pairs: tuple[tuple[str, str], ...]
+
+
+def build_board(
+    cells: int, kind: str, tolerance: float = 0.01, choices: Choices | None = None, bank_range: float = 1.0
+) -> Board:
+    """Board of `cells` cells, `kind` "plain" or "differential", every part off by at most ±`tolerance`.
+
+    `bank_range` is the largest coupling its banks hold, if it has any, as a fraction of the unit.
     """
-
-    unit_capacitance: float = 1e-9
-    resonance: float = 1 / (2 * np.pi * 1e-7)
-    quality: float = 1.0
-    reading_rms: float = 0.05
-    hold_bias: float = 0.03
-
-    @property
-    def inductance(self) -> float:
-        """L [H] of every cell."""
-        return float(f"{1 / ((2 * np.pi * self.resonance) ** 2 * self.unit_capacitance):.12g}")
-
-    @property
-    def resistance(self) -> float:
-        """R [ohm] of every cell."""
-        return float(f"{self.quality * np.sqrt(self.inductance / self.unit_capacitance):.12g}")
-
-
-def check_choices(choices: Choices) -> Choices:
-    """Return the choices if a board can be made of them, or raise InputError."""
-    ranges = {
-        "unit_capacitance": (1e-12, 1e-6, "F"),
-        "resonance": (1e2, 1e9, "Hz"),
-        "quality": (0.05, 100.0, ""),
-        "reading_rms": (1e-6, 100.0, "V"),
-        "hold_bias": (1e-6, 0.2, ""),
-    }
-    for name, (low, high, unit) in ranges.items():
-        value = getattr(choices, name)
-        if not low <= value <= high:
-            option = name.replace("_", "-")
-            raise InputError(f"--{option} is from {low:g} to {high:g} {unit}".rstrip() + f", got {value:g}")
-    return choices
-
-
-def rlc_board(cells: int, kind: str, tolerance: float = 0.01, choices: Choices | None = None) -> Board:
-    """Board of `cells` cells, `kind` "plain" or "differential", every part off by at most ±`tolerance`."""
     made = choices or Choices()
-    polarities = ("",) if kind == "plain" else ("p", "n")
-    prefix = "v" if kind == "plain" else ""
-    layout = tuple(Cell(f"cell{i}", tuple(f"{prefix}{pole}{i}" for pole in polarities)) for i in range(1, cells + 1))
-    fixed = [part for cell in layout for part in _resonator(cell, tolerance, made)]
-    held = [_ground(i, cell, tolerance) for i, cell in enumerate(layout)]
-    pairs = list(combinations(range(cells), 2))
-    held += [_coupling("straight", i, j, layout, tolerance) for i, j in pairs]
-    if kind == "differential":
-        held += [_coupling("crossed", i, j, layout, tolerance) for i, j in pairs]
-        held += [_negative(i, cell, tolerance) for i, cell in enumerate(layout)]
+    capacitive = made.coupling == "capacitive"
+    prefix, poles = ("v", ("",)) if kind == "plain" else ("", ("p", "n"))
+    layout = tuple(Cell(f"cell{i}", tuple(f"{prefix}{pole}{i}" for pole in poles)) for i in range(1, cells + 1))
+    places = list(_places(layout, made))
+    banks = tuple(bank_of(*pair, made, bank_range) for pair in _pairs_of_elements(places)) if made.bank_bits else ()
+    nodes = [node for cell in layout for node in cell.nodes]
+    conductance = 1 / made.resistance if capacitive else made.unit_conductance
     return Board(
         kind=kind,
+        coupling=made.coupling,
         cells=layout,
-        elements=tuple(element for element, _ in held),
-        parts=tuple(fixed + [part for _, parts in held for part in parts]),
-        sources=tuple(Source(f"I{node}", node, f"R{node}") for cell in layout for node in cell.nodes),
+        elements=tuple(place.element for place in places),
+        parts=(*_fixed(layout, tolerance, made), *_held(places, banks, layout, tolerance, made)),
+        sources=tuple(Source(f"I{node}", node, conductance) for node in nodes),
         readings=tuple(Reading(cell.name, cell.nodes[0], (*cell.nodes, None)[1]) for cell in layout),
-        unit_capacitance=made.unit_capacitance,
-        limits=Limits(reading_rms=made.reading_rms, hold_bias=made.hold_bias),
+        unit=made.unit,
+        capacitance=made.unit_capacitance,
+        inputs=() if capacitive else tuple(_inputs(layout)),
+        banks=banks,
+        limits=Limits(made.smallest_element, made.largest, made.reading_rms, made.hold_bias),
     )
 
 
-def _resonator(cell: Cell, tolerance: float, choices: Choices) -> list[Part]:
-    return [
-        Part(f"{kind}{node}", kind, (node, GROUND), role, value, None, tolerance, TEMPCO[kind])
-        for node in cell.nodes
-        for kind, role, value in (("R", "damping", choices.resistance), ("L", "resonance", choices.inductance))
-    ]
+def _places(cells: tuple[Cell, ...], choices: Choices) -> Iterator[_Place]:
+    """Every element of the board; with two parts in parallel every element but the negative ones comes twice."""
+    pairs = list(combinations(range(len(cells)), 2))
+    differential = len(cells[0].nodes) == 2
+    single = [] if choices.bank_bits else [(i,) for i in range(len(cells))]
+    kinds = [("ground", cell) for cell in single] + [("straight", pair) for pair in pairs]
+    if differential:
+        kinds += [("crossed", pair) for pair in pairs] + [("negative", cell) for cell in single]
+    for suffix in ("", "b")[: choices.parallel]:
+        for kind, which in kinds:
+            if not (suffix and kind == "negative"):
+                name = "_".join([kind, *(str(i + 1) for i in which)]) + suffix
+                yield _Place(Element(name, kind, which), tuple(_pairs(kind, *(cells[i].nodes for i in which))))
 
 
-def _capacitor(name: str, a: str, b: str, element: Element, tolerance: float) -> Part:
-    return Part(name, "C", (a, b), element.kind, None, element.name, tolerance, TEMPCO["C"])
+def _pairs(kind: str, near: tuple[str, ...], far: tuple[str, ...] = ()) -> list[tuple[str, str]]:
+    if kind == "ground":
+        return [(node, GROUND) for node in near]
+    if kind == "negative":
+        return [(near[0], near[1])]
+    return list(zip(near, far if kind == "straight" else far[::-1], strict=True))
 
 
-def _ground(i: int, cell: Cell, tolerance: float) -> tuple[Element, list[Part]]:
-    element = Element(f"ground_{i + 1}", "ground", (i,))
-    return element, [_capacitor(f"CG{node}", node, GROUND, element, tolerance) for node in cell.nodes]
+def _pairs_of_elements(places: list[_Place]) -> list[tuple[Element, Element | None]]:
+    """The straight and the crossed element (None on plain cells) of every two cells."""
+    crossed = {place.element.cells: place.element for place in places if place.element.kind == "crossed"}
+    straight = [place.element for place in places if place.element.kind == "straight"]
+    return [(element, crossed.get(element.cells)) for element in straight]
 
 
-def _coupling(kind: str, i: int, j: int, cells: tuple[Cell, ...], tolerance: float) -> tuple[Element, list[Part]]:
-    element = Element(f"{kind}_{i + 1}_{j + 1}", kind, (i, j))
-    far = cells[j].nodes if kind == "straight" else cells[j].nodes[::-1]
-    letter = {"straight": "CS", "crossed": "CX"}[kind]
-    return element, [
-        _capacitor(f"{letter}{a}_{b}", a, b, element, tolerance) for a, b in zip(cells[i].nodes, far, strict=True)
-    ]
+def _fixed(cells: tuple[Cell, ...], tolerance: float, choices: Choices) -> Iterator[Part]:
+    """The parts that no program changes; behind banks that includes what leads to ground."""
+    left = [choices.unit_capacitance] * len(cells)
+    if choices.bank_bits:
+        left = unloaded_capacitances(len(cells), len(cells[0].nodes), choices)
+    fixed = {"R": ("damping", choices.resistance), "L": ("resonance", choices.inductance)}
+    if choices.coupling == "resistive":
+        fixed = {"RG": ("ground", 1 / choices.unit)} if choices.bank_bits else {}
+    for cell, capacitance in zip(cells, left, strict=True):
+        for node in cell.nodes:
+            own = dict(fixed)
+            if choices.coupling == "resistive":
+                own["C"] = ("storage", capacitance)
+            elif choices.bank_bits:
+                own["CG"] = ("ground", capacitance)
+            for name, (role, value) in own.items():
+                yield Part(f"{name}{node}", name[0], (node, GROUND), role, value, None, tolerance, TEMPCO[name[0]])
 
 
-def _negative(i: int, cell: Cell, tolerance: float) -> tuple[Element, list[Part]]:
-    element = Element(f"negative_{i + 1}", "negative", (i,))
-    return element, [_capacitor(f"CN{i + 1}", *cell.nodes, element, tolerance)]
+def _held(
+    places: list[_Place], banks: tuple[Bank, ...], cells: tuple[Cell, ...], tolerance: float, choices: Choices
+) -> Iterator[Part]:
+    """The parts of all elements: one a node pair, or the bits of the banks."""
+    kind = "C" if choices.coupling == "capacitive" else "R"
+    if banks:
+        cells_of = {place.element.name: place.element.cells for place in places}
+        for bank in banks:
+            i, j = cells_of[bank.elements[0]]
+            yield from bank_parts(bank, cells[i].nodes, cells[j].nodes, kind, tolerance, choices)
+        return
+    for place in places:
+        element = place.element
+        suffix = "b" if element.name.endswith("b") else ""
+        for a, b in place.pairs:
+            short = f"{a}_{b}" if len(element.cells) == 2 else a if element.kind == "ground" else element.name[9:]
+            name = f"{kind}{LETTERS[element.kind]}{short}{suffix}"
+            yield Part(name, kind, (a, b), element.kind, None, element.name, tolerance, TEMPCO[kind])
+
+
+def _inputs(cells: tuple[Cell, ...]) -> Iterator[Input]:
+    for i, cell in enumerate(cells):
+        shares = (1.0,) if len(cell.nodes) == 1 else (0.5, -0.5)
+        for node, share in zip(cell.nodes, shares, strict=True):
+            yield Input(f"IB{node}", node, i, share)

@@ -20,24 +20,33 @@ from circuits.errors import InputError
 from circuits.exact import ExactRun, exact_run
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.sampled import chunk_deck, chunk_seed, chunk_sizes, run_chunk
+from circuits.solve import SolveRun, solve_run
 from circuits.store import sha256, write_npz
 
+EXACT, SOLVE = -1, -2  # jobs of a copy that are no chunks
+WORDS = {EXACT: "exact", SOLVE: "solving"}
 Progress = Callable[[int, int, str], None]
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what a damaged .npz makes numpy raise
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What ngspice returned for one copy: the exact run, and second moments (blocks, n, n) [V²] of the sampled one."""
+    """What ngspice returned for one copy: the exact run, and second moments (blocks, n, n) [V²] of the sampled one.
+
+    `solve` comes with the exact run of a resistive board.
+    """
 
     exact: ExactRun | None
     moments: np.ndarray | None
+    solve: SolveRun | None = None
 
 
 def spectral_frequencies(design: Design) -> np.ndarray:
-    """Frequencies (2,) [Hz] at which spectra are kept: where unit capacitance resonates, and an octave below."""
-    inductance = next(part.nominal for part in design.board.parts if part.kind == "L")
-    resonance = 1 / (2 * np.pi * np.sqrt(inductance * design.board.unit_capacitance))
+    """Frequencies (2,) [Hz] at which spectra are kept: the resonance or the corner of the unit, and an octave below."""
+    board = design.board
+    inductance = next((part.nominal for part in board.parts if part.kind == "L"), None)
+    corner = 1 / np.sqrt(inductance * board.unit) if inductance else board.unit / board.capacitance
+    resonance = corner / (2 * np.pi)
     return np.array([resonance / 2, resonance])
 
 
@@ -62,16 +71,19 @@ def measure(
     jobs: dict[tuple[str, int], Callable] = {}
     for k, copy in enumerate(design.specimens):
         text = decks[copy.name]
+        if exact and board.inputs:
+            jobs[copy.name, SOLVE] = lambda text=text: solve_run(board, program, text)
         if exact:
-            jobs[copy.name, -1] = lambda text=text: exact_run(board, program, text, wanted)
+            jobs[copy.name, EXACT] = lambda text=text: exact_run(board, program, text, wanted)
         for c, size in enumerate(sizes if k else []):
             deck = chunk_deck(board, program, text, chunk_seed(seed, k, c), size)
             jobs[copy.name, c] = lambda deck=deck, size=size: _kept_chunk(board, program, deck, size, chunks, version)
     done = _run_all(jobs, progress)
     return {
         copy.name: Run(
-            done.get((copy.name, -1)),
+            done.get((copy.name, EXACT)),
             np.concatenate([done[copy.name, c] for c in range(len(sizes))]) if k and sizes else None,
+            done.get((copy.name, SOLVE)),
         )
         for k, copy in enumerate(design.specimens)
     }
@@ -86,6 +98,9 @@ def save_measurements(path: Path, measured: dict[str, Run]) -> None:
             arrays[f"{name}/integration_error"] = np.array(run.exact.integration_error)
             arrays[f"{name}/frequencies"] = run.exact.frequencies
             arrays[f"{name}/spectra"] = run.exact.spectra
+        if run.solve:
+            fields = ("bias", "columns", "times", "settling")
+            arrays |= {f"{name}/solve_{field}": np.asarray(getattr(run.solve, field)) for field in fields}
         if run.moments is not None:
             arrays[f"{name}/moments"] = run.moments
     write_npz(path, **arrays)
@@ -120,7 +135,12 @@ def _measurement(arrays: dict[str, np.ndarray], name: str) -> Run:
         fields = ("covariance", "integration_error", "frequencies", "spectra")
         covariance, error, frequencies, spectra = (arrays[f"{name}/{field}"] for field in fields)
         exact = ExactRun(covariance, float(error), frequencies, spectra)
-    return Run(exact, arrays.get(f"{name}/moments"))
+    solve = None
+    if f"{name}/solve_columns" in arrays:
+        fields = ("bias", "columns", "times", "settling")
+        bias, *rest = (arrays[f"{name}/solve_{field}"] for field in fields)
+        solve = SolveRun(float(bias), *rest)
+    return Run(exact, arrays.get(f"{name}/moments"), solve)
 
 
 def _kept_chunk(board, program, deck: str, size: int, folder: Path | None, version: str) -> np.ndarray:
@@ -146,7 +166,7 @@ def _run_all(jobs: dict[tuple[str, int], Callable], progress: Progress) -> dict[
             for future in finished:
                 key = running.pop(future)
                 results[key] = future.result()
-                progress(len(results), len(jobs), f"{key[0]} {'exact' if key[1] < 0 else 'sampled'}")
+                progress(len(results), len(jobs), f"{key[0]} {WORDS.get(key[1], 'sampled')}")
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
     return results

@@ -1,6 +1,6 @@
 """The Ornstein-Uhlenbeck law of a circuit: x = (v, φ),  dx = -A x dt + noise of covariance D dt.
 
-    A = [[C⁻¹G, C⁻¹Γ], [-I, 0]],   D = blkdiag(2 C⁻¹ Q C⁻¹, 0)
+    A = [[C⁻¹G, C⁻¹EΓ], [-Eᵀ, RΓ]],   D = blkdiag(2 C⁻¹ Q C⁻¹, 0)
 
 A is not normal and D is singular. Stationary: A Σ + Σ Aᵀ = D. Noise that is held for h instead of white makes the
 discrete law x' = Φ x + W i_k with Φ = e^{-Ah}, W = ∫₀ʰ e^{-As} ds [C⁻¹; 0] and Cov(i_k) = 2 Q / h: its covariance
@@ -33,25 +33,24 @@ class EstimateLaw:
 
 
 def drift(circuit: Circuit) -> np.ndarray:
-    """A, (…, 2m, 2m), 1/s."""
-    C, G, K = circuit.capacitance, circuit.conductance, circuit.inverse_inductance
-    m = C.shape[-1]
-    solved = np.linalg.solve(C, np.concatenate([G, K], axis=-1))
-    lower = np.concatenate([-np.eye(m), np.zeros((m, m))], axis=-1)
-    return np.concatenate([solved, np.broadcast_to(lower, solved.shape)], axis=-2)
+    """A, (…, m + l, m + l), 1/s."""
+    E, K = circuit.coils, circuit.inverse_inductance
+    upper = np.linalg.solve(circuit.capacitance, np.concatenate([circuit.conductance, E @ K], axis=-1))
+    lower = np.concatenate([-np.swapaxes(E, -1, -2), circuit.loss @ K], axis=-1)
+    return np.concatenate([upper, lower], axis=-2)
 
 
 def diffusion(circuit: Circuit) -> np.ndarray:
-    """D, (…, 2m, 2m)."""
+    """D, (…, m + l, m + l)."""
     inverse = np.linalg.inv(circuit.capacitance)
-    m = inverse.shape[-1]
-    D = np.zeros((*inverse.shape[:-2], 2 * m, 2 * m))
+    m, coils = circuit.coils.shape[-2:]
+    D = np.zeros((*inverse.shape[:-2], m + coils, m + coils))
     D[..., :m, :m] = 2 * inverse @ circuit.noise @ inverse
     return D
 
 
 def stationary_covariance(circuit: Circuit) -> np.ndarray:
-    """Σ, (2m, 2m), of the state under white noise: the residual A Σ + Σ Aᵀ - D is zero."""
+    """Σ, (m + l, m + l), of the state under white noise: the residual A Σ + Σ Aᵀ - D is zero."""
     A, D, unit = _dimensionless(circuit)
     return unit[:, None] * solve_continuous_lyapunov(A, D) * unit
 
@@ -67,7 +66,7 @@ def reading_covariance(circuit: Circuit) -> np.ndarray:
 def reading_covariances(circuits: Circuit) -> np.ndarray:
     """`reading_covariance` of a batch of circuits, (…, n, n), by doubling: Σ(2t) = Σ(t) + e^{-At} Σ(t) e^{-Aᵀt}."""
     A, D, unit = _dimensionless(circuits)
-    m = circuits.readout.shape[1]
+    m = circuits.readout.shape[-1]
     transition, covariance = _van_loan(A, D, 0.1 / np.abs(A).sum(axis=-1).max())
     while not np.abs(transition).max() <= 1e-9:  # the next term is its square
         if not np.isfinite(transition).all():
@@ -75,14 +74,19 @@ def reading_covariances(circuits: Circuit) -> np.ndarray:
         covariance = covariance + transition @ covariance @ np.swapaxes(transition, -1, -2)
         transition = transition @ transition
     H = circuits.readout * unit[:m]
-    S = H @ covariance[..., :m, :m] @ H.T
+    S = H @ covariance[..., :m, :m] @ np.swapaxes(H, -1, -2)
     return (S + np.swapaxes(S, -1, -2)) / 2
 
 
 def spectrum(circuit: Circuit, frequencies: np.ndarray) -> np.ndarray:
-    """One-sided cross spectral density of the readings, (f, n, n), V²/Hz: 4 H Z Q Zᴴ Hᵀ, Z = (G + jωC + Γ/jω)⁻¹."""
+    """One-sided cross spectral density of the readings, (f, n, n), V²/Hz.
+
+    4 H Z Q Zᴴ Hᵀ with Z = (G + jωC + E (jωL + R)⁻¹ Eᵀ)⁻¹.
+    """
     s = 2j * np.pi * frequencies[:, None, None]
-    Z = np.linalg.inv(circuit.conductance + s * circuit.capacitance + circuit.inverse_inductance / s)
+    E = circuit.coils
+    coils = E @ np.linalg.inv(s * np.linalg.inv(circuit.inverse_inductance) + circuit.loss) @ E.T
+    Z = np.linalg.inv(circuit.conductance + s * circuit.capacitance + coils)
     HZ = circuit.readout @ Z
     return 4 * HZ @ circuit.noise @ np.conj(np.swapaxes(HZ, -1, -2))
 
@@ -96,14 +100,17 @@ def held_covariance(circuit: Circuit, period: float) -> np.ndarray:
 def nominal_hold_correction(circuit: Circuit, period: float) -> np.ndarray:
     """White-noise minus held-noise covariance (n, n) [V²] of the readings of a nominal board.
 
-    Its G, Γ and Q are multiples of I, so its modes separate and each eigenvalue of C is a cell of its own.
+    All its matrices but one, C or on a resistive board G, are multiples of I, so its modes separate, a cell each.
     """
-    c, V = np.linalg.eigh(circuit.capacitance)
     one = np.ones((1, 1))
+    rlc = circuit.inverse_inductance.shape[-1] > 0
+    values, V = np.linalg.eigh(circuit.capacitance if rlc else circuit.conductance)
     lost = []
-    for capacitance in c:
-        alone = (circuit.conductance[:1, :1], circuit.inverse_inductance[:1, :1], circuit.noise[:1, :1], one)
-        mode = Circuit(capacitance * one, *alone)
+    for value in values:
+        alone = circuit.capacitance[:1, :1], circuit.conductance[:1, :1]
+        C, G = (value * one, alone[1]) if rlc else (alone[0], value * one)
+        coil = one[:, : int(rlc)]
+        mode = Circuit(C, G, coil, circuit.inverse_inductance[:1, :1], 0 * coil.T @ coil, circuit.noise[:1, :1], one)
         lost.append((reading_covariance(mode) - held_covariance(mode, period))[0, 0])
     HV = circuit.readout @ V
     return (HV * np.array(lost)) @ HV.T
@@ -174,10 +181,12 @@ def decay_time(circuit: Circuit) -> float:
 
 
 def settling_time(circuit: Circuit) -> float:
-    """Time constant of the slowest mode [s] of a circuit whose G and Γ are multiples of I, as nominal ones are.
+    """Time constant of the slowest mode [s] of a nominal circuit: all matrices but one are multiples of I.
 
-    A mode of capacitance c has the poles s² + (G/c) s + Γ/c = 0.
+    A mode of capacitance c has the poles s² + (G/c) s + Γ/c = 0, one of a resistive board the pole s = -g/C.
     """
+    if not circuit.inverse_inductance.size:
+        return float(circuit.capacitance[0, 0] / np.linalg.eigvalsh(circuit.conductance)[0])
     c = np.linalg.eigvalsh(circuit.capacitance)
     damping, stiffness = circuit.conductance[0, 0] / (2 * c), circuit.inverse_inductance[0, 0] / c
     root = np.sqrt(np.maximum(damping**2 - stiffness, 0))
@@ -190,11 +199,12 @@ def hold_period(circuit: Circuit, bias: float) -> float:
     For a mode of capacitance c the bias is (ω h)²/12 + (h/RC)²/12 with ω² = Γ/c and 1/RC = G/c.
     """
     H = circuit.readout
-    seen = H @ np.linalg.inv(circuit.capacitance) @ H.T / (H @ H.T)[0, 0]
-    elastance = np.linalg.eigvalsh(seen)[-1]
-    ω2 = elastance * np.diag(circuit.inverse_inductance).max()
-    decay = elastance * np.diag(circuit.conductance).max()
-    return float(np.sqrt(12 * bias / (ω2 + decay**2)))
+    elastance = np.linalg.inv(circuit.capacitance)
+    corners = []
+    for matrix in (elastance, elastance @ circuit.conductance):  # 1/c and 1/RC of the modes
+        corners.append(np.linalg.eigvals(H @ matrix @ H.T / (H @ H.T)[0, 0]).real.max())
+    stiffness = np.diag(circuit.inverse_inductance).max(initial=0.0)
+    return float(np.sqrt(12 * bias / (corners[0] * stiffness + corners[1] ** 2)))
 
 
 def _all_entries(covariance: np.ndarray, n: int) -> np.ndarray:
@@ -206,26 +216,29 @@ def _all_entries(covariance: np.ndarray, n: int) -> np.ndarray:
 
 
 def _dimensionless(circuit: Circuit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A, D in units of one time and one energy, with the factors (2m,) that give the state its volts and webers."""
+    """A, D in units of one time and one energy, with the factors (m + l,) that give the state its volts and webers."""
     A, D = drift(circuit), diffusion(circuit)
-    m = A.shape[-1] // 2
-    C = np.diagonal(circuit.capacitance, axis1=-2, axis2=-1).mean()
-    K = np.diagonal(circuit.inverse_inductance, axis1=-2, axis2=-1).mean()
-    energy = (circuit.noise[..., 0, 0] / circuit.conductance[..., 0, 0]).mean()
-    unit = np.concatenate([np.full(m, np.sqrt(energy / C)), np.full(m, np.sqrt(energy / K))])
+    m, coils = circuit.coils.shape[-2:]
+    C, G, Q, K = (
+        np.diagonal(matrix, axis1=-2, axis2=-1)
+        for matrix in (circuit.capacitance, circuit.conductance, circuit.noise, circuit.inverse_inductance)
+    )
+    energy = (Q.sum(axis=-1) / G.sum(axis=-1)).mean()
+    weber = [np.full(coils, np.sqrt(energy / K.mean()))] if coils else []
+    unit = np.concatenate([np.full(m, np.sqrt(energy / C.mean())), *weber])
     return A * (unit / unit[:, None]), D / (unit[:, None] * unit), unit
 
 
 def _held_law(circuit: Circuit, period: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Φ and Σ of the scaled state under held noise, (2m, 2m), and the readout H (n, 2m) that undoes the scaling."""
+    """Φ and Σ of the scaled state under held noise, and the readout H (n, m + l) that undoes the scaling."""
     A, _, unit = _dimensionless(circuit)
-    m = len(circuit.noise)
+    m, coils = circuit.coils.shape
     inverse = np.linalg.inv(circuit.capacitance) / unit[:m, None]
-    B = np.concatenate([inverse, np.zeros((m, m))])
-    block = expm(np.block([[-A, B], [np.zeros((m, 3 * m))]]) * period)
-    transition, W = block[: 2 * m, : 2 * m], block[: 2 * m, 2 * m :]
+    B = np.concatenate([inverse, np.zeros((coils, m))])
+    block = expm(np.block([[-A, B], [np.zeros((m, m + coils + m))]]) * period)
+    transition, W = block[: m + coils, : m + coils], block[: m + coils, m + coils :]
     covariance = solve_discrete_lyapunov(transition, W @ (2 * circuit.noise / period) @ W.T)
-    H = np.concatenate([circuit.readout * unit[:m], np.zeros_like(circuit.readout)], axis=1)
+    H = np.concatenate([circuit.readout * unit[:m], np.zeros((len(circuit.readout), coils))], axis=1)
     return transition, covariance, H
 
 

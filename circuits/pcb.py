@@ -1,4 +1,4 @@
-"""The board as a KiCad PCB netlist: every populated part and noise input, under the names it has in the decks.
+"""The board as a KiCad PCB netlist: every soldered part and every input, under the names it has in the decks.
 
 Written by skidl, in a process of its own.
 """
@@ -12,21 +12,20 @@ from pathlib import Path
 
 from circuits.bill import bill_lines
 from circuits.board import GROUND, Board, Program
+from circuits.copies import populated_parts
 from circuits.errors import SimulationError
 
-TIMEOUT = 300.0  # s; a board of 64 cells takes some ten
+TIMEOUT = 300.0  # s; a board of 64 cells takes some two
 
 
 def pcb_netlist(board: Board, program: Program) -> str:
     """Text of the netlist; SimulationError if skidl does not deliver."""
-    nodes = {part.name: part.nodes for part in board.parts} | {
-        source.name: (source.node, GROUND) for source in board.sources
-    }
-    parts = [
-        {"ref": ref, "kind": line.kind, "value": line.comment, "footprint": line.footprint, "nodes": nodes[ref]}
-        for line in bill_lines(board, program)
-        for ref in line.designators
-    ]
+    nodes = {part.name: part.nodes for part, _ in populated_parts(board, program)}
+    nodes |= {entry.name: (entry.node, GROUND) for entry in (*board.sources, *board.inputs)}
+    parts: list[dict] = []
+    for line in bill_lines(board, program):
+        common = {"kind": line.kind, "value": line.comment, "footprint": line.footprint}
+        parts += [{"ref": ref, **common, "nodes": nodes[ref]} for ref in line.designators]
     order = {name: k for k, name in enumerate(nodes)}
     parts.sort(key=lambda part: order[part["ref"]])
     return _written(json.dumps({"title": program.name, "parts": parts}))

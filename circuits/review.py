@@ -7,10 +7,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from circuits.assembly import nominal_circuit
 from circuits.bill import engineering
-from circuits.board import populated_parts
+from circuits.board import Board, Program
+from circuits.copies import populated_parts
+from circuits.deck import START_UP
 from circuits.design import YIELD_DRAWS, Design
 from circuits.ladder import passive_damping
-from circuits.netlist import START_UP, noise_amplitude
+from circuits.netlist import noise_amplitude
 from circuits.rounding import RoundingCost
 from circuits.sensitivity import expected_error, part_sensitivities
 from circuits.store import sha256
@@ -19,6 +21,7 @@ from circuits.target import two_digits
 WORST = 10
 UNITS = {"R": "Ω", "L": "H", "C": "F"}
 KINDS = {"R": "resistors", "L": "inductors", "C": "capacitors"}
+STRAY = 0.2e-12  # F: no layout is better
 
 
 def review_text(design: Design) -> str:
@@ -52,11 +55,14 @@ def review_lines(design: Design) -> list[str]:
 
 
 def part_counts(design: Design) -> list[dict[str, Any]]:
-    """Populated parts by kind, with their number and range; negative capacitances count apart."""
+    """Soldered parts by kind, with their number and range; switches and negative elements count apart."""
     parts = populated_parts(design.board, design.program)
-    groups = {KINDS[kind]: [value for part, value in parts if part.kind == kind and value > 0] for kind in KINDS}
-    groups["negative capacitances"] = [value for _, value in parts if value < 0]
-    units = {name: UNITS[kind] for kind, name in KINDS.items()}
+    solid = [(part, value) for part, value in parts if not part.bit]
+    groups = {KINDS[kind]: [value for part, value in solid if part.kind == kind and value > 0] for kind in KINDS}
+    groups["switches"] = [value for part, value in parts if part.bit]
+    for kind, name in (("C", "negative capacitances"), ("R", "negative resistances")):
+        groups[name] = [value for part, value in parts if value < 0 and part.kind == kind]
+    units = {name: UNITS[kind] for kind, name in KINDS.items()} | {"switches": "Ω", "negative resistances": "Ω"}
     return [
         {
             "kind": name,
@@ -112,6 +118,12 @@ def _what(design: Design) -> dict[str, Any]:
         "expected_error": expected_error(board, program),
         "rounding": design.rounding and f"{design.rounding.series}: {_rounded(design.rounding)}",
         "differential": board.kind == "differential",
+        "banks": board.banks,
+        "full_scale": ", ".join(
+            {engineering(bank.unit * (2**bank.bits - 1), board.element_unit) for bank in board.banks}
+        ),
+        "parasitics": _unwelcome(board),
+        "tiny": _tiny(board, program),
         "test_points": ", ".join(nodes) + " (the readings), and every noise input",
     }
 
@@ -119,19 +131,29 @@ def _what(design: Design) -> dict[str, Any]:
 def _frequencies(design: Design) -> dict[str, Any]:
     board, program = design.board, design.program
     circuit = nominal_circuit(board, program)
-    held = np.linalg.eigvalsh(program.matrix) * board.unit_capacitance
-    R = next(part.nominal for part in board.parts if part.kind == "R")
-    L = next(part.nominal for part in board.parts if part.kind == "L")
-    resonance = 1 / (2 * np.pi * np.sqrt(L * np.array([board.unit_capacitance, held[-1], held[0]])))
-    independent = R * held[-1]  # a record of length T holds T/(R c) independent samples of a mode
+    capacitive = board.coupling == "capacitive"
+    held = np.linalg.eigvalsh(program.matrix) * board.unit
+    if capacitive:
+        R, L = (next(part.nominal for part in board.parts if part.kind == kind) for kind in "RL")
+        corners = 1 / (2 * np.pi * np.sqrt(L * np.array([board.unit, held[-1], held[0]])))
+        independent = R * held[-1]  # a record of length T holds T/(R c) independent samples of a mode
+        quality = R * np.sqrt(board.unit / L)
+    else:
+        corners = np.array([board.unit, held[0], held[-1]]) / board.capacitance / (2 * np.pi)
+        independent, quality = board.capacitance / held[0], 0.0
     readings = (1 + len(held)) / 0.01**2 * max(independent / program.period, 1.0)
-    common = _common_mode(board.nodes_per_cell, circuit.capacitance)
+    common = _common_mode(board.nodes_per_cell, circuit.capacitance if capacitive else circuit.conductance)
+    gain = np.abs(np.linalg.inv(program.matrix)).max() / board.unit  # of a bias current, in volt per ampere
+    unit = board.element_unit
     return {
-        "unit_capacitance": engineering(board.unit_capacitance, "F"),
-        "resonance": engineering(resonance[0], "Hz"),
-        "lowest": engineering(resonance[1], "Hz"),
-        "highest": engineering(resonance[2], "Hz"),
-        "quality": R * np.sqrt(board.unit_capacitance / L),
+        "coupling": board.coupling,
+        "unit": engineering(board.unit, unit) + ("" if capacitive else f" ({engineering(1 / board.unit, 'Ω')})"),
+        "capacitance": engineering(board.capacitance, "F"),
+        "bias": engineering(board.limits.reading_rms / gain, "A"),
+        "resonance": engineering(corners[0], "Hz"),
+        "lowest": engineering(corners[1], "Hz"),
+        "highest": engineering(corners[2], "Hz"),
+        "quality": quality,
         "settling": engineering(program.settling, "s"),
         "start_up": engineering(START_UP * program.settling, "s"),
         "period": engineering(program.period, "s"),
@@ -141,8 +163,36 @@ def _frequencies(design: Design) -> dict[str, Any]:
         "reading": engineering(board.limits.reading_rms, "V"),
         "independent": engineering(independent, "s"),
         "samples": int(float(f"{readings:.1e}")),
-        "common": engineering(common, "F"),
+        "common": engineering(common, unit),
     }
+
+
+def _unwelcome(board: Board) -> list[str]:
+    """Parasitics by cause: how many parts, and their value."""
+    found: dict[str, list] = {}
+    for part in board.parts:
+        if (part.cause or part.role == "input") and part.role != "pad":
+            found.setdefault(part.cause or "inputs", []).append(part)
+    lines = [
+        f"{cause}: {len(parts)} × {engineering(parts[0].nominal, UNITS[parts[0].kind])}"
+        for cause, parts in found.items()
+    ]
+    pads = sum(part.nominal for part in board.parts if part.role == "pad")
+    if pads:
+        lines.append(f"pads of the switches: {engineering(pads, 'F')} in all, taken from the capacitors to ground")
+    if board.mutuals:
+        lines.append(f"coupled coils: {len(board.mutuals)} pairs with a factor of {board.mutuals[0].coefficient:g}")
+    return lines
+
+
+def _tiny(board: Board, program: Program) -> str | None:
+    """Elements that are smaller than what traces have anyway, in words."""
+    stray = STRAY if board.coupling == "capacitive" else board.unit * 1e-4
+    small = [name for name, value in program.values.items() if abs(value) < stray]
+    if not small or board.banks:
+        return None
+    word = engineering(stray, board.element_unit)
+    return f"{len(small)} of {len(program.values)} elements are below {word}: layout strays are as large"
 
 
 def _common_mode(nodes_per_cell: int, capacitance: np.ndarray) -> float:

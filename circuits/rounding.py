@@ -12,17 +12,14 @@ compared by the exact error with fitted scaling, and the winner improved by exch
 helps. It is therefore never worse than the nearest values.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-import eseries
 import numpy as np
 
-from circuits.board import Board, Program
-from circuits.errors import InputError
+from circuits.board import Board, Program, RoundingCost
 
-SERIES = {"E6": eseries.E6, "E12": eseries.E12, "E24": eseries.E24, "E48": eseries.E48, "E96": eseries.E96}
-NEAR = 4  # values of the grid that are considered for an element
 BEAM = 2048  # partial choices kept
 FINALISTS = 64  # of the beam, compared by the exact error
 REGULARISATION = 1e-3  # of the largest column: keeps the problem definite where elements can stand for each other
@@ -30,20 +27,9 @@ MOST_PAIRS = 50  # elements up to which pairs are exchanged; beyond, single elem
 FIT_STEPS = 4  # of Gauss-Newton for the scaling
 
 
-@dataclass(frozen=True)
-class RoundingCost:
-    """Relative errors of the nominal inverse: with the nearest values of the grid and the old scaling (None if such a
-    board is not even positive definite), and with what was chosen.
-    """
-
-    series: str
-    error_nearest: float | None
-    error: float
-
-
 @dataclass(frozen=True, eq=False)
 class Rounding:
-    """Values from a grid [F] by element, the scaling d (n,) that goes with them, and what rounding costs."""
+    """Values from a grid [F or S] by element, the scaling d (n,) that goes with them, and what rounding costs."""
 
     values: dict[str, float]
     scaling: np.ndarray
@@ -52,25 +38,24 @@ class Rounding:
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """Arrays of one rounding: stamps (elements, n) with M = Σ value s sᵀ, X, P⁻¹, and its upper triangle."""
+    """Arrays of one rounding: stamps (elements, n) with M = load + Σ value s sᵀ, X, P⁻¹, and its upper triangle."""
 
     stamps: np.ndarray
+    load: np.ndarray  # (n, n), in units, what is not the elements'
     mapping: np.ndarray
     inverse: np.ndarray
     upper: tuple[np.ndarray, np.ndarray]
     weight: np.ndarray  # √2 off the diagonal: the norm of the triangle is that of the matrix
 
 
-def round_to_series(board: Board, program: Program, series: str) -> Rounding:
-    """Values of the populated elements from an E series; InputError for an unknown one."""
-    check_series(series)
-    grid = np.array([series_near(value, series) for value in program.values.values()])
-    return round_to_grid(board, program, grid, series)
+def round_to_grid(
+    board: Board, program: Program, grid: np.ndarray, name: str, load: np.ndarray | None = None
+) -> Rounding:
+    """Choose from grid (elements, choices) [F or S], nearest first, for the populated elements in their order.
 
-
-def round_to_grid(board: Board, program: Program, grid: np.ndarray, name: str) -> Rounding:
-    """Choose from grid (elements, choices) [F], nearest first, for the populated elements in their order."""
-    problem = _problem(board, program)
+    `load` (n, n) [F or S] is what the readings see besides the elements (None: nothing).
+    """
+    problem = _problem(board, program, np.zeros((len(board.cells),) * 2) if load is None else load)
     exact = np.array(list(program.values.values()))
     picks = _beam(_columns(problem, program), grid - exact[:, None])
     values = np.take_along_axis(grid[None], picks[:, :, None], axis=2)[:, :, 0]
@@ -85,47 +70,37 @@ def round_to_grid(board: Board, program: Program, grid: np.ndarray, name: str) -
     )
 
 
-def round_fixed(board: Board, series: str) -> Board:
-    """The board with its resistors and inductors at the nearest values of a series: they move no nominal inverse."""
-    check_series(series)
-    parts = tuple(
-        part if part.nominal is None else replace(part, nominal=float(series_near(part.nominal, series)[0]))
-        for part in board.parts
-    )
-    return replace(board, parts=parts)
+def refitted(board: Board, program: Program, load: np.ndarray) -> Rounding:
+    """The values as they are, with the scaling that suits them best under this load."""
+    values = np.array(list(program.values.values()))
+    errors, factors = _fitted(_problem(board, program, load), values[None], steps=4 * FIT_STEPS)
+    cost = replace(program.rounding, error=float(errors[0]))
+    return Rounding(program.values, program.scaling * factors[0], cost)
 
 
-def check_series(series: str) -> None:
-    """Raise InputError unless `series` is one of SERIES."""
-    if series not in SERIES:
-        raise InputError(f"--series is one of {', '.join(SERIES)}, got {series!r}")
+def held_matrix(board: Board, values: dict[str, float]) -> np.ndarray:
+    """What elements of these values hold, (n, n) [F or S]: Σ value s sᵀ."""
+    stamps = _stamps(board, values)
+    return np.einsum("e,ea,eb->ab", np.array(list(values.values())), stamps, stamps, optimize=True)
 
 
-def series_near(value: float, series: str) -> np.ndarray:
-    """The NEAR values of a series closest to `value`, closest first, with its sign.
-
-    >>> (series_near(4.87e-11, "E24") * 1e12).round(6).tolist()
-    [47.0, 51.0, 43.0, 56.0]
-    """
-    base = eseries.series(SERIES[series])  # one decade, from 10 to below 100
-    decade = int(np.floor(np.log10(abs(value)))) - 1
-    candidates = np.array([float(f"{b}e{decade + step}") for step in (-1, 0, 1) for b in base])
-    near = candidates[np.argsort(np.abs(candidates - abs(value)), kind="stable")[:NEAR]]
-    return np.sign(value) * near
-
-
-def _problem(board: Board, program: Program) -> _Problem:
+def _stamps(board: Board, names: Iterable[str]) -> np.ndarray:
+    """s of every element, (elements, n): (1, ∓1) for straight and crossed couplings, √2 for a negative element."""
     elements = {element.name: element for element in board.elements}
-    stamps = np.zeros((len(program.values), len(board.cells)))
-    for row, name in zip(stamps, program.values, strict=True):
-        element = elements[name]
+    chosen = [elements[name] for name in names]
+    stamps = np.zeros((len(chosen), len(board.cells)))
+    for row, element in zip(stamps, chosen, strict=True):
         row[element.cells[0]] = np.sqrt(2) if element.kind == "negative" else 1
         if len(element.cells) == 2:
             row[element.cells[1]] = 1 if element.kind == "crossed" else -1
+    return stamps
+
+
+def _problem(board: Board, program: Program, load: np.ndarray) -> _Problem:
     i, j = np.triu_indices(len(board.cells))
     weight = np.where(i == j, 1.0, np.sqrt(2))
-    scaled = stamps / np.sqrt(board.unit_capacitance)
-    return _Problem(scaled, program.mapping, np.linalg.inv(program.target), (i, j), weight)
+    stamps = _stamps(board, program.values) / np.sqrt(board.unit)
+    return _Problem(stamps, load / board.unit, program.mapping, np.linalg.inv(program.target), (i, j), weight)
 
 
 def _columns(problem: _Problem, program: Program) -> np.ndarray:
@@ -152,6 +127,7 @@ def _fitted(problem: _Problem, values: np.ndarray, steps: int = FIT_STEPS) -> tu
     """
     i, j = problem.upper
     M = np.einsum("...e,ea,eb->...ab", values, problem.stamps, problem.stamps, optimize=True)
+    M = M + problem.load
     definite = np.linalg.eigvalsh(M)[..., 0] > 0
     K0 = np.linalg.inv(np.where(definite[..., None, None], M, np.eye(M.shape[-1])))
     log = np.zeros(M.shape[:-1])

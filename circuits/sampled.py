@@ -9,8 +9,8 @@ import numpy as np
 
 from circuits.assembly import readout_matrix
 from circuits.board import Board, Program
+from circuits.deck import sampled_analysis
 from circuits.errors import SimulationError
-from circuits.netlist import sampled_analysis
 from circuits.ngspice import run_deck
 
 BLOCK = 500  # readings

@@ -8,8 +8,13 @@ import schemdraw
 from schemdraw import elements as elm
 
 from circuits.bill import engineering
-from circuits.board import Board, Program, populated_parts
+from circuits.board import Bank, Board, Program
+from circuits.copies import codes, populated_parts
 
+CELLS = {
+    "capacitive": (("R", elm.Resistor), ("L", elm.Inductor2), ("CG", elm.Capacitor)),
+    "resistive": (("C", elm.Capacitor), ("RG", elm.Resistor)),
+}
 LARGEST = 16  # cells whose arrangement is still legible
 UNITS = {"R": "Ω", "L": "H", "C": "F"}
 BOX = (2.5, 1.3)  # width and height of a field of the arrangement
@@ -32,44 +37,75 @@ def _text(drawing: schemdraw.Drawing, words: str, at: tuple[float, float], size:
 
 
 def _cell(drawing: schemdraw.Drawing, board: Board, values: dict[str, str]) -> None:
-    """One cell: per node R, L and C to ground and the noise input; the negative element between the nodes."""
-    number = next((k for k in range(1, len(board.cells) + 1) if f"CN{k}" in values), 1)
-    cell, negative = board.cells[number - 1], f"CN{number}"
+    """One cell: per node its parts to ground and its inputs; the negative element between the nodes."""
+    negatives = [f"{board.element_kind}N{k}" for k in range(1, len(board.cells) + 1)]
+    number = next((k for k, name in enumerate(negatives) if name in values), 0)
+    cell, negative = board.cells[number], negatives[number]
     _text(drawing, cell.name + (" (differential)" if len(cell.nodes) == 2 else ""), (0, 3.4), 13)
+    own = CELLS[board.coupling]
     for row, node in enumerate(cell.nodes):
         y = -5.2 * row
+        end = 2.3 + 2.9 * (len(own) - 1) + 1.5
         drawing += elm.Dot(open=True).at((0, y + 2.2)).label(node, "left")
-        drawing += elm.Line().at((0, y + 2.2)).to((9.6, y + 2.2))
-        for column, (name, symbol) in enumerate(
-            ((f"R{node}", elm.Resistor), (f"L{node}", elm.Inductor2), (f"CG{node}", elm.Capacitor))
-        ):
+        drawing += elm.Line().at((0, y + 2.2)).to((end + 2.9 * len(board.inputs[:1]), y + 2.2))
+        for column, (name, symbol) in enumerate((f"{letter}{node}", symbol) for letter, symbol in own):
             if name in values:
                 x = 1.4 + 2.9 * column
                 drawing += symbol().at((x, y + 2.2)).down().label(f"{name}\n{values[name]}", "bottom", fontsize=9)
                 drawing += elm.Ground().at((x, y))
-        drawing += elm.SourceI().at((9.6, y)).up().label(f"I{node}\nnoise", "bottom", fontsize=9)
-        drawing += elm.Ground().at((9.6, y))
+        inputs = [(f"I{node}", "noise")] + [(entry.name, "bias") for entry in board.inputs if entry.node == node]
+        for k, (name, words) in enumerate(inputs):
+            x = end + 2.9 * k
+            drawing += elm.SourceI().at((x, y)).up().label(f"{name}\n{words}", "bottom", fontsize=9)
+            drawing += elm.Ground().at((x, y))
     if negative in values:
-        drawing += elm.Line().at((11.4, 2.2)).to((9.6, 2.2))
-        drawing += elm.Line().at((11.4, -3.0)).to((9.6, -3.0))
-        drawing += elm.Capacitor().at((11.4, 2.2)).to((11.4, -3.0)).label(f"{negative}\n{values[negative]}", fontsize=9)
+        x = end + 2.9 * (len(inputs) - 1)
+        symbol = elm.Capacitor if board.element_kind == "C" else elm.Resistor
+        drawing += elm.Line().at((x + 1.8, 2.2)).to((x, 2.2))
+        drawing += elm.Line().at((x + 1.8, -3.0)).to((x, -3.0))
+        label = f"{negative}\n{values[negative]}"
+        drawing += symbol().at((x + 1.8, 2.2)).to((x + 1.8, -3.0)).label(label, fontsize=9)
 
 
 def _coupling(drawing: schemdraw.Drawing, board: Board, program: Program, values: dict[str, str]) -> None:
-    """The first populated coupling, part by part."""
+    """The first populated coupling, part by part, or the highest bit of its bank."""
     element = next((e for e in board.elements if len(e.cells) == 2 and e.name in program.values), None)
     top = 3.4 - 5.4 * len(board.cells[0].nodes) - 0.8
     if element is None:
         _text(drawing, "No couplings: the matrix is diagonal.", (0, top), 13)
         return
     i, j = element.cells
-    _text(drawing, f"Coupling of cells {i + 1} and {j + 1} ({element.kind})", (0, top), 13)
-    for row, part in enumerate(part for part in board.parts if part.element == element.name):
+    bank = next((bank for bank in board.banks if element.name in bank.elements), None)
+    words = f"{bank.name}, highest of {bank.bits} bits" if bank else element.kind
+    _text(drawing, f"Coupling of cells {i + 1} and {j + 1} ({words})", (0, top), 13)
+    symbol = elm.Capacitor if board.element_kind == "C" else elm.Resistor
+    if bank:
+        _highest_bit(drawing, board, bank, values, symbol, top)
+        return
+    held = [part for part, _ in populated_parts(board, program) if part.element in (element.name, f"{element.name}b")]
+    for row, part in enumerate(held):
         y = top - 1.5 - 1.6 * row
         a, b = part.nodes
         drawing += elm.Dot(open=True).at((0.6, y)).label(a, "left")
-        drawing += elm.Capacitor().at((0.6, y)).to((4.6, y)).label(f"{part.name}  {values[part.name]}", fontsize=9)
+        drawing += symbol().at((0.6, y)).to((4.6, y)).label(f"{part.name}  {values[part.name]}", fontsize=9)
         drawing += elm.Dot(open=True).at((4.6, y)).label(b, "right")
+
+
+def _highest_bit(
+    drawing: schemdraw.Drawing, board: Board, bank: Bank, values: dict[str, str], symbol: type, top: float
+) -> None:
+    """A part per near node, and from its inner node a switch to each far node."""
+    switches = [part for part in board.parts if part.bit and part.bit.bank == bank.name]
+    switches = [part for part in switches if part.bit.number == bank.bits - 1]
+    for row, inner in enumerate(dict.fromkeys(part.nodes[0] for part in switches)):
+        y = top - 1.8 - 2.6 * row
+        part = next(part for part in board.parts if part.nodes[1] == inner and part.role == "bit")
+        drawing += elm.Dot(open=True).at((0.6, y)).label(part.nodes[0], "left")
+        drawing += symbol().at((0.6, y)).to((4.0, y)).label(f"{part.name}  {values[part.name]}", fontsize=9)
+        for k, switch in enumerate(part for part in switches if part.nodes[0] == inner):
+            drawing += elm.Line().at((4.0, y)).to((4.0, y - 1.1 * k))
+            drawing += elm.Switch().at((4.0, y - 1.1 * k)).to((7.0, y - 1.1 * k)).label(switch.name, fontsize=9)
+            drawing += elm.Dot(open=True).at((7.0, y - 1.1 * k)).label(switch.nodes[1], "right")
 
 
 def _arrangement(drawing: schemdraw.Drawing, board: Board, program: Program, values: dict[str, str]) -> None:
@@ -80,18 +116,25 @@ def _arrangement(drawing: schemdraw.Drawing, board: Board, program: Program, val
     if n > LARGEST:
         _text(drawing, f"{n} cells, too many to draw; see bom.csv and board.net.", (left, top - 1))
         return
-    first = {}
-    for part in board.parts:
-        first.setdefault(part.element, part.name)
     width, height = BOX
+    letter, unit, code_of = board.element_kind, board.element_unit, codes(board, program)
     for i, cell in enumerate(board.cells):
-        held = [(f"CG{cell.nodes[0]}", "ground"), (f"CN{i + 1}", "inside")]
+        held = [(f"{letter}G{cell.nodes[0]}", "ground"), (f"{letter}N{i + 1}", "inside")]
         words = [f"{cell.name}: {' '.join(cell.nodes)}", *(f"{values[k]} {w}" for k, w in held if k in values)]
         _field(drawing, left + width * i, top - 1 - height * i, words, "#dbe9f6")
+    parts_of: dict[str | None, list[str]] = {}
+    for part, _ in populated_parts(board, program):
+        parts_of.setdefault(part.element, []).append(part.name)
+    banks = {name: bank.name for bank in board.banks for name in bank.elements}
     for element in board.elements:
-        if len(element.cells) == 2 and element.name in program.values:
+        if len(element.cells) == 2 and element.name in program.values and not element.name.endswith("b"):
             i, j = element.cells
-            words = [first[element.name], values[first[element.name]], element.kind]
+            if element.name in banks:
+                name = banks[element.name]
+                words = [name, engineering(program.values[element.name], unit), f"code {code_of[name]:+d}"]
+            else:
+                both = parts_of[element.name][:1] + parts_of.get(f"{element.name}b", [])[:1]
+                words = [both[0], " + ".join(values[name] for name in both), element.kind]
             colour = "#fdebd9" if element.kind == "crossed" else "#e3f2e1"
             _field(drawing, left + width * j, top - 1 - height * i, words, colour)
 

@@ -6,7 +6,10 @@ it), and with equal G, Γ everywhere the modes c of C separate:
 
     dCov(v)/dlog R_i = V [ 2 kT g (V_ia V_ib) / (g (c_a + c_b) + Γ (c_a - c_b)²/(2 g)) ] Vᵀ.
 
-An inductor moves nothing. For independent parts, uniform within ±tolerance, the expected relative error of the
+An inductor moves nothing. On a resistive board the inverse is read from the mean, <v> = G⁻¹ i, so the first law holds
+with G for C and a conductance for x, and capacitors move nothing.
+
+For independent parts, uniform within ±tolerance, the expected relative error of the
 inverse is tolerance/sqrt(3) times the root of the sum of squares.
 """
 
@@ -14,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.assembly import incidence, nominal_circuit
-from circuits.board import Board, Conditions, Program, part_values
+from circuits.assembly import nominal_circuit, stamp_vectors
+from circuits.board import Board, Conditions, Program, ideal_conditions
+from circuits.copies import part_values, wiring
 
 
 @dataclass(frozen=True)
@@ -28,24 +32,31 @@ class PartSensitivity:
 
 
 def part_sensitivities(board: Board, program: Program) -> tuple[PartSensitivity, ...]:
-    """Sensitivity to every populated part of the nominal board, in the order of the board's parts."""
-    nominal = np.ones(len(board.parts))
-    values = part_values(board, program, nominal, Conditions())
-    circuit = nominal_circuit(board, program)
-    stamps = incidence(board)
-    X = program.mapping
-    reach = X.T @ circuit.readout @ np.linalg.inv(circuit.capacitance)  # (n, m)
-    scale = board.unit_capacitance / board.nodes_per_cell
+    """Sensitivity to every part of the nominal board, switches closed or open, in the order of the board's parts."""
+    conditions = Conditions(off=ideal_conditions(board).off | {"switches"})
+    values = part_values(board, program, np.ones(len(board.parts)), conditions)
+    wired = wiring(board, program, conditions)
+    stamps = stamp_vectors(board, wired)
+    floats = (stamps[len(board.nodes) :] != 0).any(axis=0)  # an open bit: the pad in series is all that is felt of it
+    stamps = stamps[: len(board.nodes)] * ~floats
     kinds = np.array([part.kind for part in board.parts])
+    holds = (kinds == board.element_kind) & wired.present
+    held = np.abs(values[holds] if board.coupling == "capacitive" else 1 / values[holds])
+    circuit = nominal_circuit(board, program)
+    capacitive = board.coupling == "capacitive"
+    X = program.mapping
+    reach = X.T @ circuit.readout @ np.linalg.inv(circuit.capacitance if capacitive else circuit.conductance)
+    scale = board.unit / board.nodes_per_cell
     sizes = np.zeros(len(board.parts))
-    capacitor = kinds == "C"
-    sizes[capacitor] = np.abs(values[capacitor]) * scale * ((reach @ stamps[:, capacitor]) ** 2).sum(axis=0)
-    sizes[kinds == "R"] = _of_resistors(board, program, stamps[:, kinds == "R"], X, scale)
+    sizes[holds] = held * scale * ((reach @ stamps[:, holds]) ** 2).sum(axis=0)
+    if capacitive:
+        resistors = (kinds == "R") & wired.present
+        sizes[resistors] = _of_resistors(board, program, stamps[:, resistors], X, scale)
     reference = np.linalg.norm(np.linalg.inv(program.target))
     return tuple(
         PartSensitivity(part.name, part.role, float(size / reference))
-        for part, size, value in zip(board.parts, sizes, values, strict=True)
-        if value != 0
+        for part, size, there in zip(board.parts, sizes, wired.present, strict=True)
+        if there
     )
 
 

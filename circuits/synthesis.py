@@ -1,7 +1,8 @@
 """From a target to a board and a program for it: what every element is, the noise level, the sampling period.
 
 The board is to hold M = X P Xᵀ (X = diag(d) T, d from the ladder) so that P⁻¹ = Xᵀ M⁻¹ X. The law: the Maxwell
-matrix of the returned elements, as the readings see it, is c0 M.
+matrix of the returned elements and of all static loads, as the readings see it, is `unit` M; rounded to a series or to
+the codes of banks it is as near to that as the inverse allows.
 """
 
 from dataclasses import replace
@@ -10,14 +11,20 @@ import numpy as np
 
 from circuits.assembly import nominal_circuit
 from circuits.board import Board, Program
-from circuits.derivation import element_formulas
-from circuits.errors import InputError
-from circuits.ladder import SLACK_MINIMUM, Plan, plan
-from circuits.layout import Choices, rlc_board
+from circuits.choices import Choices
+from circuits.coding import coded, needed_range
+from circuits.elements import element_values, static_load, unloaded
+from circuits.errors import CoarseBankError, InputError
+from circuits.grids import halved, round_fixed, round_to_series
+from circuits.ladder import Plan, plan
+from circuits.layout import build_board
 from circuits.ou import hold_period, settling_time
+from circuits.parasitics import Parasitics, with_parasitics
+from circuits.target import two_digits
 
-GROUND_MINIMUM = 0.1  # of the unit capacitance: ground element that keeps the common mode definite
 LARGEST = 64  # cells
+LARGEST_BANKED = 16  # cells of a board with banks, every bit of which is a node
+MOST_BITS = 12
 SMALLEST_PIVOT = 1e-13  # of M, relative to its largest eigenvalue: below it rounding decides whether M is definite
 
 
@@ -28,43 +35,74 @@ def design(
     tolerance: float = 0.01,
     cells: str = "auto",
     choices: Choices | None = None,
+    parasitics: Parasitics | None = None,
 ) -> tuple[Board, Program]:
     """Board and program for a checked target P (n, n), n <= 64, and a checked congruence T (default: identity)."""
-    size = len(target)
-    check_size(size)
-    T = np.eye(size) if congruence is None else congruence
-    chosen = plan(target, T, cells)
-    board = rlc_board(size, chosen.kind, tolerance, choices)
-    return board, program(board, target, T, chosen, name)
+    made = choices or Choices()
+    check_size(len(target), bool(made.bank_bits))
+    if made.bank_bits and len(target) == 1:
+        raise InputError("a board of one cell has no coupling to switch; leave out --bank-bits")
+    T = np.eye(len(target)) if congruence is None else congruence
+    chosen = plan(target, T, cells, negative=not made.bank_bits)
+    coarse = None
+    for bits in range(made.bank_bits, MOST_BITS + 1):
+        board = _board(target, T, chosen, tolerance, replace(made, bank_bits=bits), parasitics)
+        try:
+            found = program(board, target, T, chosen, name, made.series)
+        except CoarseBankError as error:
+            coarse = coarse or error
+            continue
+        if coarse:
+            raise InputError(f"{coarse}; --bank-bits {bits} would do")
+        return board, found
+    raise InputError(f"{coarse}; use a larger --damping or a --precondition")
 
 
-def check_size(size: int) -> None:
+def reprogram(board: Board, target: np.ndarray, congruence: np.ndarray | None, name: str) -> Program:
+    """Put another checked target on a board with banks; InputError if it does not go there."""
+    if not board.banks:
+        raise InputError("the board has no banks: its parts are soldered for one target; design one with --bank-bits")
+    n = len(target)
+    if n != len(board.cells):
+        raise InputError(f"the board has {len(board.cells)} cells, the target is {n} x {n}; design another board")
+    T = np.eye(n) if congruence is None else congruence
+    try:
+        return program(board, target, T, plan(target, T, board.kind, negative=False), name)
+    except InputError as error:
+        words = str(error).split("; ")[0]
+        raise InputError(
+            f"the board of {board.kind} cells does not take this target: {words}; use a --precondition, a larger "
+            "--damping, or another board"
+        ) from None
+
+
+def check_size(size: int, banks: bool = False) -> None:
     """Raise InputError if a target of this many rows is too large for a board."""
-    if size > LARGEST:
-        raise InputError(f"targets up to {LARGEST} x {LARGEST} are supported, got {size} x {size}")
+    most, which = (LARGEST_BANKED, "for boards with banks ") if banks else (LARGEST, "")
+    if size > most:
+        raise InputError(f"targets {which}up to {most} x {most} are supported, got {size} x {size}")
 
 
-def program(board: Board, target: np.ndarray, congruence: np.ndarray, chosen: Plan, name: str) -> Program:
+def program(
+    board: Board, target: np.ndarray, congruence: np.ndarray, chosen: Plan, name: str, series: str | None = None
+) -> Program:
     """Put a target on a board by a plan of the board's kind: element values, noise level, sampling period.
 
     The noise level makes the largest rms reading the board's limit; the sampling period costs the fastest mode the
     board's hold bias of its variance, which the discrete law knows.
     """
-    X = chosen.scaling[:, None] * congruence
-    M = X @ target @ X.T
-    eigenvalues = np.linalg.eigvalsh(M)
-    if not eigenvalues[0] > SMALLEST_PIVOT * eigenvalues[-1]:
-        raise InputError(
-            "the matrix as programmed is singular in double precision; use a larger --damping or a --precondition"
-        )
-    values = element_values(board, (M + M.T) / 2)
-    largest = max(abs(value) for value in values.values())
-    if largest > board.limits.capacitance:
-        raise InputError(
-            f"element of {largest:.3g} F is beyond the board's limit of {board.limits.capacitance:.3g} F; "
-            "use a larger --damping or a --precondition"
-        )
+    M = _programmed(target, chosen.scaling[:, None] * congruence)
+    values = {} if board.banks else element_values(board, M)
     draft = Program(name, target, congruence, chosen.scaling, chosen.step, chosen.reason, values, 1.0, 1.0, 1.0)
+    if board.banks:
+        return levelled(board, coded(board, draft))
+    load = static_load(board, draft)
+    draft = replace(draft, values=unloaded(board, values, load))
+    _check_limits(board, draft.values)
+    if series:
+        draft = round_to_series(board, draft, series, load)
+    elif any(element.name.endswith("b") for element in board.elements):
+        draft = replace(draft, values=halved(draft.values))
     return levelled(board, draft)
 
 
@@ -72,7 +110,9 @@ def levelled(board: Board, draft: Program) -> Program:
     """The program with noise level, sampling period and settling time for the element values it has."""
     circuit = nominal_circuit(board, draft)
     H = circuit.readout
-    variance = np.diag(H @ np.linalg.inv(circuit.capacitance) @ H.T).max()  # of a reading, in units of kT
+    capacitive = board.coupling == "capacitive"
+    held = circuit.capacitance / board.capacitance if capacitive else circuit.conductance / board.unit
+    variance = np.diag(H @ np.linalg.inv(held) @ H.T).max() / board.capacitance  # of a reading, in units of kT
     return replace(
         draft,
         energy=float(board.limits.reading_rms**2 / variance),
@@ -81,23 +121,53 @@ def levelled(board: Board, draft: Program) -> Program:
     )
 
 
-def element_values(board: Board, matrix: np.ndarray) -> dict[str, float]:
-    """Values [F] of the populated elements that make the board hold M (n, n)."""
-    formulas = element_formulas(board.kind)
-    c0 = board.unit_capacitance
-    M = c0 * matrix
-    coupling = np.abs(M).sum(axis=1) - np.abs(np.diag(M))
-    slack = formulas.slack(np.diag(M), coupling)
-    # Plain cells have no common mode to hold up, and a row sum of exactly zero, seen through rounding, is none.
-    short = slack < (SLACK_MINIMUM * 0.99 * c0 if board.kind == "differential" else -np.inf)
-    slack = np.where(np.abs(slack) < 1e-13 * np.diag(M), 0.0, slack)
-    ground = np.where(short, GROUND_MINIMUM * c0, slack)
-    negative = np.where(short, formulas.negative(np.diag(M), coupling, ground), 0.0)
-    value = {
-        "ground": lambda i: ground[i],
-        "negative": lambda i: negative[i],
-        "straight": lambda i, j: max(formulas.straight(M[i, j]), 0.0),
-        "crossed": lambda i, j: max(formulas.crossed(M[i, j]), 0.0),
-    }
-    values = {element.name: float(value[element.kind](*element.cells)) for element in board.elements}
-    return {name: size for name, size in values.items() if size != 0.0}
+def _board(
+    target: np.ndarray,
+    congruence: np.ndarray,
+    chosen: Plan,
+    tolerance: float,
+    choices: Choices,
+    parasitics: Parasitics | None,
+) -> Board:
+    reach = choices.bank_range
+    if choices.bank_bits and reach is None:
+        reach = needed_range(_programmed(target, chosen.scaling[:, None] * congruence))
+    board = build_board(len(target), chosen.kind, tolerance, choices, reach or 1.0)
+    if choices.series:
+        board = round_fixed(board, choices.series)
+    return with_parasitics(board, parasitics) if parasitics else board
+
+
+def _programmed(target: np.ndarray, mapping: np.ndarray) -> np.ndarray:
+    M = mapping @ target @ mapping.T
+    eigenvalues = np.linalg.eigvalsh(M)
+    if not eigenvalues[0] > SMALLEST_PIVOT * eigenvalues[-1]:
+        raise InputError(
+            "the matrix as programmed is singular in double precision; use a larger --damping or a --precondition"
+        )
+    return (M + M.T) / 2
+
+
+def _check_limits(board: Board, values: dict[str, float]) -> None:
+    """Raise InputError that names the element farthest outside the board's limits, and what would bring it inside."""
+    unit, option = board.element_unit, "--unit-capacitance" if board.coupling == "capacitive" else "--unit-conductance"
+    smallest, largest = board.limits.smallest, board.limits.largest
+    sizes = {name: abs(value) for name, value in values.items()}
+    low, high = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
+    if sizes[high] > largest:
+        name, limit, word = high, largest, "largest"
+        would_do = two_digits(board.unit * largest / sizes[high], up=False)
+    elif sizes[low] < smallest:
+        name, limit, word = low, smallest, "smallest"
+        would_do = two_digits(board.unit * smallest / sizes[low], up=True)
+    else:
+        return
+    ratio = would_do / board.unit
+    fits = smallest <= sizes[low] * ratio and sizes[high] * ratio <= largest
+    remedy = (
+        f"{option} {would_do:.2g}" if fits else f"--{word}-element {two_digits(sizes[name], word == 'largest'):.2g}"
+    )
+    raise InputError(
+        f"element {name} needs {values[name]:.3g} {unit}, beyond the {word} this board may have, {limit:.3g} {unit}; "
+        f"{remedy} would do"
+    )

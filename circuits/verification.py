@@ -19,11 +19,13 @@ from circuits.inversion import Inversion, hold_correction, inversion
 from circuits.measurement import Run
 from circuits.ou import EstimateLaw, effective_samples, estimate_law, joint_chi_square, reading_covariance
 from circuits.sampled import BLOCK, CHUNK
+from circuits.solve import predicted_columns, predicted_settling
 from circuits.store import Array, sha256
 
 SCHEMA = "tngd.verification/1"
 CURVE_POINTS = 40
 EXACT_AGREEMENT = 1e-6  # relative, of the exact covariance with the Lyapunov solution
+SETTLING_AGREEMENT = 1e-4  # of a transient analysis with a hundred steps a time constant
 FALSE_ALARM = 1e-5
 
 
@@ -37,6 +39,20 @@ class ExactResult:
     predicted_error: float | None = None
     difference_to_lyapunov: float | None = None
     integration_error: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SolveResult:
+    """An inverse (n, n) read column by column from the mean of a resistive board; the last two are of boards only.
+
+    `difference_to_law` is that of the columns from H G⁻¹ of the copy's own values, `settling_difference` the largest
+    of the settling from (I - e^{-At}) G⁻¹, both relative.
+    """
+
+    relative_error: float
+    inverse: Array
+    difference_to_law: float | None = None
+    settling_difference: float | None = None
 
 
 @dataclass(frozen=True)
@@ -73,12 +89,14 @@ class SampledResult:
 class Reading:
     """What one copy (or the nominal board, or the mean of the copies) answered by each route that was run.
 
-    `agrees`, of single copies: the exact covariance equals the Lyapunov solution of the copy's own values to 1e-6, and
-    the χ² of the sampled one is no rarer than FALSE_ALARM.
+    `agrees`, of single copies: the exact covariance equals the Lyapunov solution of the copy's own values to 1e-6, so
+    do the solutions of a resistive board G⁻¹ (its settling to 1e-4), and the χ² of the sampled covariance is no rarer
+    than FALSE_ALARM.
     """
 
     name: str
     exact: ExactResult | None = None
+    solve: SolveResult | None = None
     sampled: SampledResult | None = None
     agrees: bool | None = None
 
@@ -115,8 +133,10 @@ def verify(design: Design, runs: dict[str, Run]) -> Verification:
     exact = _exact_copies(rule, circuits, own) if own[0].exact else [None] * (len(own) + 1)
     sampled = _sampled_copies(rule, circuits, own, design) if own[0].moments is not None else [None] * (len(own) + 1)
     names = [*(copy.name for copy in design.copies), "mean of copies"]
-    *copies, mean = (Reading(*found) for found in zip(names, exact, sampled, strict=True))
+    solved = _solved_copies(design, circuits, own) if own[0].solve else [None] * (len(own) + 1)
+    *copies, mean = (Reading(*found) for found in zip(names, exact, solved, sampled, strict=True))
     nominal = runs["nominal"].exact
+    ideal = _solved(design, rule, runs["nominal"].solve.columns, runs["nominal"].solve.bias) if own[0].solve else None
     target = design.program.target
     return Verification(
         design.program.name,
@@ -128,7 +148,7 @@ def verify(design: Design, runs: dict[str, Run]) -> Verification:
             float(np.linalg.cond(design.program.matrix)),
             sha256(target),
         ),
-        Reading("nominal", _exact(rule, nominal.covariance) if nominal else None),
+        Reading("nominal", _exact(rule, nominal.covariance) if nominal else None, ideal),
         tuple(replace(copy, agrees=_agrees(copy)) for copy in copies),
         mean,
         averaging_law(design, rule),
@@ -144,7 +164,10 @@ def describe_verification(verification: Verification) -> dict[str, Any]:
 def _agrees(copy: Reading) -> bool:
     exact = copy.exact is None or copy.exact.difference_to_lyapunov <= EXACT_AGREEMENT
     sampled = copy.sampled is None or copy.sampled.p_value is None or copy.sampled.p_value >= FALSE_ALARM
-    return exact and sampled
+    solve = copy.solve is None or (
+        copy.solve.difference_to_law <= EXACT_AGREEMENT and copy.solve.settling_difference <= SETTLING_AGREEMENT
+    )
+    return exact and solve and sampled
 
 
 def _exact_copies(rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> list[ExactResult]:
@@ -162,6 +185,34 @@ def _exact_copies(rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> 
             )
         )
     return [*results, _exact(rule, np.mean([run.exact.covariance for run in runs], axis=0))]
+
+
+def _solved_copies(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[SolveResult]:
+    """One result a copy of a resistive board, and last that of their mean."""
+    rule, results = inversion(design), []
+    for circuit, run in zip(circuits, runs, strict=True):
+        found = run.solve
+        law = predicted_columns(design.board, circuit, found.bias)
+        settling = predicted_settling(design.board, circuit, found.bias, found.times)
+        results.append(
+            _solved(
+                design,
+                rule,
+                found.columns,
+                found.bias,
+                difference_to_law=float(np.linalg.norm(found.columns - law) / np.linalg.norm(law)),
+                settling_difference=float(np.abs(found.settling - settling).max() / np.abs(settling).max()),
+            )
+        )
+    mean = np.mean([run.solve.columns for run in runs], axis=0)
+    return [*results, _solved(design, rule, mean, runs[0].solve.bias)]
+
+
+def _solved(design: Design, rule: Inversion, columns: np.ndarray, bias: float, **of_copy: float) -> SolveResult:
+    """P⁻¹ = Xᵀ M⁻¹ X with M⁻¹ = g columns / bias."""
+    X = design.program.mapping
+    B = X.T @ (design.board.unit / bias * columns) @ X
+    return SolveResult(float(rule.error(B)), B, **of_copy)
 
 
 def _exact(rule: Inversion, covariance: np.ndarray, **of_copy: float) -> ExactResult:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from circuits.assembly import Circuit
+
 FALSE_ALARM = 1e-5  # of every random test, fixed beforehand; none is repeated until it passes
 NORMAL_BOUND = 4.417  # two-sided quantile of the normal law at FALSE_ALARM
 
@@ -18,3 +20,9 @@ def assert_close(found, expected, tolerance: float, what: str = "array") -> None
             f"{what}: relative distance {distance:.3e} exceeds {tolerance:.1e}; worst at {tuple(map(int, index))}: "
             f"found {found[index]!r}, expected {expected[index]!r}"
         )
+
+
+def circuit_of_cells(capacitance, conductance, inverse_inductance, noise, readout) -> Circuit:
+    """A circuit with an inductor from every node to ground, and no losses in it."""
+    eye = np.eye(len(capacitance))
+    return Circuit(capacitance, conductance, eye, inverse_inductance, 0 * eye, noise, readout)

@@ -10,7 +10,8 @@ SUFFIX = re.compile(r"^[-+0-9.eE]+$")
 def read_deck(text: str) -> dict:
     """Brute nodal analysis of a deck: expand subcircuits, stamp every element one by one.
 
-    Returns nodes (list), C, G, K (inverse inductance), and sources {node: (hold, sigma)}.
+    Returns nodes (list), C, G, K (inverse inductance, mutual ones left out), sources {node: (hold, sigma)}, inputs
+    {name: node}, inductors {name: (node, node, value)}, mutuals [(inductor, inductor, coefficient)].
     """
     subcircuits, lines, current = {}, [], None
     for line in text.splitlines():
@@ -27,7 +28,7 @@ def read_deck(text: str) -> dict:
             current[2].append(words)
         else:
             lines.append(words)
-    elements, sources = [], {}
+    elements, sources, inputs, inductors, mutuals = [], {}, {}, {}, []
     for words in lines:
         if words[0].startswith("X"):
             given = dict(word.split("=") for word in words if "=" in word)
@@ -36,8 +37,17 @@ def read_deck(text: str) -> dict:
             rename = dict(zip(pins, plain[:-1], strict=True))
             for name, a, b, value in inside:
                 elements.append((name[0], rename[a], rename[b], float(given[value.strip("{}")])))
+                if name[0] == "L":
+                    inductors[f"{name} of {words[0]}"] = elements[-1][1:]
         elif words[0][0] in "RLC":
             elements.append((words[0][0], words[1], words[2], float(words[3])))
+            if words[0][0] == "L":
+                inductors[words[0]] = elements[-1][1:]
+        elif words[0][0] == "K":
+            mutuals.append((words[1], words[2], float(words[3])))
+        elif words[0].startswith("IB"):
+            assert words[1:] == ["0", words[2], "dc", "0"]
+            inputs[words[0]] = words[2]
         elif words[0].startswith("I"):
             kind, hold, delay, sigma, mean = re.search(r"trrandom\((.*)\)", " ".join(words)).group(1).split()
             assert (kind, delay, mean) == ("2", "0", "0")
@@ -52,7 +62,24 @@ def read_deck(text: str) -> dict:
         for x, y, sign in ((a, a, 1), (b, b, 1), (a, b, -1), (b, a, -1)):
             if "0" not in (x, y):
                 matrices[kind][nodes.index(x), nodes.index(y)] += sign * weight
-    return {"nodes": nodes, "C": matrices["C"], "G": matrices["R"], "K": matrices["L"], "sources": sources}
+    found = {"nodes": nodes, "C": matrices["C"], "G": matrices["R"], "K": matrices["L"], "sources": sources}
+    return found | {"inputs": inputs, "inductors": inductors, "mutuals": mutuals}
+
+
+def deck_impedance(read: dict, frequency: float) -> np.ndarray:
+    """Voltages of all nodes of a deck (nodes, nodes) for a unit current into each, by its full nodal equations."""
+    s = 2j * np.pi * frequency
+    names, nodes = list(read["inductors"]), read["nodes"]
+    L = np.diag([read["inductors"][name][2] for name in names])
+    for a, b, k in read["mutuals"]:
+        i, j = names.index(a), names.index(b)
+        L[i, j] = L[j, i] = k * np.sqrt(L[i, i] * L[j, j])
+    E = np.zeros((len(nodes), len(names)))
+    for column, name in enumerate(names):
+        for node, sign in zip(read["inductors"][name][:2], (1, -1), strict=True):
+            if node != "0":
+                E[nodes.index(node), column] += sign
+    return np.linalg.inv(read["G"] + s * read["C"] + E @ np.linalg.inv(s * L) @ E.T)
 
 
 def kronecker_lyapunov(A: np.ndarray, D: np.ndarray) -> np.ndarray:

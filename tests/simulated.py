@@ -6,7 +6,7 @@ from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.device import Device, Estimate, ideal_device
 from circuits.exact import ExactRun
-from circuits.layout import rlc_board
+from circuits.layout import build_board
 from circuits.measurement import Run, spectral_frequencies
 from circuits.ou import estimate_law, reading_covariance, spectrum
 from circuits.sampled import BLOCK, CHUNK
@@ -38,7 +38,7 @@ def measured_by_sampling(made, samples: int, seed: int) -> dict[str, Run]:
 
 def rough_device(tolerance: float, copies: int = 2) -> Device:
     """A device whose estimates are nothing but a prior of this tolerance."""
-    board = rlc_board(8, "differential")
+    board = build_board(8, "differential")
     prior = Estimate(1.0, tolerance / np.sqrt(3), False)
     device = ideal_device(board, copies)
     rough = tuple(

@@ -14,7 +14,7 @@ import pytest
 from conftest import needs_ngspice
 
 from circuits.device import describe_device, ideal_device
-from circuits.layout import rlc_board
+from circuits.layout import build_board
 from circuits.store import write_json, write_npz
 from tngd import cli
 from tngd.pipeline import Options, _content
@@ -136,7 +136,7 @@ def with_entry(tables: list[np.ndarray], value: float) -> list[np.ndarray]:
 
 
 def device_file(path: Path, kind: str = "differential", cells: int = 8) -> Path:
-    write_json(path, describe_device(ideal_device(rlc_board(cells, kind))))
+    write_json(path, describe_device(ideal_device(build_board(cells, kind))))
     return path
 
 

@@ -14,13 +14,14 @@ from conftest import needs_ngspice
 from simulated import measured_by_sampling, measured_exactly
 
 from circuits.assembly import assemble, assemble_gains
-from circuits.board import Conditions, gains_of
+from circuits.board import Conditions
 from circuits.calibration import Layout, calibrate, element_means, model_circuit
+from circuits.copies import gains_of
 from circuits.design import make_design
 from circuits.device import describe_device, device_hash, draw_device, ideal_device, load_device, predict
 from circuits.handover import write_design
 from circuits.inversion import inversion
-from circuits.layout import rlc_board
+from circuits.layout import build_board
 from circuits.ou import reading_covariance
 from circuits.store import write_json
 from circuits.synthesis import design as synthesise
@@ -73,7 +74,7 @@ def test_fit_carries_over_to_targets_it_never_saw():
         board, program = synthesise(target, cells="active")
         assert board == made.board
         rule = np.linalg.inv(program.matrix)
-        scale = board.unit_capacitance / (2 * program.energy)
+        scale = board.unit / (2 * program.energy)
         for c, copy in enumerate(made.copies):
             true = scale * reading_covariance(assemble(board, program, copy, Conditions()))
             predicted = scale * reading_covariance(predict(device, c, program))
@@ -127,7 +128,7 @@ def test_reduced_circuit_of_the_ideal_device_holds_the_matrix():
     for target in (random_target(8, 1e4, 3), FAIR):
         board, program = synthesise(target, cells="active")
         circuit = predict(ideal_device(board), 0, program)
-        assert_close(circuit.capacitance / board.unit_capacitance, program.matrix, 1e-12)
+        assert_close(circuit.capacitance / board.unit, program.matrix, 1e-12)
 
 
 def test_reduced_model_differs_from_the_full_circuit_in_second_order():
@@ -153,4 +154,4 @@ def test_drawing_a_device_is_repeatable_and_moves_unobserved_elements_only():
     for before, after in zip(device.copies, drawn.copies, strict=True):
         for name, gain in before.gains.items():
             assert abs(after.gains[name].value - gain.value) <= np.sqrt(3) * gain.standard_error
-    assert draw_device(ideal_device(rlc_board(3, "plain")), 5) == ideal_device(rlc_board(3, "plain"))
+    assert draw_device(ideal_device(build_board(3, "plain")), 5) == ideal_device(build_board(3, "plain"))

@@ -11,7 +11,8 @@ from compare import FALSE_ALARM, NORMAL_BOUND, assert_close
 from conftest import needs_ngspice
 
 from circuits.assembly import assemble, readout_matrix
-from circuits.board import Conditions, draw_copies, nominal_copy
+from circuits.board import Conditions
+from circuits.copies import draw_copies, nominal_copy
 from circuits.design import make_design
 from circuits.exact import exact_run
 from circuits.handover import write_design
@@ -123,7 +124,7 @@ def test_outsider_rebuilds_the_measurement_from_deck_and_board_file(tmp_path):
         axis=1,
     )
     scale, X = board["scale"], np.array(board["scale"]["mapping"])
-    factor = scale["unit_capacitance_F"] / (scale["nodes_per_cell"] * scale["energy_kT_J"])
+    factor = scale["capacitance_F"] / (scale["nodes_per_cell"] * scale["energy_kT_J"])
     covariance = readings.T @ readings / len(readings) + np.array(scale["hold_correction_V2"])
     inverse = X.T @ (factor * covariance) @ X
     rule = inversion(made)

@@ -8,13 +8,14 @@ from cases import FAIR, FAIR_FACTOR, M_MATRIX, TARGETS, random_target
 from compare import NORMAL_BOUND, assert_close
 
 from circuits.assembly import assemble_gains, nominal_circuit
-from circuits.board import Conditions, draw_gains
+from circuits.board import Conditions
+from circuits.choices import Choices, check_choices
+from circuits.copies import draw_gains
 from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.handover import decks, write_design
 from circuits.inversion import inversion
 from circuits.ladder import passive_damping, plan
-from circuits.layout import Choices, check_choices
 from circuits.ou import decay_time, reading_covariance, reading_covariances, settling_time
 from circuits.sensitivity import expected_error, part_sensitivities
 from circuits.synthesis import design
@@ -77,7 +78,7 @@ def test_large_boards_hold_their_targets(size, condition):
     circuit = nominal_circuit(board, program)
     H = circuit.readout
     seen = board.nodes_per_cell * np.linalg.inv(H @ np.linalg.inv(circuit.capacitance) @ H.T)
-    assert_close(seen / board.unit_capacitance, program.matrix, 1e-12 * max(1, condition / 100))
+    assert_close(seen / board.unit, program.matrix, 1e-12 * max(1, condition / 100))
 
 
 def test_a_board_of_64_cells_with_its_decks_takes_seconds(tmp_path):

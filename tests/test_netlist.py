@@ -11,12 +11,14 @@ from cases import FAIR, FAIR_FACTOR, TARGETS
 from compare import assert_close
 from reference import read_deck
 
-from circuits.assembly import assemble, source_noise
-from circuits.board import TOLERANCE, Conditions, Part, draw_copies, nominal_copy
+from circuits.assembly import assemble, source_power
+from circuits.board import TOLERANCE, Conditions, Part
+from circuits.copies import draw_copies, nominal_copy
+from circuits.deck import ANALYSIS, circuit_of, deck
 from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.handover import decks
-from circuits.netlist import ANALYSIS, check_name, circuit_of, deck
+from circuits.netlist import check_name
 from circuits.ou import held_covariance
 from circuits.store import sha256
 from circuits.synthesis import design
@@ -42,7 +44,7 @@ def test_deck_and_assembly_agree(name):
         assert_close(read["K"][pick], circuit.inverse_inductance, 1e-15, "Γ")
         # Held noise of amplitude σ and hold h has the two-sided density σ² h = 2 Q.
         power = [hold * sigma**2 / 2 for hold, sigma in (read["sources"][node] for node in board.nodes)]
-        assert_close(np.diag(power), source_noise(board, program), 1e-15, "Q")
+        assert_close(np.array(power), source_power(board, program), 1e-15, "Q")
         assert {hold for hold, _ in read["sources"].values()} == {program.period}
 
 
@@ -63,10 +65,10 @@ def test_a_part_outside_cells_and_elements_is_in_the_deck_when_its_cause_is_on()
     series = Part("Rleak", "R", ("p2", "0"), "leak", 1e6, cause="leak")
     board = replace(board, parts=(*board.parts, stray, series))
     copy = draw_copies(board, 0, 1)[0]
-    for causes in ({TOLERANCE}, {TOLERANCE, "stray"}, {"stray", "leak"}):
-        conditions = Conditions(causes=frozenset(causes))
+    for off in ({"stray", "leak"}, {"leak"}, {TOLERANCE}):
+        conditions = Conditions(off=frozenset(off))
         text = circuit_of(deck(board, program, copy, conditions, 1000))
-        assert ("Cstray1 p1 n4" in text) == ("stray" in causes)
+        assert ("Cstray1 p1 n4" in text) == ("stray" not in off)
         read, circuit = read_deck(text), assemble(board, program, copy, conditions)
         pick = np.ix_(*[[read["nodes"].index(node) for node in board.nodes]] * 2)
         assert_close(read["C"][pick], circuit.capacitance, 1e-15, "C")

@@ -11,7 +11,7 @@ from simulated import rough_device
 
 from circuits.device import ideal_device
 from circuits.errors import InputError
-from circuits.layout import rlc_board
+from circuits.layout import build_board
 from tngd.baselines import ExactNGD, woodbury
 from tngd.curvature import curvature_factor
 from tngd.losses import CROSS_ENTROPY, LOGISTIC
@@ -19,7 +19,7 @@ from tngd.optimizer import TNGD
 from tngd.tiles import tile_board
 from tngd.training import TASKS, Method, train_once
 
-IDEAL = tile_board(ideal_device(rlc_board(8, "differential"), 3))
+IDEAL = tile_board(ideal_device(build_board(8, "differential"), 3))
 
 
 def problem(seed: int = 0):

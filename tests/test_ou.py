@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from cases import FAIR, FAIR_FACTOR, TARGETS
-from compare import NORMAL_BOUND, assert_close
+from compare import NORMAL_BOUND, assert_close, circuit_of_cells
 from reference import estimate_covariance, euler_covariance, euler_maruyama, kronecker_lyapunov
 from scipy import stats
 from scipy.integrate import quad_vec
@@ -11,7 +11,8 @@ from scipy.linalg import expm
 
 from circuits import ou
 from circuits.assembly import Circuit, assemble_gains, nominal_circuit
-from circuits.board import Conditions, draw_gains
+from circuits.board import Conditions
+from circuits.copies import draw_gains
 from circuits.exact import integrate
 from circuits.synthesis import design
 
@@ -23,7 +24,7 @@ def copies_of(target, congruence=None, count=3):
 
 def small_circuit() -> Circuit:
     """Two dimensionless nodes, unequal temperatures, far from normal."""
-    return Circuit(
+    return circuit_of_cells(
         np.array([[1.0, -0.4], [-0.4, 0.8]]),
         np.diag([0.5, 0.9]),
         np.diag([1.3, 0.7]),
@@ -37,7 +38,7 @@ def test_nominal_covariance_is_the_inverse_matrix(name):
     target, congruence, _ = TARGETS[name]
     board, program = design(target, congruence)
     covariance = ou.reading_covariance(nominal_circuit(board, program))
-    scale = board.nodes_per_cell * program.energy / board.unit_capacitance
+    scale = board.nodes_per_cell * program.energy / board.unit
     assert_close(covariance, scale * np.linalg.inv(program.matrix), 1e-11)
 
 
@@ -118,7 +119,7 @@ def test_law_of_the_estimate_by_the_double_sum():
 
 def test_law_of_the_estimate_of_one_resonator_in_closed_form():
     # Poles λ of x' = Φ x make ρ(τ) = Σ c_a λ_a^τ, and Σ_τ ρ² a sum of geometric series; long record.
-    circuit = Circuit(np.eye(1), 0.4 * np.eye(1), 1.7 * np.eye(1), np.eye(1), np.eye(1))
+    circuit = circuit_of_cells(np.eye(1), 0.4 * np.eye(1), 1.7 * np.eye(1), np.eye(1), np.eye(1))
     h, N = 0.3, 10**9
     law = ou.estimate_law(circuit, h, N)
     pole = np.exp(h * np.roots([1.0, 0.4, 1.7]))
@@ -159,7 +160,7 @@ def test_joint_chi_square_keeps_its_false_alarm_rate_in_simulated_records():
 
 def test_effective_samples_are_those_of_the_slowest_mode_of_independent_cells():
     # Two cells that do not know of each other, the second ten times slower: T/(R c) samples each, for fine sampling.
-    circuit = Circuit(np.diag([1.0, 10.0]), np.eye(2), np.diag([1.0, 0.1]), np.eye(2), np.eye(2))
+    circuit = circuit_of_cells(np.diag([1.0, 10.0]), np.eye(2), np.diag([1.0, 0.1]), np.eye(2), np.eye(2))
     h, samples = 0.02, 1_000_000
     law = ou.estimate_law(circuit, h, samples)
     assert ou.effective_samples(law) == pytest.approx(samples * h / 10.0, rel=0.01)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import needs_ngspice
 
+from circuits.choices import Choices
 from circuits.design import make_design
 from circuits.fisher import named_fisher
 from tngd.cli import app, main
@@ -84,7 +85,7 @@ def test_rounding_gains_of_the_readme_are_those_stored():
     assert "{:.1f} / {:.1f} times".format(gain["4-bit bank", 10], gain["4-bit bank", 30]) in text
     assert "{:.1f} / {:.0f} / {:.0f} times on E24".format(*(gain["E24", c] for c in (10, 30, 100))) in text
     assert gain["4-bit bank", 100] is None
-    made = make_design(named_fisher("fair", "fit")[0], series="E24")
+    made = make_design(named_fisher("fair", "fit")[0], choices=Choices(series="E24"))
     words = f"{100 * made.rounding.error:.2f} % instead of the {100 * made.rounding.error_nearest:.1f} %"
     assert words in text
 

@@ -9,15 +9,18 @@ from cases import FAIR, FAIR_FACTOR, TARGETS, random_target
 from conftest import needs_ngspice
 
 from circuits.assembly import nominal_circuit
-from circuits.board import Conditions, nominal_copy
+from circuits.board import Conditions
+from circuits.choices import Choices
+from circuits.copies import nominal_copy
 from circuits.design import load_design, make_design
 from circuits.errors import InputError
 from circuits.exact import exact_run
+from circuits.grids import series_near
 from circuits.handover import write_design
 from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.ou import reading_covariance
-from circuits.rounding import round_to_grid, series_near
+from circuits.rounding import round_to_grid
 from circuits.synthesis import design
 
 SMALL = [name for name, (target, *_) in TARGETS.items() if np.linalg.cond(target) < 200]
@@ -37,7 +40,7 @@ def true_error(made) -> float:
 @pytest.mark.parametrize("name", SMALL)
 def test_rounded_board_has_the_error_it_says_and_values_of_the_series(name, series):
     target, congruence, _ = TARGETS[name]
-    made = make_design(target, congruence, tolerance=0.0, copies=1, series=series)
+    made = make_design(target, congruence, tolerance=0.0, copies=1, choices=Choices(series=series))
     assert made.rounding.error_nearest is None or made.rounding.error <= made.rounding.error_nearest * (1 + 1e-9)
     assert true_error(made) == pytest.approx(made.rounding.error, rel=1e-6, abs=1e-12)
     base = {float(f"{b:.6g}") for b in eseries.series(eseries.ESeries[series])}
@@ -52,7 +55,7 @@ def test_nearest_error_is_that_of_the_nearest_values():
     grid = np.array([series_near(value, "E24") for value in program.values.values()])
     cost = round_to_grid(board, program, grid, "E24").cost
     nearest = type(program)(**{**program.__dict__, "values": dict(zip(program.values, grid[:, 0], strict=True))})
-    scale = board.unit_capacitance / (board.nodes_per_cell * program.energy)
+    scale = board.unit / (board.nodes_per_cell * program.energy)
     X = program.mapping
     found = X.T @ (scale * reading_covariance(nominal_circuit(board, nearest))) @ X
     inverse = np.linalg.inv(FAIR)
@@ -80,7 +83,7 @@ def test_small_problem_is_solved_as_well_as_by_trying_everything():
     inverse = np.linalg.inv(program.target)
     best = np.inf
     for picks in np.ndindex(3, 3, 3):
-        ground_1, ground_2, coupling = (grid[k, pick] / board.unit_capacitance for k, pick in enumerate(picks))
+        ground_1, ground_2, coupling = (grid[k, pick] / board.unit for k, pick in enumerate(picks))
         K = np.linalg.inv([[ground_1 + coupling, -coupling], [-coupling, ground_2 + coupling]])
         signs = np.sign(program.scaling)
         # Every scaling, finely: the factor of each cell around its own best.
@@ -94,11 +97,11 @@ def test_small_problem_is_solved_as_well_as_by_trying_everything():
 
 @needs_ngspice
 def test_rounded_board_in_ngspice_has_the_error_it_says(tmp_path):
-    made = make_design(FAIR, FAIR_FACTOR, series="E12", name="fair")
+    made = make_design(FAIR, FAIR_FACTOR, choices=Choices(series="E12"), name="fair")
     write_design(made, tmp_path / "run")
     again, decks = load_design(tmp_path / "run")
     assert again.rounding == made.rounding
-    assert json.loads((tmp_path / "run" / "board.json").read_text())["rounding"]["series"] == "E12"
+    assert json.loads((tmp_path / "run" / "board.json").read_text())["program"]["rounding"]["series"] == "E12"
     run = exact_run(again.board, again.program, decks["nominal"], np.array([1e6]))
     rule = inversion(again)
     assert rule.error(rule.read(run.covariance)) == pytest.approx(made.rounding.error, rel=1e-6)
@@ -110,4 +113,4 @@ def test_rounded_board_in_ngspice_has_the_error_it_says(tmp_path):
 
 def test_unknown_series_is_refused():
     with pytest.raises(InputError, match=r"--series is one of E6"):
-        make_design(FAIR, series="E25")
+        make_design(FAIR, choices=Choices(series="E25"))

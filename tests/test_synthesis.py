@@ -20,8 +20,9 @@ from circuits.derivation import (
     maxwell_matrix,
     stationary_residual,
 )
+from circuits.elements import element_values
 from circuits.ladder import reading_signs
-from circuits.synthesis import design, element_values
+from circuits.synthesis import design
 
 
 @pytest.mark.parametrize("kind", ["plain", "differential"])
@@ -65,7 +66,7 @@ def test_readings_see_the_scaled_target(name):
     H = circuit.readout
     seen = board.nodes_per_cell * np.linalg.inv(H @ np.linalg.inv(circuit.capacitance) @ H.T)
     condition = np.linalg.cond(target)
-    assert_close(seen / board.unit_capacitance, program.matrix, 1e-14 * max(condition, 100), "held matrix")
+    assert_close(seen / board.unit, program.matrix, 1e-14 * max(condition, 100), "held matrix")
     X = program.mapping
     assert_close(X.T @ np.linalg.inv(program.matrix) @ X, np.linalg.inv(target), 1e-13 * max(condition, 100), "mapping")
     assert np.linalg.eigvalsh(circuit.capacitance)[0] > 0
@@ -84,7 +85,7 @@ def test_matrix_entries_give_their_elements_by_brute_arithmetic():
     M = np.array([[1.0, -0.2, 0.3], [-0.2, 1.0, 0.1], [0.3, 0.1, 0.35]])
     board, _ = design(np.eye(3) + 0.2, cells="active")
     values = element_values(board, M)
-    pF = {name: value / board.unit_capacitance for name, value in values.items()}
+    pF = {name: value / board.unit for name, value in values.items()}
     expected = {
         "ground_1": 0.5,
         "ground_2": 0.7,

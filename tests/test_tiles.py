@@ -1,5 +1,7 @@
 """Tiles on the copies against the numpy route through the same device, and the torch process against Lyapunov."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from circuits.calibration import calibrate
 from circuits.design import make_design
 from circuits.device import Device, draw_device, ideal_device, predict
 from circuits.errors import InputError
-from circuits.layout import rlc_board
+from circuits.layout import build_board
 from circuits.synthesis import design as synthesise
 from tngd.process import Process, circuit_process, program_process, stationary_covariance, stationary_mean
 from tngd.tiles import invert_tiles, tile_board
@@ -29,13 +31,13 @@ TARGETS = [np.eye(8), FAIR, FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T] + [
 def inverse_by_numpy(device: Device, copy: int, target: np.ndarray) -> np.ndarray:
     """The same tile through synthesis, the reduced circuit and the Lyapunov equation."""
     board, program = synthesise(target, cells="active")
-    scale = board.unit_capacitance / (2 * program.energy)
+    scale = board.unit / (2 * program.energy)
     X = program.mapping
     return X.T @ (scale * ou.reading_covariance(predict(device, copy, program))) @ X
 
 
 def test_ideal_tiles_are_exact_inverses():
-    board = tile_board(ideal_device(rlc_board(8, "differential")))
+    board = tile_board(ideal_device(build_board(8, "differential")))
     targets = torch.tensor(np.array(TARGETS))
     found = invert_tiles(board, targets, torch.zeros(len(TARGETS), dtype=torch.long))
     assert found.stable.all()
@@ -44,7 +46,7 @@ def test_ideal_tiles_are_exact_inverses():
 
 
 def test_tiles_need_negative_elements_exactly_where_synthesis_says_so():
-    board = tile_board(ideal_device(rlc_board(8, "differential")))
+    board = tile_board(ideal_device(build_board(8, "differential")))
     targets = torch.tensor(np.array(TARGETS))
     passive = invert_tiles(board, targets, torch.zeros(len(TARGETS), dtype=torch.long)).passive
     steps = [synthesise(target, cells="active")[1].step for target in TARGETS]
@@ -79,7 +81,7 @@ def test_tiles_on_a_calibrated_copy_agree_with_the_circuit_of_that_copy():
     for c, copy in enumerate(made.copies):
         found = invert_tiles(board, target, torch.tensor([c])).inverse[0].numpy()
         X = made.program.mapping
-        scale = made.board.unit_capacitance / (2 * made.program.energy)
+        scale = made.board.unit / (2 * made.program.energy)
         circuit = assemble(made.board, made.program, copy, Conditions())
         true = X.T @ (scale * ou.reading_covariance(circuit)) @ X
         assert_close(FAIR_FACTOR.T @ found @ FAIR_FACTOR, true, 3e-4)
@@ -98,7 +100,7 @@ def test_a_copy_that_cannot_hold_a_tile_says_so():
 
 def test_plain_cells_hold_no_tiles():
     with pytest.raises(InputError, match="differential"):
-        tile_board(ideal_device(rlc_board(8, "plain")))
+        tile_board(ideal_device(build_board(8, "plain")))
 
 
 def test_turning_the_board_renumbers_its_copies():
@@ -136,8 +138,6 @@ def test_process_solves_lyapunov_for_singular_noise_and_batches():
 def test_process_of_an_unstable_circuit_is_refused():
     made = make_design(FAIR)
     circuit = assemble(made.board, made.program, made.copies[0], Conditions())
-    broken = type(circuit)(
-        circuit.capacitance, -circuit.conductance, circuit.inverse_inductance, circuit.noise, circuit.readout
-    )
+    broken = replace(circuit, conductance=-circuit.conductance)
     with pytest.raises(InputError, match="unstable"):
         stationary_covariance(circuit_process(broken))

@@ -7,12 +7,12 @@ import pytest
 from simulated import rough_device
 
 from circuits.device import describe_device, device_hash, ideal_device
-from circuits.layout import rlc_board
+from circuits.layout import build_board
 from circuits.store import write_json
 from tngd import verbs
 from tngd.training import TASKS, train
 
-IDEAL = ideal_device(rlc_board(8, "differential"), 3)
+IDEAL = ideal_device(build_board(8, "differential"), 3)
 METHODS = [
     "SGD",
     "Adam",

@@ -11,7 +11,8 @@ from simulated import rough_device
 
 from circuits.assembly import assemble_gains, assemble_many, nominal_circuit
 from circuits.averaging import averaging_law
-from circuits.board import Conditions, draw_gains
+from circuits.board import Conditions
+from circuits.copies import draw_gains
 from circuits.design import load_design, make_design
 from circuits.device import draw_device
 from circuits.errors import InputError

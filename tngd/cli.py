@@ -10,15 +10,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from threadpoolctl import threadpool_limits
 
+from circuits.choices import Choices
 from circuits.errors import InputError, SimulationError
 from circuits.explanation import explanation
-from circuits.layout import Choices
+from circuits.parasitics import Parasitics
 from circuits.review import review_lines
 from circuits.store import is_terminal, read_json
 from tngd import pipeline, verbs
+from tngd.tables import show, training_table, verification_table
 
 INTERRUPTED = 130
 CHOICES = Choices()
@@ -70,34 +71,77 @@ def design(
         str,
         typer.Option(help="auto, plain, differential, or active: differential with negative elements where needed."),
     ] = "auto",
+    coupling: Annotated[
+        str | None,
+        typer.Option(help="capacitive: the covariance is the inverse; resistive: the mean solves. [capacitive]"),
+    ] = None,
     unit_capacitance: Annotated[
-        float, typer.Option(help="Farad that stand for 1 of the matrix.")
+        float, typer.Option(help="Farad that stand for 1 of the matrix; resistive: of every cell.")
     ] = CHOICES.unit_capacitance,
+    unit_conductance: Annotated[
+        float, typer.Option(help="Siemens that stand for 1 of the matrix.")
+    ] = CHOICES.unit_conductance,
     resonance: Annotated[float, typer.Option(help="Hz, of a cell with that capacitance.")] = CHOICES.resonance,
     quality: Annotated[float, typer.Option(help="Q of that cell; low is robust.")] = CHOICES.quality,
     reading_rms: Annotated[float, typer.Option(help="Volt, the largest rms reading.")] = CHOICES.reading_rms,
     hold_bias: Annotated[float, typer.Option(help="Variance lost to the noise's hold time.")] = CHOICES.hold_bias,
+    smallest_element: Annotated[float, typer.Option(help="Farad or siemens, the least to be soldered.")] = 0.0,
+    largest_element: Annotated[float | None, typer.Option(help="The most to be soldered. [1e-6 F or 1 S]")] = None,
     series: Annotated[
         str | None, typer.Option(help="Round all parts to E6, E12, E24, E48 or E96, best for the inverse.")
+    ] = None,
+    parallel: Annotated[int, typer.Option(help="Parts that hold an element, 1 or 2.")] = CHOICES.parallel,
+    bank_bits: Annotated[int, typer.Option(help="Couplings as switched banks of so many bits; 0: soldered.")] = 0,
+    bank_range: Annotated[
+        float | None, typer.Option(help="What a bank reaches, in units. [twice what the target needs]")
+    ] = None,
+    switch_resistance: Annotated[float, typer.Option(help="Ohm, of a closed switch.")] = CHOICES.switch_resistance,
+    pad_capacitance: Annotated[
+        float, typer.Option(help="Farad, at either side of a switch.")
+    ] = CHOICES.pad_capacitance,
+    winding: Annotated[float, typer.Option(help="Ohm in series with every inductor.")] = 0.0,
+    self_resonance: Annotated[float, typer.Option(help="Hz, of every inductor by itself.")] = 0.0,
+    esr: Annotated[float, typer.Option(help="Ohm in series with every capacitor.")] = 0.0,
+    coupled_coils: Annotated[float, typer.Option(help="Coupling factor of neighbouring inductors.")] = 0.0,
+    stray: Annotated[float, typer.Option(help="Farad between neighbouring cells.")] = 0.0,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Program the target onto the board with banks, and the copies, in DIR."),
     ] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Print the derivation with its numbers.")] = False,
     force: Force = False,
 ) -> None:
     """Board, copies, netlists and what a designer takes further."""
-    made = verbs.design(
-        target,
-        out,
-        at=at,
-        precondition=precondition,
+    choices = Choices(
+        coupling=coupling or CHOICES.coupling,
+        unit_capacitance=unit_capacitance,
+        unit_conductance=unit_conductance,
+        resonance=resonance,
+        quality=quality,
+        reading_rms=reading_rms,
+        hold_bias=hold_bias,
+        smallest_element=smallest_element,
+        largest_element=largest_element,
+        series=series,
+        parallel=parallel,
+        bank_bits=bank_bits,
+        bank_range=bank_range,
+        switch_resistance=switch_resistance,
+        pad_capacitance=pad_capacitance,
+    )
+    request = verbs.Request(
         copies=copies,
         tolerance=tolerance,
         seed=seed,
-        damping=damping,
-        name=name,
         cells=cells,
-        choices=Choices(unit_capacitance, resonance, quality, reading_rms, hold_bias),
-        series=series,
-        force=force,
+        choices=choices,
+        parasitics=Parasitics(winding, self_resonance, esr, coupled_coils, stray),
+    )
+    place = verbs.Place(target, at, precondition, damping, name)
+    made = (
+        verbs.design(place, request, out, force)
+        if reuse is None
+        else verbs.reuse(place, request, reuse, coupling, out, force)
     )
     print(f"{out}: {made.program.step}; {len(made.copies)} copies, yield {made.yield_fraction:.0%}")
     print("\n".join(f"  {line}" for line in review_lines(made)))
@@ -116,7 +160,7 @@ def verify(
     """Run every copy in ngspice and compare its inverse with the target's."""
     with _Bar(announce=False) as stage:
         result = verbs.verify(folder, method, samples, seed, force, stage("verify"))
-    _print(_verification_table({folder.name: result}))
+    show(verification_table({folder.name: result}))
 
 
 @app.command()
@@ -145,7 +189,7 @@ def train(
     """Train with TNGD on calibrated copies beside SGD, Adam and exact NGD."""
     with _Bar(announce=False) as stage:
         result = verbs.train(task, device, out, seeds, steps, force, stage(f"train {task}"))
-    _print(_training_table(result))
+    show(training_table(result))
 
 
 @app.command()
@@ -178,9 +222,9 @@ def run(
         for kind in ("raw", "preconditioned")
         if (out / kind / "verification.json").exists()
     }
-    _print(_verification_table(results))
+    show(verification_table(results))
     for result in read_json(out / "training.json", "train")["tasks"].values():
-        _print(_training_table(result))
+        show(training_table(result))
     print(page.resolve())
 
 
@@ -239,47 +283,3 @@ class _Bar:
             self._bar.update(task, completed=done, total=total, description=f"{text} · {what}" if what else text)
 
         return progress
-
-
-def _print(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False).print(table)
-
-
-def _verification_table(results: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="Relative error of the inverse", title_justify="left")
-    for column in ("board", "copy", "exact", "sampled", "expected", "samples", "χ² p", "own law"):
-        table.add_column(column, justify="left" if column in ("board", "copy") else "right")
-    for board, result in results.items():
-        nominal = [result["nominal"]] if "exact" in result["nominal"] else []
-        for entry in [*nominal, *result["copies"], result["mean_of_copies"]]:
-            exact, sampled = entry.get("exact"), entry.get("sampled")
-            table.add_row(
-                board,
-                entry["name"],
-                f"{exact['relative_error']:.2e}" if exact else "",
-                f"{sampled['relative_error']:.2%}" if sampled else "",
-                f"{sampled['expected_error']:.2%}" if sampled else "",
-                f"{sampled['samples']:,}" if sampled else "",
-                f"{sampled['p_value']:.2g}" if sampled and "p_value" in sampled else "",
-                {True: "agrees", False: "DISAGREES"}.get(entry.get("agrees"), ""),
-            )
-        table.add_section()
-    return table
-
-
-def _training_table(result: dict[str, Any]) -> Table:
-    title = f"Training {result['task']}: {result['steps']} steps, mean of {result['seeds']} seeds"
-    table = Table(title=title, title_justify="left")
-    for column in ("optimizer", "train loss", "test loss", "test accuracy", "direction off by", "passive tiles"):
-        table.add_column(column, justify="left" if column == "optimizer" else "right")
-    for method in result["methods"]:
-        final, tiles = method["final"], method.get("tiles")
-        table.add_row(
-            method["name"],
-            f"{final['train_loss']['mean']:.4f}",
-            f"{final['test_loss']['mean']:.4f}",
-            f"{final['test_accuracy']['mean']:.2%}",
-            f"{tiles['direction_deviation']:.2%}" if tiles else "",
-            f"{tiles['passive_fraction']:.0%}" if tiles else "",
-        )
-    return table

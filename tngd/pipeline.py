@@ -86,16 +86,9 @@ def _designing(
 ) -> Callable[[verbs.Progress], object]:
     def work(_: verbs.Progress) -> None:
         try:
-            verbs.design(
-                str(matrix),
-                folder,
-                precondition=precondition,
-                copies=options.copies,
-                tolerance=options.tolerance,
-                seed=options.seed,
-                name=options.name,
-                cells="active",
-            )
+            place = verbs.Place(str(matrix), precondition=precondition, name=options.name)
+            request = verbs.Request(options.copies, options.tolerance, options.seed, cells="active")
+            verbs.design(place, request, folder)
         except UnstableCopyError as error:
             if precondition is not None:
                 raise

@@ -110,14 +110,15 @@ def averaging(results: dict[str, dict[str, Any]]) -> str:
         return _svg(figure)
 
 
-def parts(values: dict[str, float]) -> str:
+def parts(values: dict[str, float], coupling: str) -> str:
     """Values of the populated elements, by kind."""
     kinds = ("ground", "straight", "crossed", "negative")
+    scale, label = (1e12, "capacitance [pF]") if coupling == "capacitive" else (1e6, "conductance [µS]")
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 2.4), layout="constrained")
         axes = figure.subplots()
         for row, kind in enumerate(kinds):
-            sizes = 1e12 * np.array([abs(value) for name, value in values.items() if name.startswith(kind)])
+            sizes = scale * np.array([abs(value) for name, value in values.items() if name.startswith(kind)])
             # Rounded, because an axis cannot be spread between values that differ by rounding alone.
             axes.plot(
                 sizes.round(6), np.full(len(sizes), row), MARKERS[row], color=COLOURS[row], markersize=4, alpha=0.7
@@ -125,7 +126,7 @@ def parts(values: dict[str, float]) -> str:
         axes.set_yticks(range(len(kinds)), [*kinds[:3], "negative (|value|)"])
         axes.set_ylim(len(kinds) - 0.5, -0.5)
         axes.set_xscale("log")
-        axes.set_xlabel("capacitance [pF]")
+        axes.set_xlabel(label)
         return _svg(figure)
 
 

@@ -39,7 +39,7 @@ def program_process(device: Device, copy: int, program: Program, dtype: torch.dt
 def circuit_process(circuit: Circuit, dtype: torch.dtype = torch.float64) -> Process:
     """The process of a circuit (or batch of circuits): the law of circuits.ou as torch tensors."""
     A = torch.as_tensor(drift(circuit), dtype=dtype)
-    H = np.concatenate([circuit.readout, np.zeros_like(circuit.readout)], axis=1)
+    H = np.concatenate([circuit.readout, np.zeros((len(circuit.readout), circuit.coils.shape[-1]))], axis=1)
     return Process(
         A,
         torch.as_tensor(diffusion(circuit), dtype=dtype),

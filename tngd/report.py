@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError, select_autoescape
 from markupsafe import Markup
 
+from circuits.bill import engineering
 from circuits.errors import InputError
 from circuits.store import read_json, sha256, write_text
 from tngd import plots
@@ -64,7 +65,7 @@ def _page(folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "pico": lambda value: f"{value * 1e12:.4g}"}
+    environment.filters |= {"percent": _percent, "si": engineering}
     verified = {section.name: section.verification for section in sections if section.verification}
     return environment.get_template("report.html.j2").render(
         title=sections[0].board["name"],

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from circuits.device import Device, draw_device, quality_factor
+from circuits.elements import GROUND_MINIMUM
 from circuits.errors import InputError
 from circuits.ladder import SCALING_LIMIT, SLACK_MINIMUM
-from circuits.synthesis import GROUND_MINIMUM
 
 
 @dataclass(frozen=True, eq=False)

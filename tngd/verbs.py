@@ -6,22 +6,24 @@ inputs, seeds, versions, the ngspice that ran.
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from circuits.calibration import calibrate as fit_copies
-from circuits.design import Design, check_options, holds, load_design, make_design
+from circuits.choices import Choices, check_choices
+from circuits.deck import discarded
+from circuits.design import Design, check_options, holds, load_design, make_design, reuse_design
 from circuits.device import describe_device, device_hash, load_device
 from circuits.errors import InputError
 from circuits.fisher import DATA_SETS, check_weights, named_fisher
 from circuits.handover import write_design
-from circuits.layout import Choices
 from circuits.measurement import load_measurements, measure, save_measurements
-from circuits.netlist import check_name, discarded
+from circuits.netlist import check_name
 from circuits.ngspice import find_ngspice, ngspice_version
-from circuits.rounding import check_series
+from circuits.parasitics import Parasitics
 from circuits.sampled import BLOCK
 from circuits.store import provenance, read_json, refuse_existing, sha256, write_json, write_npy
 from circuits.synthesis import check_size
@@ -40,6 +42,29 @@ MOST_START_UP = 2_000_000  # readings of one chunk that are thrown away: some th
 
 def silent(done: int, total: int, what: str) -> None:
     """Progress that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is to be programmed: a target by name or file, the factor and damping it is programmed with, its name."""
+
+    target: str
+    at: str = "zero"
+    precondition: str | None = None
+    damping: float = 0.0
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """What board is wanted, in how many copies."""
+
+    copies: int = 3
+    tolerance: float = 0.01
+    seed: int = 0
+    cells: str = "auto"
+    choices: Choices = field(default_factory=Choices)
+    parasitics: Parasitics = field(default_factory=Parasitics)
 
 
 def fisher(name: str, at: str, out: Path, factor: Path | None, force: bool) -> np.ndarray:
@@ -69,52 +94,54 @@ def fisher(name: str, at: str, out: Path, factor: Path | None, force: bool) -> n
     return F
 
 
-def design(
-    target: str,
-    out: Path,
-    *,
-    at: str = "zero",
-    precondition: str | None = None,
-    copies: int = 3,
-    tolerance: float = 0.01,
-    seed: int = 0,
-    damping: float = 0.0,
-    name: str | None = None,
-    cells: str = "auto",
-    choices: Choices | None = None,
-    series: str | None = None,
-    force: bool = False,
-) -> Design:
+def design(place: Place, request: Request, out: Path, force: bool = False) -> Design:
     """Design boards for a named data set or a matrix file and write the run folder."""
-    path = Path(target)
-    name = check_name(name if name is not None else (target if target in DATA_SETS else path.stem))
-    check_options(copies, tolerance, seed)
-    check_weights(at)
-    if series is not None:
-        check_series(series)
+    check_options(request.copies, request.tolerance, request.seed)
+    choices = check_choices(request.choices)
     refuse_existing(out, force)
-    if target in DATA_SETS:
-        matrix, source = named_fisher(target, at)[0], f"{target} at {at}"
-    elif path.suffix in (".npy", ".csv"):
-        matrix, source = read_matrix(path, "target"), path.name
-    else:
-        raise InputError(f"unknown target {target!r}; expected one of {', '.join(DATA_SETS)}, or a .npy or .csv file")
-    check_size(len(check_square(matrix, "target")))
-    T = _preconditioner(precondition, target, len(matrix), damping)
-    P = check_target(matrix, damping, holds=lambda P: holds(P, T, copies, tolerance, seed, cells))
+    name, matrix, source = _target(place)
+    check_size(len(matrix), bool(choices.bank_bits))
+    T = _preconditioner(place.precondition, place.target, len(matrix), place.damping)
+    options = (request.copies, request.tolerance, request.seed, request.cells, choices)
     made = make_design(
-        P,
+        check_target(matrix, place.damping, holds=lambda P: holds(P, T, *options)),
         T,
         name=name,
-        copies=copies,
-        tolerance=tolerance,
-        seed=seed,
-        damping=damping,
+        copies=request.copies,
+        tolerance=request.tolerance,
+        seed=request.seed,
+        damping=place.damping,
         source=source,
-        cells=cells,
+        cells=request.cells,
         choices=choices,
-        series=series,
+        parasitics=request.parasitics,
     )
+    write_design(made, out, force)
+    return made
+
+
+def reuse(place: Place, request: Request, folder: Path, coupling: str | None, out: Path, force: bool = False) -> Design:
+    """Program a target onto the board and the copies of the design in `folder` and write a run folder for it.
+
+    `coupling` may say again what the board has; everything else about boards and copies is that of `folder`.
+    """
+    old, _ = load_design(folder)
+    refuse_existing(out, force)
+    if out.resolve() == folder.resolve():
+        raise InputError(f"the new program goes to a folder of its own, not to {folder}; choose another --out")
+    if coupling not in (None, old.board.coupling):
+        raise InputError(
+            f"the board in {folder} is {old.board.coupling}, not {coupling}; leave out --coupling, or design another"
+        )
+    if replace(request, choices=replace(request.choices, coupling=Choices().coupling)) != Request():
+        raise InputError(
+            f"board, parts and copies are those of {folder}; with --reuse leave out every option but "
+            "--at, --precondition, --damping and --name"
+        )
+    name, matrix, source = _target(place)
+    check_size(len(matrix))
+    T = _preconditioner(place.precondition, place.target, len(matrix), place.damping)
+    made = reuse_design(old, check_target(matrix, place.damping), T, name=name, damping=place.damping, source=source)
     write_design(made, out, force)
     return made
 
@@ -230,6 +257,19 @@ def report(folder: Path, force: bool = False) -> Path:
     refuse_existing(path, force)
     render(folder, path)
     return path
+
+
+def _target(place: Place) -> tuple[str, np.ndarray, str]:
+    """Name, square matrix and origin of a target."""
+    path = Path(place.target)
+    named = place.target in DATA_SETS
+    name = check_name(place.name if place.name is not None else place.target if named else path.stem)
+    check_weights(place.at)
+    if named:
+        return name, named_fisher(place.target, place.at)[0], f"{place.target} at {place.at}"
+    if path.suffix in (".npy", ".csv"):
+        return name, check_square(read_matrix(path, "target"), "target"), path.name
+    raise InputError(f"unknown target {place.target!r}; expected one of {', '.join(DATA_SETS)}, or a .npy or .csv file")
 
 
 def _preconditioner(given: str | None, target: str, size: int, damping: float) -> np.ndarray | None:

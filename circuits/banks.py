@@ -1,0 +1,103 @@
+"""Binary-weighted switched banks: a coupling as bits, each a part in series with its switches.
+
+Bit b holds unit · 2ᵇ. From the near cell's node a part leads to an inner node; a switch leads on to the far node
+(straight), another one to the other far node (crossed), and the sign of the code says which of them closes. A closed
+switch has a resistance; both its pads have a capacitance to ground, which loads the inner node and the far one. That
+load is known and is taken from the ground capacitors, which are soldered for good: behind a switch they would lose
+most (its resistance damps what no noise source heats), and no program needs them changed (circuits.coding).
+
+No bank is negative: behind switches the positive capacitors of a node leave a negative one alone above 1/(Ron C), and
+the node runs away (`tests/test_banks.py` shows it).
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from circuits.board import GROUND, Bank, Bit, Board, Element, Part, Program
+from circuits.choices import TEMPCO, Choices
+from circuits.copies import codes
+from circuits.errors import InputError
+
+PARASITIC_TOLERANCE = 0.2  # of what nobody specifies
+
+
+def bank_of(straight: Element, crossed: Element | None, choices: Choices, largest: float) -> Bank:
+    """The bank of the couplings of two cells; `largest` is what it reaches, in units."""
+    bits = choices.bank_bits
+    names = tuple(element.name for element in (straight, crossed) if element)
+    name = "bank_" + "_".join(str(i + 1) for i in straight.cells)
+    return Bank(name, names, choices.unit * largest / (2**bits - 1), bits)
+
+
+def bank_parts(
+    bank: Bank, near: tuple[str, ...], far: tuple[str, ...], kind: str, tolerance: float, choices: Choices
+) -> Iterator[Part]:
+    """Parts, switches and pads of a bank between the nodes of two cells."""
+    for pole, node in enumerate(near):
+        ends = [(far[pole], 1)] + ([(far[1 - pole], -1)] if len(far) == 2 else [])
+        for number in range(bank.bits):
+            yield from _bit(bank, number, node, ends, kind, tolerance, choices)
+    pads = choices.pad_capacitance * bank.bits * len(near)  # a switch of every bit of either near node ends here
+    for node in far:
+        yield _parasitic(f"CP{bank.name[5:]}{node}", "C", (node, GROUND), "pad", pads, "pads", tolerance)
+
+
+def unloaded_capacitances(cells: int, poles: int, choices: Choices) -> list[float]:
+    """What is soldered from the nodes of every cell to ground, so that it is one unit with the pads at half codes [F].
+
+    InputError if the pads alone are more.
+    """
+    inner = choices.pad_capacitance * choices.bank_bits * poles  # of a bank, per near node; open: there, closed: far
+    pads = [(cells - 1) * inner / 2 + i * choices.pad_capacitance * choices.bank_bits * poles for i in range(cells)]
+    if pads[-1] > 0.9 * choices.unit_capacitance:
+        raise InputError(
+            f"the pads of the switches load {cells} cells with up to {pads[-1]:.3g} F, which leaves too little of the "
+            f"unit capacitance of {choices.unit_capacitance:.3g} F; --unit-capacitance {4 * pads[-1]:.2g} would do"
+        )
+    return [choices.unit_capacitance - load for load in pads]
+
+
+def codes_text(board: Board, program: Program) -> str:
+    """codes.csv: every bank with its code, its bits (highest first), which way it is switched, and what it holds."""
+    unit = board.element_unit
+    rows = [f"Bank,Cells,Code,Bits,Switched,Value [{unit}],Full scale [{unit}]"]
+    cells_of = {element.name: element.cells for element in board.elements}
+    held = codes(board, program)
+    for bank in board.banks:
+        code, which = held[bank.name], cells_of[bank.elements[0]]
+        way = "open" if code == 0 else "straight" if code > 0 else "crossed"
+        cells = " ".join(str(i + 1) for i in which)
+        full = (2**bank.bits - 1) * bank.unit
+        rows.append(f"{bank.name},{cells},{code},{abs(code):0{bank.bits}b},{way},{abs(code) * bank.unit!r},{full!r}")
+    return "\n".join(rows) + "\n"
+
+
+def _bit(
+    bank: Bank, number: int, node: str, ends: list[tuple[str, int]], kind: str, tolerance: float, choices: Choices
+) -> Iterator[Part]:
+    short = f"{bank.name[5:]}{node}b{number}"
+    inner = f"x{short}"
+    held = bank.unit * 2**number
+    # A resistor leaves room for its switch, a capacitor needs none.
+    value = held if kind == "C" else 1 / held - choices.switch_resistance
+    yield Part(f"{kind}B{short}", kind, (node, inner), "bit", value, None, tolerance, TEMPCO[kind])
+    for end, sign in ends:
+        switch = _parasitic(
+            f"RS{short}{'s' if sign > 0 else 'x'}",
+            "R",
+            (inner, end),
+            "switch",
+            choices.switch_resistance,
+            "switches",
+            tolerance,
+        )
+        yield replace(switch, wire=True, bit=Bit(bank.name, number, sign))
+    pads = choices.pad_capacitance * len(ends)
+    yield _parasitic(f"CP{short}", "C", (inner, GROUND), "pad", pads, "pads", tolerance)
+
+
+def _parasitic(
+    name: str, kind: str, nodes: tuple[str, str], role: str, value: float, cause: str, tolerance: float
+) -> Part:
+    """A part that comes with others: its spread is PARASITIC_TOLERANCE on a board whose parts have any."""
+    return Part(name, kind, nodes, role, value, None, PARASITIC_TOLERANCE if tolerance else 0.0, TEMPCO[kind], cause)

@@ -1,0 +1,127 @@
+"""What a target leaves open, chosen so that a board can be made, and checked where the user chooses otherwise."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from circuits.errors import InputError
+
+# Relative change per kelvin of ordinary parts: thin film, ferrite core, C0G.
+TEMPCO = {"R": 25e-6, "L": 100e-6, "C": 30e-6}
+COUPLINGS = ("capacitive", "resistive")
+SERIES = ("E6", "E12", "E24", "E48", "E96")
+LARGEST = {"capacitive": 1e-6, "resistive": 1.0}  # element, F or S
+INDUCTORS, RESISTORS = (1e-9, 1.0), (0.1, 1e8)  # what can be bought, H and ohm
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What the target leaves open. 1 nF, 10 uH and 100 ohm: a resonance of 1.6 MHz at Q = 1; or 1 nF and 1 kohm.
+
+    `coupling` is "capacitive" or "resistive". `unit_capacitance` [F] stands for 1 of the matrix (resistive: it is the
+    capacitor of every cell): large against strays and pads, small enough to be a C0G part. `unit_conductance` [S]
+    stands for 1 on a resistive board: a kilohm loads no amplifier and dwarfs switches. `resonance` [Hz] is that of a
+    cell with the unit capacitance: slow enough for amplifiers, fast enough for small inductors. `quality` is
+    R sqrt(c0/L); a low one keeps the readings insensitive to switches, wires and losses and makes samples independent
+    soon. `reading_rms` [V] is the largest reading, `hold_bias` what the noise generator's sample period may cost of
+    the fastest mode's variance. `smallest_element` and `largest_element` [F or S] bound what may be soldered.
+
+    All parts are from an E `series` (None: any value); `parallel` of them hold an element. With `bank_bits` bits every
+    element is a switched bank: switches have `switch_resistance` [ohm] and `pad_capacitance` [F] at either side;
+    `bank_range` is the largest coupling as a fraction of the unit (None: twice what the target needs).
+    """
+
+    coupling: str = "capacitive"
+    unit_capacitance: float = 1e-9
+    unit_conductance: float = 1e-3
+    resonance: float = 1 / (2 * np.pi * 1e-7)
+    quality: float = 1.0
+    reading_rms: float = 0.05
+    hold_bias: float = 0.03
+    smallest_element: float = 0.0
+    largest_element: float | None = None
+    series: str | None = None
+    parallel: int = 1
+    bank_bits: int = 0
+    bank_range: float | None = None
+    switch_resistance: float = 10.0
+    pad_capacitance: float = 2e-12
+
+    @property
+    def unit(self) -> float:
+        """What stands for 1 of the matrix, F or S."""
+        return self.unit_capacitance if self.coupling == "capacitive" else self.unit_conductance
+
+    @property
+    def largest(self) -> float:
+        """Largest element, F or S."""
+        return LARGEST[self.coupling] if self.largest_element is None else self.largest_element
+
+    @property
+    def inductance(self) -> float:
+        """L [H] of every cell."""
+        return float(f"{1 / ((2 * np.pi * self.resonance) ** 2 * self.unit_capacitance):.12g}")
+
+    @property
+    def resistance(self) -> float:
+        """R [ohm] of every cell."""
+        return float(f"{self.quality * np.sqrt(self.inductance / self.unit_capacitance):.12g}")
+
+
+def check_choices(choices: Choices) -> Choices:
+    """Return the choices if a board can be made of them, or raise InputError with what would do."""
+    if choices.coupling not in COUPLINGS:
+        raise InputError(f"--coupling is {' or '.join(COUPLINGS)}, got {choices.coupling!r}")
+    if choices.series not in (None, *SERIES):
+        raise InputError(f"--series is one of {', '.join(SERIES)}, got {choices.series!r}")
+    ranges = {
+        "unit_capacitance": (1e-12, 1e-6, "F"),
+        "unit_conductance": (1e-9, 1.0, "S"),
+        "resonance": (1e2, 1e9, "Hz"),
+        "quality": (0.05, 100.0, ""),
+        "reading_rms": (1e-6, 100.0, "V"),
+        "hold_bias": (1e-6, 0.2, ""),
+        "smallest_element": (0.0, choices.largest, "F or S"),
+        "largest": (1e-15, 1e3, "F or S"),
+        "parallel": (1, 2, ""),
+        "bank_bits": (0, 12, ""),
+        "bank_range": (2.0**-10, 16.0, ""),
+        "switch_resistance": (1e-3, 1e4, "ohm"),
+        "pad_capacitance": (0.0, 1e-9, "F"),
+    }
+    for name, (low, high, unit) in ranges.items():
+        value = getattr(choices, name)
+        if value is not None and not low <= value <= high:
+            option = name.replace("_", "-") + "-element" * (name == "largest")
+            raise InputError(f"--{option} is from {low:g} to {high:g} {unit}".rstrip() + f", got {value:g}")
+    if choices.bank_bits and (choices.parallel > 1 or choices.series):
+        raise InputError("banks hold every element by themselves; leave out --parallel and --series, or --bank-bits")
+    if choices.coupling == "capacitive":
+        _check_resonator(choices)
+    elif choices.bank_bits and choices.unit_conductance * choices.switch_resistance > 0.5:
+        raise InputError(
+            f"switches of {choices.switch_resistance:g} ohm leave no room in bits of {choices.unit_conductance:g} S; "
+            f"--unit-conductance {0.1 / choices.switch_resistance:.2g} would do"
+        )
+    return choices
+
+
+def _check_resonator(choices: Choices) -> None:
+    """L falls with the square of the resonance and R in proportion to quality: say which would do."""
+    low, high = INDUCTORS
+    L = choices.inductance
+    if not low <= L <= high:
+        limit = low if low > L else high
+        would_do = choices.resonance * np.sqrt(L / limit)
+        raise InputError(
+            f"the inductor of every cell would be {L:.3g} H, beyond the limit of {limit:g} H; "
+            f"--resonance {would_do:.3g} would do"
+        )
+    low, high = RESISTORS
+    R = choices.resistance
+    if not low <= R <= high:
+        limit = low if low > R else high
+        raise InputError(
+            f"the resistor of every cell would be {R:.3g} ohm, beyond the limit of {limit:g} ohm; "
+            f"--quality {choices.quality * limit / R:.3g} would do"
+        )

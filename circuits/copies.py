@@ -1,0 +1,155 @@
+"""Copies of a board: their parts' values, and which nodes the parts are on.
+
+The parts of a copy are drawn once, by name, and stay as they are whatever is programmed. A program sets element values
+and closes switches; conditions switch causes on and off. Both the netlist writer and the matrix assembly ask here
+which part has which value, and which nodes are one; how parts make a circuit is theirs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from circuits.board import GROUND, REFERENCE_CELSIUS, TOLERANCE, Board, Conditions, Copy, Part, Program
+from circuits.store import sha256
+
+PART_STREAM = 1  # every use of random numbers has a stream of its own, whatever the seeds are
+
+
+@dataclass(frozen=True, eq=False)
+class Wiring:
+    """Which node each end of a part is on once closed switches and missing resistances are wires.
+
+    `nodes` are those that are left, the cells' own first; `ends` (parts, 2) are numbers into them, -1 for ground;
+    `present` (parts,) says which parts are there.
+    """
+
+    nodes: tuple[str, ...]
+    ends: np.ndarray
+    present: np.ndarray
+
+
+def nominal_copy(board: Board) -> Copy:
+    """The copy whose every part is exactly nominal."""
+    return Copy("nominal", {part.name: 1.0 for part in board.parts})
+
+
+def draw_gains(board: Board, seed: int, copies: int) -> np.ndarray:
+    """Ratios actual/nominal of `copies` specimens, (copies, parts): 1 + tolerance · uniform(-1, 1), independent.
+
+    A part's ratio depends on `seed`, the copy's number and the part's name alone: more copies, or more parts on the
+    board, leave the ones there are as they were.
+    """
+    tolerance = np.array([part.tolerance for part in board.parts])
+    names = np.array([int(sha256(part.name)[:16], 16) for part in board.parts], dtype=np.uint64)
+    keys = np.array(
+        [np.random.SeedSequence([PART_STREAM, seed, k]).generate_state(1, np.uint64) for k in range(copies)]
+    )
+    uniform = _mixed(_mixed(names + keys.reshape(copies, 1))) / 2.0**64  # (copies, parts), 0 to 1
+    return 1 + tolerance * (2 * uniform - 1)
+
+
+def draw_copies(board: Board, seed: int, copies: int) -> tuple[Copy, ...]:
+    """The same specimens as `draw_gains`, named copy-1, copy-2, …"""
+    names = [part.name for part in board.parts]
+    return tuple(
+        Copy(f"copy-{k}", dict(zip(names, row.tolist(), strict=True)))
+        for k, row in enumerate(draw_gains(board, seed, copies), start=1)
+    )
+
+
+def gains_of(board: Board, copies: Sequence[Copy]) -> np.ndarray:
+    """Ratios of given copies in the order of the board's parts, (copies, parts)."""
+    return np.array([[copy.gains[part.name] for part in board.parts] for copy in copies])
+
+
+def part_values(board: Board, program: Program, gains: np.ndarray, conditions: Conditions) -> np.ndarray:
+    """Actual value of every part, shape of `gains` (…, parts): nominal · gain · (1 + tempco ΔT).
+
+    A part that the program leaves out, whose switch is open or whose cause is off, has the value 0 and is not there.
+    """
+    held = codes(board, program)
+    nominal = np.array([_nominal(part, program, held, conditions) for part in board.parts])
+    tempco = np.array([part.tempco for part in board.parts])
+    spread = np.ones_like(gains) if TOLERANCE in conditions.off else gains
+    return nominal * spread * (1 + tempco * (conditions.ambient - REFERENCE_CELSIUS))
+
+
+def populated_parts(board: Board, program: Program) -> list[tuple[Part, float]]:
+    """The parts that are soldered in, closed switch or open, with their nominal values, in the board's order.
+
+    What nobody solders is left out, and so are the nodes it makes: everything with a cause that is no switch, and what
+    amplifiers bring with them.
+    """
+    parasitic = {part.cause for part in board.parts if part.cause and not part.bit}
+    wired = wiring(board, program, Conditions(off=frozenset(parasitic)))
+    names = (*wired.nodes, GROUND)
+    found = []
+    for part, (a, b) in zip(board.parts, wired.ends, strict=True):
+        value = part.nominal if part.bit else _nominal(part, program, {}, Conditions(off=frozenset(parasitic)))
+        if value and part.role != "input":
+            found.append((replace(part, nodes=(names[a], names[b])), float(value)))
+    return found
+
+
+def codes(board: Board, program: Program) -> dict[str, int]:
+    """Signed code of every bank, by its name: what the values of its elements are in its unit."""
+    return {
+        bank.name: sum(
+            sign * round(program.values.get(element, 0.0) / bank.unit)
+            for element, sign in zip(bank.elements, (1, -1), strict=False)
+        )
+        for bank in board.banks
+    }
+
+
+def wiring(board: Board, program: Program, conditions: Conditions) -> Wiring:
+    """Nodes and ends of all parts under these conditions."""
+    held = codes(board, program)
+    wired = [part for part in board.parts if part.wire and part.cause in conditions.off and _closed(part, held)]
+    same: dict[str, str] = {}
+    for part in wired:  # from an inner node (first) to another; no cell's own node is ever joined to another
+        same[part.nodes[0]] = part.nodes[1]
+    reached = {node: _end_of(node, same) for part in board.parts for node in part.nodes}
+    present = np.array([_is_there(part, program, held, conditions) for part in board.parts])
+    used = dict.fromkeys(board.nodes)
+    for part, there in zip(board.parts, present, strict=True):
+        if there:
+            used |= dict.fromkeys(reached[node] for node in part.nodes if reached[node] != GROUND)
+    number = {node: k for k, node in enumerate(used)} | {GROUND: -1}
+    ends = np.array([[number.get(reached[node], -1) for node in part.nodes] for part in board.parts])
+    return Wiring(tuple(used), ends, present)
+
+
+def _mixed(z: np.ndarray) -> np.ndarray:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014): every bit of the input moves half of the output."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _end_of(node: str, same: dict[str, str]) -> str:
+    while node in same:
+        node = same[node]
+    return node
+
+
+def _closed(part: Part, held: dict[str, int]) -> bool:
+    """Whether a switch is closed; what is no switch is."""
+    if part.bit is None:
+        return True
+    code = held[part.bit.bank]
+    return bool(abs(code) >> part.bit.number & 1) and code * part.bit.sign >= 0
+
+
+def _is_there(part: Part, program: Program, held: dict[str, int], conditions: Conditions) -> bool:
+    return _nominal(part, program, held, conditions) != 0
+
+
+def _nominal(part: Part, program: Program, held: dict[str, int], conditions: Conditions) -> float:
+    if part.cause in conditions.off or not _closed(part, held):
+        return 0.0
+    if part.nominal is not None:
+        return part.nominal
+    value = program.values.get(part.element, 0.0)
+    return value if part.kind == "C" or value == 0 else 1 / value

@@ -1,0 +1,126 @@
+"""Decks: a header of comments, the circuit, the line ANALYSIS, and an analysis that plain `ngspice -b` runs.
+
+Runs that need another analysis keep everything above the line.
+"""
+
+from importlib.metadata import version
+
+import numpy as np
+
+from circuits.assembly import assemble
+from circuits.board import Board, Conditions, Copy, Program
+from circuits.errors import InputError
+from circuits.netlist import circuit_text
+from circuits.ou import held_covariance
+from circuits.store import sha256
+
+ANALYSIS = "* === analysis: everything above this line is the board ==="
+WIDEST = 16  # cells whose expected covariance still fits a header
+WIDEST_BANKED = 8  # of a board with banks, whose every closed switch is a node
+START_UP = 15.0  # slowest time constants discarded before the first reading: e^-30 of the variance is missing
+
+
+def deck(board: Board, program: Program, copy: Copy, conditions: Conditions, samples: int) -> str:
+    """A whole deck that plain `ngspice -b` runs: it records `samples` readings to <copy>.raw."""
+    circuit = circuit_text(board, program, copy, conditions)
+    header = _header(board, program, copy, conditions, samples)
+    return header + circuit + ANALYSIS + "\n" + sampled_analysis(board, program, conditions.seed, samples, copy.name)
+
+
+def circuit_of(text: str) -> str:
+    """The part of a deck above its analysis."""
+    circuit, line, _ = text.partition(ANALYSIS)
+    if not line:
+        raise InputError(f"the deck lacks the line {ANALYSIS!r}; write it again with `tngd design --force`")
+    return circuit
+
+
+def sampled_analysis(board: Board, program: Program, seed: int, samples: int, output: str) -> str:
+    """Transient analysis: start-up discarded, then `samples` readings at multiples of the period to <output>.raw.
+
+    chgtol = 1 C switches the local truncation error control off, harmless for a linear circuit whose step is set by
+    the noise; interp puts the points exactly on the grid, where the held-noise law holds.
+    """
+    h = program.period
+    skip = discarded(program)
+    saved = " ".join(f"v({node})" for node in board.nodes)
+    return "\n".join(
+        [
+            f".options seed={seed} chgtol=1 interp",
+            f".save {saved}",
+            f".tran {h!r} {(skip + samples + 0.5) * h!r} {skip * h!r} {h!r}",
+            *control([f"run\nwrite {output}.raw {saved}"]),
+        ]
+    )
+
+
+def exact_analysis(board: Board, low: float, high: float, points: int, output: str) -> str:
+    """One AC run per noise source, unit current, `points` per decade from `low` to `high` Hz, all to <output>.raw."""
+    saved = " ".join(f"v({node})" for node in board.nodes)
+    steps = ["set appendwrite"]
+    for source in board.sources:
+        name = source.name.lower()
+        steps += [
+            f"alter {name} ac = 1",
+            f"ac dec {points} {low!r} {high!r}",
+            f"write {output}.raw {saved}",
+            f"alter {name} ac = 0",
+        ]
+    return "\n".join([f".save {saved}", *control(steps)])
+
+
+def discarded(program: Program) -> int:
+    """Samples of start-up that are thrown away: 15 time constants of the slowest mode of the nominal board."""
+    return int(np.ceil(START_UP * program.settling / program.period))
+
+
+def control(lines: list[str]) -> list[str]:
+    """The end of a deck that runs these commands."""
+    return [".control", *lines, "quit", ".endc", ".end", ""]
+
+
+def _header(board: Board, program: Program, copy: Copy, conditions: Conditions, samples: int) -> str:
+    factor = board.nodes_per_cell
+    readings = " ".join(
+        f"v({reading.plus})" if reading.minus is None else f"v({reading.plus})-v({reading.minus})"
+        for reading in board.readings
+    )
+    lines = [
+        f"SPU board {program.name}, {copy.name}: {len(board.cells)} {board.kind} cells, {board.coupling}, all to all",
+        f"target       {len(program.target)} x {len(program.target)}, sha256 {sha256(program.target)}",
+        f"step         {program.step}",
+        f"noise seed   {conditions.seed}",
+        "written by   tngd " + version("tngd"),
+        "",
+        "What it does: the covariance of the readings carries the inverse of the target.",
+        f"  readings y  {readings}",
+        f"  M^-1 = c (Cov(y) + K) / ({factor} kT),  c = {board.capacitance!r} F,  kT = {program.energy!r} J",
+        "  K = `hold_correction_V2` in board.json: what white noise would add to noise held for a period",
+        "  P^-1 = X' M^-1 X, with X = `mapping` in board.json",
+        *_solving(board),
+        f"Run it: ngspice -b {copy.name}.cir records {samples} readings (or one more) to {copy.name}.raw,",
+        f"  one every {program.period:.6g} s, after {discarded(program)} periods of start-up that are not recorded.",
+        "",
+        *_expected(board, program, copy, conditions),
+    ]
+    return "".join(f"* {line}".rstrip() + "\n" for line in lines)
+
+
+def _solving(board: Board) -> list[str]:
+    """What the mean of a resistive board's readings is good for."""
+    if not board.inputs:
+        return []
+    into = ", ".join(f"{entry.share:g} b{entry.cell + 1} into {entry.name}" for entry in board.inputs[:2])
+    return [
+        "Its mean solves a linear system: with currents b at the inputs,",
+        f"  <y> = M^-1 b / g,  g = {board.unit!r} S;  {into}, and so on",
+    ]
+
+
+def _expected(board: Board, program: Program, copy: Copy, conditions: Conditions) -> list[str]:
+    """The covariance that this copy's own values give, as rows of numbers; too wide to read beyond WIDEST cells."""
+    if len(board.cells) > (WIDEST_BANKED if board.banks else WIDEST):
+        return [f"Expected covariance of the readings: {board.nodes_per_cell} kT/c M^-1 on the nominal board."]
+    covariance = held_covariance(assemble(board, program, copy, conditions), program.period)
+    rows = ("  " + " ".join(f"{entry:+.6e}" for entry in row) for row in covariance)
+    return ["Expected covariance of the recorded readings [V^2], for the noise as it is held here:", *rows]

@@ -1,0 +1,69 @@
+"""What elements have to be for a board to hold a matrix, and what the board holds besides its elements.
+
+The formulas come from circuits.derivation. The static load of a board, pads, coils, inputs and what is soldered to
+ground for good, is known, and taken from the ground elements.
+"""
+
+import numpy as np
+
+from circuits.assembly import nominal_circuit
+from circuits.board import Board, Program
+from circuits.derivation import element_formulas
+from circuits.errors import InputError
+from circuits.ladder import SLACK_MINIMUM
+from circuits.rounding import held_matrix
+
+GROUND_MINIMUM = 0.1  # of the unit: ground element that keeps the common mode definite
+
+
+def element_values(board: Board, matrix: np.ndarray) -> dict[str, float]:
+    """Values [F or S] of the populated elements that make the board hold M (n, n)."""
+    formulas = element_formulas(board.kind)
+    unit = board.unit
+    M = unit * matrix
+    coupling = np.abs(M).sum(axis=1) - np.abs(np.diag(M))
+    slack = formulas.slack(np.diag(M), coupling)
+    # Plain cells have no common mode to hold up, and a row sum of exactly zero, seen through rounding, is none.
+    short = slack < (SLACK_MINIMUM * 0.99 * unit if board.kind == "differential" else -np.inf)
+    slack = np.where(np.abs(slack) < 1e-13 * np.diag(M), 0.0, slack)
+    ground = np.where(short, GROUND_MINIMUM * unit, slack)
+    negative = np.where(short, formulas.negative(np.diag(M), coupling, ground), 0.0)
+    value = {
+        "ground": lambda i: ground[i],
+        "negative": lambda i: negative[i],
+        "straight": lambda i, j: max(formulas.straight(M[i, j]), 0.0),
+        "crossed": lambda i, j: max(formulas.crossed(M[i, j]), 0.0),
+    }
+    first = [element for element in board.elements if not element.name.endswith("b")]
+    values = {element.name: float(value[element.kind](*element.cells)) for element in first}
+    return {name: size for name, size in values.items() if size != 0.0}
+
+
+def static_load(board: Board, program: Program) -> np.ndarray:
+    """What the readings see besides the elements, (n, n) [F or S]: pads, coils and inputs, switches closed."""
+    circuit = nominal_circuit(board, program)
+    H = circuit.readout
+    nodal = circuit.capacitance if board.coupling == "capacitive" else circuit.conductance
+    load = H @ nodal @ H.T / board.nodes_per_cell - held_matrix(board, program.values)
+    return np.where(np.abs(load) < 1e-13 * np.abs(nodal).max(), 0.0, load)
+
+
+def unloaded(board: Board, values: dict[str, float], load: np.ndarray) -> dict[str, float]:
+    """The values with the load of every cell (n, n) [F or S] taken from its ground element.
+
+    InputError if one has less than that, with the unit that would do.
+    """
+    left = dict(values)
+    for element in board.elements:
+        own = load[element.cells * 2] if len(element.cells) == 1 else 0.0
+        if element.kind != "ground" or element.name.endswith("b") or not own:
+            continue
+        held = values.get(element.name, 0.0)
+        if held < own:
+            enough = f"--unit-capacitance {1.1 * board.unit * own / held:.2g} or " if held else ""
+            raise InputError(
+                f"{board.cells[element.cells[0]].name} is loaded with {own:.3g} F by pads, coils and inputs, but "
+                f"element {element.name} is only {held:.3g} F; {enough}a --precondition would do"
+            )
+        left[element.name] = float(held - own)
+    return left

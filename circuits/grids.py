@@ -1,0 +1,91 @@
+"""Elements from an E series: the values near each exact one, held by one part or by two in parallel.
+
+circuits.rounding chooses from them.
+"""
+
+from dataclasses import replace
+
+import eseries
+import numpy as np
+
+from circuits.board import Board, Program
+from circuits.rounding import round_to_grid
+
+SERIES = {"E6": eseries.E6, "E12": eseries.E12, "E24": eseries.E24, "E48": eseries.E48, "E96": eseries.E96}
+NEAR = 4  # values of the grid that are considered for an element
+
+
+def round_to_series(board: Board, program: Program, series: str, load: np.ndarray) -> Program:
+    """The program with every populated element held by parts of an E series, one or two in parallel."""
+    exact = list(program.values.values())
+    parallel = any(element.name.endswith("b") for element in board.elements)
+    resistive = board.coupling == "resistive"
+    near = [_splits(value, series, resistive, parallel and value > 0) for value in exact]
+    grid = np.array([[first + second for first, second in choices] for choices in near])
+    rounding = round_to_grid(board, program, grid, series, load)
+    values: dict[str, float] = {}
+    for (name, total), choices in zip(rounding.values.items(), near, strict=True):
+        first, second = next(pair for pair in choices if sum(pair) == total)
+        values |= {name: first} | ({f"{name}b": second} if second else {})
+    return replace(program, values=values, scaling=rounding.scaling, rounding=rounding.cost)
+
+
+def halved(values: dict[str, float]) -> dict[str, float]:
+    """Every element but the negative ones as two equal parts in parallel."""
+    halves: dict[str, float] = {}
+    for name, value in values.items():
+        halves |= {name: value / 2, f"{name}b": value / 2} if value > 0 else {name: value}
+    return halves
+
+
+def round_fixed(board: Board, series: str) -> Board:
+    """The board with its resistors, inductors and storage capacitors at the nearest values of a series.
+
+    They move no nominal inverse. The noise is set for the resistors as they are.
+    """
+    parts = tuple(
+        part if part.nominal is None else replace(part, nominal=float(series_near(part.nominal, series)[0]))
+        for part in board.parts
+    )
+    if board.coupling == "resistive":
+        capacitance = next(part.nominal for part in parts if part.role == "storage")
+        return replace(board, parts=parts, capacitance=capacitance)
+    conductance = 1 / next(part.nominal for part in parts if part.role == "damping")
+    sources = tuple(replace(source, conductance=conductance) for source in board.sources)
+    return replace(board, parts=parts, sources=sources)
+
+
+def series_near(value: float, series: str) -> np.ndarray:
+    """The NEAR values of a series closest to `value`, closest first, with its sign.
+
+    >>> (series_near(4.87e-11, "E24") * 1e12).round(6).tolist()
+    [47.0, 51.0, 43.0, 56.0]
+    """
+    candidates = _decades(value, series, 1)
+    near = candidates[np.argsort(np.abs(candidates - abs(value)), kind="stable")[:NEAR]]
+    return np.sign(value) * near
+
+
+def _decades(value: float, series: str, below: int) -> np.ndarray:
+    """All values of a series from `below` decades below that of `value` to one above."""
+    base = eseries.series(SERIES[series])  # one decade, from 10 to below 100
+    decade = int(np.floor(np.log10(abs(value)))) - 1
+    return np.array([float(f"{b}e{decade + step}") for step in range(-below, 2) for b in base])
+
+
+def _splits(value: float, series: str, resistive: bool, parallel: bool) -> list[tuple[float, float]]:
+    """The NEAR closest ways to hold an element [F or S], closest first: one part, or two in parallel."""
+    if not parallel:
+        near = 1 / series_near(1 / value, series) if resistive else series_near(value, series)
+        return [(float(first), 0.0) for first in sorted(near, key=lambda held: abs(held - value))]
+    one = 1 / _decades(1 / value, series, 1) if resistive else _decades(value, series, 2)
+    first, second = one[:, None], one[None, :]
+    off = np.abs(first + second - value)
+    found: dict[float, tuple[float, float]] = {}
+    for k in np.argsort(off, axis=None, kind="stable"):
+        i, j = np.unravel_index(k, off.shape)
+        larger, smaller = sorted((float(one[i]), float(one[j])), reverse=True)
+        found.setdefault(round((larger + smaller) / value, 12), (larger, smaller))
+        if len(found) == NEAR:
+            break
+    return list(found.values())

@@ -1,0 +1,107 @@
+"""What a resistive board is for: the mean of its readings solves a linear system, and settles exponentially.
+
+    <y> = M⁻¹ b / g   for bias currents b,      v(t) = (I - e^{-At}) G⁻¹ i,   A = C⁻¹ G
+
+In ngspice, noise off: one operating point for every cell, a unit current into it (½ into p, -½ into n of a differential
+one), gives the columns of M⁻¹ / g; a step of all of them at once, from rest, gives the settling.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import expm
+
+from circuits.assembly import Circuit, nominal_circuit, readout_matrix
+from circuits.board import Board, Program
+from circuits.deck import control
+from circuits.errors import SimulationError
+from circuits.ngspice import run_deck
+
+STEPS = 100  # of the simulator, per time constant of the fastest mode: the trapezoidal rule is off by 1e-5
+MOST_STEPS = 50_000
+TIMES = 50  # at which the settling is kept
+LONG = 5.0  # slowest time constants that are followed, if MOST_STEPS allows
+
+
+@dataclass(frozen=True, eq=False)
+class SolveRun:
+    """Readings (n, n) [V] for a unit of bias into each cell, a column each, in units of `bias` [A].
+
+    `settling` (times, n) [V] are the readings at `times` [s] after all inputs were stepped from zero to `bias`.
+    """
+
+    bias: float
+    columns: np.ndarray
+    times: np.ndarray
+    settling: np.ndarray
+
+
+def solve_run(board: Board, program: Program, circuit: str) -> SolveRun:
+    """Run the circuit part of a deck, its noise sources taken away."""
+    bias = board.unit * board.limits.reading_rms
+    end, step = _times(board, program)
+    deck = _quiet(circuit, board) + _analysis(board, bias, end, step)
+    plots = run_deck(deck, board.nodes, "solve", len(board.cells) + 1)
+    *points, settled = plots
+    H = readout_matrix(board)
+    times = np.linspace(0, end, TIMES + 1)[1:]
+    rows = np.abs(settled.scale[:, None] - times).argmin(axis=0)  # the row of time zero is there or not
+    if np.abs(settled.scale[rows] - times).max() > 1e-6 * end:
+        raise SimulationError("ngspice stopped inside the settling; run it again")
+    columns = np.stack([H @ plot.voltages[0] for plot in points], axis=1)
+    return SolveRun(bias, columns, times, settled.voltages[rows] @ H.T)
+
+
+def predicted_columns(board: Board, circuit: Circuit, bias: float) -> np.ndarray:
+    """What `columns` has to be for a circuit: H G⁻¹ times the currents, (n, n) [V]."""
+    return circuit.readout @ np.linalg.solve(circuit.conductance, _currents(board, circuit)) * bias
+
+
+def predicted_settling(board: Board, circuit: Circuit, bias: float, times: np.ndarray) -> np.ndarray:
+    """What `settling` has to be for a circuit whose times are equally spaced, (times, n) [V]."""
+    final = np.linalg.solve(circuit.conductance, _currents(board, circuit).sum(axis=1)) * bias
+    decay = expm(-np.linalg.solve(circuit.capacitance, circuit.conductance) * times[0])
+    left, settling = final, []
+    for _ in times:
+        left = decay @ left
+        settling.append(circuit.readout @ (final - left))
+    return np.array(settling)
+
+
+def _currents(board: Board, circuit: Circuit) -> np.ndarray:
+    """Current into every node for a unit of bias into each cell, (m, n)."""
+    row = {node: k for k, node in enumerate(board.nodes)}  # the cells' own nodes come first in a circuit
+    into = np.zeros((len(circuit.conductance), len(board.cells)))
+    for entry in board.inputs:
+        into[row[entry.node], entry.cell] = entry.share
+    return into
+
+
+def _times(board: Board, program: Program) -> tuple[float, float]:
+    """End of the settling and the simulator's step [s], from the nominal modes."""
+    circuit = nominal_circuit(board, program)
+    rates = np.linalg.eigvalsh(circuit.conductance) / circuit.capacitance[0, 0]
+    step = 1 / rates[-1] / STEPS
+    return float(min(LONG / rates[0], MOST_STEPS * step)), float(step)
+
+
+def _quiet(circuit: str, board: Board) -> str:
+    """The circuit without its noise sources, which an analysis in time would switch on."""
+    noisy = {source.name for source in board.sources}
+    return "\n".join(line for line in circuit.splitlines() if line.split(" ")[0] not in noisy) + "\n"
+
+
+def _analysis(board: Board, bias: float, end: float, step: float) -> str:
+    saved = " ".join(f"v({node})" for node in board.nodes)
+    lines = ["set appendwrite"]
+    for cell in range(len(board.cells)):
+        for other in (cell - 1, cell):
+            lines += [
+                f"alter {entry.name.lower()} dc = {entry.share * bias * (other == cell)!r}"
+                for entry in board.inputs
+                if entry.cell == other
+            ]
+        lines += ["op", f"write solve.raw {saved}"]
+    lines += [f"alter {entry.name.lower()} dc = {entry.share * bias!r}" for entry in board.inputs]
+    lines += [f"tran {end / TIMES!r} {end * (1 + 0.5 / TIMES)!r} 0 {step!r} uic", f"write solve.raw {saved}"]
+    return "\n".join([".options interp", f".save {saved}", *control(lines)])
