@@ -163,6 +163,8 @@ def _readout(board: Board, nodes: Sequence[str]) -> np.ndarray:
 def _inverse_inductance(board: Board, values: np.ndarray, wired: Wiring, conditions: Conditions) -> np.ndarray:
     """Γ, (…, l, l): inverse of the inductances and of what they share."""
     coils = [k for k, part in enumerate(board.parts) if part.kind == "L" and wired.present[k]]
+    if not board.mutuals:
+        return np.eye(len(coils)) / values[..., coils, None]
     L = values[..., coils, None] * np.eye(len(coils))
     number = {board.parts[k].name: row for row, k in enumerate(coils)}
     for mutual in board.mutuals:
@@ -201,6 +203,8 @@ def _without_floating_nodes(
 def _without_algebraic_nodes(full: Circuit, capacitive: np.ndarray, other: np.ndarray) -> Circuit:
     """The circuit of the nodes that capacitors touch: currents into the others (resistors, coils) add up to zero."""
     keep, drop = np.flatnonzero(capacitive), np.flatnonzero(~capacitive & other)
+    if len(keep) == len(capacitive):
+        return full
     G, E = full.conductance, full.coils
     into = np.concatenate([G[..., drop, :][..., keep], E[..., drop, :]], axis=-1)
     reach = np.linalg.solve(G[..., drop, :][..., drop], into)

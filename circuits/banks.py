@@ -17,6 +17,7 @@ from circuits.board import GROUND, Bank, Bit, Board, Element, Part, Program
 from circuits.choices import TEMPCO, Choices
 from circuits.copies import codes
 from circuits.errors import InputError
+from circuits.target import two_digits
 
 PARASITIC_TOLERANCE = 0.2  # of what nobody specifies
 
@@ -50,9 +51,10 @@ def unloaded_capacitances(cells: int, poles: int, choices: Choices) -> list[floa
     inner = choices.pad_capacitance * choices.bank_bits * poles  # of a bank, per near node; open: there, closed: far
     pads = [(cells - 1) * inner / 2 + i * choices.pad_capacitance * choices.bank_bits * poles for i in range(cells)]
     if pads[-1] > 0.9 * choices.unit_capacitance:
+        enough = two_digits(4 * pads[-1], up=True)
         raise InputError(
             f"the pads of the switches load {cells} cells with up to {pads[-1]:.3g} F, which leaves too little of the "
-            f"unit capacitance of {choices.unit_capacitance:.3g} F; --unit-capacitance {4 * pads[-1]:.2g} would do"
+            f"unit capacitance of {choices.unit_capacitance:.3g} F; --unit-capacitance {enough:.2g} would do"
         )
     return [choices.unit_capacitance - load for load in pads]
 

@@ -72,7 +72,8 @@ class Part:
     `kind` is "R" [ohm], "L" [H] or "C" [F]; `nominal` is None where the program's `element` sets the value (a
     resistor then has its inverse); `tolerance` is the half width of a uniform relative spread; `tempco` is in 1/K;
     `role` says what it is for; `bit` makes it a switch. `cause` is the name under which the part can be switched off
-    ("" for a part that is meant to be there); then it is not there, or, if `wire`, a wire.
+    ("" for a part that is meant to be there); then it is not there, or, if `wire`, a wire. A part `beside` an element
+    is there if that is populated.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Part:
     cause: str = ""
     wire: bool = False
     bit: Bit | None = None
+    beside: str | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.errors import InputError
+from circuits.target import two_digits
 
 # Relative change per kelvin of ordinary parts: thin film, ferrite core, C0G.
 TEMPCO = {"R": 25e-6, "L": 100e-6, "C": 30e-6}
@@ -112,10 +113,10 @@ def _check_resonator(choices: Choices) -> None:
     L = choices.inductance
     if not low <= L <= high:
         limit = low if low > L else high
-        would_do = choices.resonance * np.sqrt(L / limit)
+        would_do = two_digits(float(choices.resonance * np.sqrt(L / limit)), up=limit < L)
         raise InputError(
             f"the inductor of every cell would be {L:.3g} H, beyond the limit of {limit:g} H; "
-            f"--resonance {would_do:.3g} would do"
+            f"--resonance {would_do:.2g} would do"
         )
     low, high = RESISTORS
     R = choices.resistance
@@ -123,5 +124,5 @@ def _check_resonator(choices: Choices) -> None:
         limit = low if low > R else high
         raise InputError(
             f"the resistor of every cell would be {R:.3g} ohm, beyond the limit of {limit:g} ohm; "
-            f"--quality {choices.quality * limit / R:.3g} would do"
+            f"--quality {two_digits(choices.quality * limit / R, up=limit > R):.2g} would do"
         )

@@ -147,7 +147,7 @@ def _is_there(part: Part, program: Program, held: dict[str, int], conditions: Co
 
 
 def _nominal(part: Part, program: Program, held: dict[str, int], conditions: Conditions) -> float:
-    if part.cause in conditions.off or not _closed(part, held):
+    if part.cause in conditions.off or not _closed(part, held) or (part.beside and part.beside not in program.values):
         return 0.0
     if part.nominal is not None:
         return part.nominal

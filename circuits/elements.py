@@ -7,11 +7,12 @@ ground for good, is known, and taken from the ground elements.
 import numpy as np
 
 from circuits.assembly import nominal_circuit
-from circuits.board import Board, Program
+from circuits.board import Board, Cell, Program
 from circuits.derivation import element_formulas
 from circuits.errors import InputError
 from circuits.ladder import SLACK_MINIMUM
 from circuits.rounding import held_matrix
+from circuits.target import two_digits
 
 GROUND_MINIMUM = 0.1  # of the unit: ground element that keeps the common mode definite
 
@@ -51,7 +52,7 @@ def static_load(board: Board, program: Program) -> np.ndarray:
 def unloaded(board: Board, values: dict[str, float], load: np.ndarray) -> dict[str, float]:
     """The values with the load of every cell (n, n) [F or S] taken from its ground element.
 
-    InputError if one has less than that, with the unit that would do.
+    InputError if one has less than that, with what would do.
     """
     left = dict(values)
     for element in board.elements:
@@ -60,10 +61,23 @@ def unloaded(board: Board, values: dict[str, float], load: np.ndarray) -> dict[s
             continue
         held = values.get(element.name, 0.0)
         if held < own:
-            enough = f"--unit-capacitance {1.1 * board.unit * own / held:.2g} or " if held else ""
+            cell = board.cells[element.cells[0]]
             raise InputError(
-                f"{board.cells[element.cells[0]].name} is loaded with {own:.3g} F by pads, coils and inputs, but "
-                f"element {element.name} is only {held:.3g} F; {enough}a --precondition would do"
+                f"{cell.name} is loaded with {own:.3g} F by coils and inputs, but element {element.name} is only "
+                f"{held:.3g} F; {_enough(board, cell, held, own)}a --precondition would do"
             )
         left[element.name] = float(held - own)
     return left
+
+
+def _enough(board: Board, cell: Cell, held: float, load: float) -> str:
+    """The option that makes the ground element large enough, if one does: coils grow with the unit, inputs do not."""
+    coil = next((part.nominal for part in board.parts if part.name == f"CW{cell.nodes[0]}"), 0.0)
+    rest = load - coil
+    if rest > 0 and held > coil:
+        return f"--unit-capacitance {two_digits(1.05 * board.unit * rest / (held - coil), up=True):.2g} or "
+    if coil and held > rest:
+        inductance = next(part.nominal for part in board.parts if part.name == f"L{cell.nodes[0]}")
+        needed = 1 / (2 * np.pi * np.sqrt(inductance * 0.95 * (held - rest)))
+        return f"--self-resonance {two_digits(float(needed), up=True):.2g} or "
+    return ""

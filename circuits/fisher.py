@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import statsmodels.api as sm
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.linear_model import LogisticRegression
+from statsmodels.datasets import fair
 
 from circuits.errors import InputError
 from circuits.target import check_target
@@ -74,7 +74,7 @@ def check_weights(at: str) -> None:
 
 
 def _fair() -> tuple:
-    table = sm.datasets.fair.load_pandas().data
+    table = fair.load_pandas().data
     features = table.drop(columns="affairs")
     return features.to_numpy(float), table["affairs"].to_numpy() > 0, features.columns, "affairs > 0"
 

@@ -13,6 +13,7 @@ from circuits.rounding import round_to_grid
 
 SERIES = {"E6": eseries.E6, "E12": eseries.E12, "E24": eseries.E24, "E48": eseries.E48, "E96": eseries.E96}
 NEAR = 4  # values of the grid that are considered for an element
+SMALLEST_PART = {"F": 1e-13, "S": 1e-8}  # a capacitor of 0.1 pF and a resistor of 100 megaohm can be bought
 
 
 def round_to_series(board: Board, program: Program, series: str, load: np.ndarray) -> Program:
@@ -20,13 +21,14 @@ def round_to_series(board: Board, program: Program, series: str, load: np.ndarra
     exact = list(program.values.values())
     parallel = any(element.name.endswith("b") for element in board.elements)
     resistive = board.coupling == "resistive"
-    near = [_splits(value, series, resistive, parallel and value > 0) for value in exact]
+    floor = board.limits.smallest or SMALLEST_PART[board.element_unit]
+    near = [_splits(value, series, resistive, parallel and value > 0, floor) for value in exact]
     grid = np.array([[first + second for first, second in choices] for choices in near])
     rounding = round_to_grid(board, program, grid, series, load)
     values: dict[str, float] = {}
     for (name, total), choices in zip(rounding.values.items(), near, strict=True):
         first, second = next(pair for pair in choices if sum(pair) == total)
-        values |= {name: first} | ({f"{name}b": second} if second else {})
+        values |= ({name: first} if first else {}) | ({f"{name}b": second} if second else {})
     return replace(program, values=values, scaling=rounding.scaling, rounding=rounding.cost)
 
 
@@ -66,26 +68,30 @@ def series_near(value: float, series: str) -> np.ndarray:
     return np.sign(value) * near
 
 
-def _decades(value: float, series: str, below: int) -> np.ndarray:
-    """All values of a series from `below` decades below that of `value` to one above."""
+def _decades(value: float, series: str, away: int) -> np.ndarray:
+    """All values of a series from `away` decades below that of `value` to as many above."""
     base = eseries.series(SERIES[series])  # one decade, from 10 to below 100
     decade = int(np.floor(np.log10(abs(value)))) - 1
-    return np.array([float(f"{b}e{decade + step}") for step in range(-below, 2) for b in base])
+    return np.array([float(f"{b}e{decade + step}") for step in range(-away, away + 1) for b in base])
 
 
-def _splits(value: float, series: str, resistive: bool, parallel: bool) -> list[tuple[float, float]]:
-    """The NEAR closest ways to hold an element [F or S], closest first: one part, or two in parallel."""
-    if not parallel:
-        near = 1 / series_near(1 / value, series) if resistive else series_near(value, series)
-        return [(float(first), 0.0) for first in sorted(near, key=lambda held: abs(held - value))]
-    one = 1 / _decades(1 / value, series, 1) if resistive else _decades(value, series, 2)
-    first, second = one[:, None], one[None, :]
-    off = np.abs(first + second - value)
+def _splits(value: float, series: str, resistive: bool, parallel: bool, floor: float) -> list[tuple[float, float]]:
+    """The NEAR closest ways to hold an element [F or S], closest first: one part, or two in parallel, or none.
+
+    No part is smaller than `floor`, an element below it may be left out.
+    """
+    decades = 2 if parallel else 1
+    size = max(abs(value), floor)
+    one = 1 / _decades(1 / size, series, decades) if resistive else _decades(size, series, decades)
+    one = np.sort(one[one >= floor * (1 - 1e-12)])
+    second = np.concatenate([[0.0], one]) if parallel else np.zeros(1)
+    first = np.concatenate([[0.0], one]) if abs(value) < one[0] else one
+    off = np.abs(first[:, None] + second - abs(value))
     found: dict[float, tuple[float, float]] = {}
     for k in np.argsort(off, axis=None, kind="stable"):
         i, j = np.unravel_index(k, off.shape)
-        larger, smaller = sorted((float(one[i]), float(one[j])), reverse=True)
-        found.setdefault(round((larger + smaller) / value, 12), (larger, smaller))
+        smaller, larger = sorted((float(first[i]), float(second[j])))
+        found.setdefault(round((larger + smaller) / size, 12), (np.sign(value) * larger, np.sign(value) * smaller))
         if len(found) == NEAR:
             break
-    return list(found.values())
+    return [(float(larger), float(smaller)) for larger, smaller in found.values()]

@@ -93,7 +93,8 @@ def _with_series(part: Part, board: Board, parasitics: Parasitics, spread: float
     inner = f"{letter}{part.name}".lower()
     nominal = part.nominal - INPUT_CAPACITANCE if part.role in ("storage", "ground") and part.nominal else part.nominal
     yield replace(part, nodes=(part.nodes[0], inner), nominal=nominal)
-    yield replace(_cold(f"R{inner}", "R", (inner, part.nodes[1]), resistance, cause, spread), wire=True)
+    series = _cold(f"R{inner}", "R", (inner, part.nodes[1]), resistance, cause, spread)
+    yield replace(series, wire=True, beside=part.element)
 
 
 def _across(part: Part, parasitics: Parasitics, spread: float) -> Iterator[Part]:

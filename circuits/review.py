@@ -7,14 +7,16 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from circuits.assembly import nominal_circuit
 from circuits.bill import engineering
-from circuits.board import Board, Program
+from circuits.board import Board, Conditions, Program, RoundingCost
 from circuits.copies import populated_parts
 from circuits.deck import START_UP
 from circuits.design import YIELD_DRAWS, Design
+from circuits.inversion import inversion
 from circuits.ladder import passive_damping
 from circuits.netlist import noise_amplitude
-from circuits.rounding import RoundingCost
+from circuits.ou import reading_covariance
 from circuits.sensitivity import expected_error, part_sensitivities
+from circuits.solve import predicted_columns
 from circuits.store import sha256
 from circuits.target import two_digits
 
@@ -22,6 +24,7 @@ WORST = 10
 UNITS = {"R": "Ω", "L": "H", "C": "F"}
 KINDS = {"R": "resistors", "L": "inductors", "C": "capacitors"}
 STRAY = 0.2e-12  # F: no layout is better
+MOST_STATES = 600  # of a circuit whose Lyapunov equation is solved for a review
 
 
 def review_text(design: Design) -> str:
@@ -45,6 +48,9 @@ def review_lines(design: Design) -> list[str]:
         damping = avoiding_damping(design)
         words = [f"--damping {damping:.2g}"] if damping else []
         lines.append(f"without negative elements: {' or '.join([*words, 'a --precondition from an older matrix'])}")
+    imperfect = nominal_error(design) if _unwelcome(design.board, design.program) else None
+    if imperfect is not None:
+        lines.append(f"exact parts, with switches and parasitics: {100 * imperfect:.2g} % error of the inverse")
     if design.rounding:
         lines.append(f"rounded to {design.rounding.series}: {_rounded(design.rounding)}")
     lines.append("parts: " + ", ".join(f"{row['count']} {row['kind']}" for row in part_counts(design)))
@@ -52,6 +58,22 @@ def review_lines(design: Design) -> list[str]:
     error = 100 * expected_error(design.board, design.program)
     lines.append(f"error of the inverse at ±{100 * design.tolerance:.3g} %: {error:.2g} % expected; most from {worst}")
     return lines
+
+
+def nominal_error(design: Design) -> float | None:
+    """Relative error of the inverse on the nominal board with all that is not ideal; None if it has too many nodes.
+
+    By the Lyapunov equation, or on a resistive board by the mean.
+    """
+    board, program = design.board, design.program
+    circuit = nominal_circuit(board, program, Conditions())
+    rule = inversion(design)
+    if board.inputs:
+        columns = predicted_columns(board, circuit, 1.0)
+        return float(rule.error(program.mapping.T @ (board.unit * columns) @ program.mapping))
+    if sum(circuit.coils.shape) > MOST_STATES:
+        return None
+    return float(rule.error(rule.read(reading_covariance(circuit))))
 
 
 def part_counts(design: Design) -> list[dict[str, Any]]:
@@ -122,7 +144,8 @@ def _what(design: Design) -> dict[str, Any]:
         "full_scale": ", ".join(
             {engineering(bank.unit * (2**bank.bits - 1), board.element_unit) for bank in board.banks}
         ),
-        "parasitics": _unwelcome(board),
+        "parasitics": _unwelcome(board, program),
+        "nominal_error": nominal_error(design) if _unwelcome(board, program) else None,
         "tiny": _tiny(board, program),
         "test_points": ", ".join(nodes) + " (the readings), and every noise input",
     }
@@ -167,11 +190,12 @@ def _frequencies(design: Design) -> dict[str, Any]:
     }
 
 
-def _unwelcome(board: Board) -> list[str]:
+def _unwelcome(board: Board, program: Program) -> list[str]:
     """Parasitics by cause: how many parts, and their value."""
     found: dict[str, list] = {}
     for part in board.parts:
-        if (part.cause or part.role == "input") and part.role != "pad":
+        there = part.beside is None or part.beside in program.values
+        if there and (part.cause or part.role == "input") and part.role != "pad":
             found.setdefault(part.cause or "inputs", []).append(part)
     lines = [
         f"{cause}: {len(parts)} × {engineering(parts[0].nominal, UNITS[parts[0].kind])}"

@@ -61,10 +61,10 @@ def _cell(drawing: schemdraw.Drawing, board: Board, values: dict[str, str]) -> N
     if negative in values:
         x = end + 2.9 * (len(inputs) - 1)
         symbol = elm.Capacitor if board.element_kind == "C" else elm.Resistor
-        drawing += elm.Line().at((x + 1.8, 2.2)).to((x, 2.2))
-        drawing += elm.Line().at((x + 1.8, -3.0)).to((x, -3.0))
+        drawing += elm.Line().at((x + 2.8, 2.2)).to((x, 2.2))
+        drawing += elm.Line().at((x + 2.8, -3.0)).to((x, -3.0))
         label = f"{negative}\n{values[negative]}"
-        drawing += symbol().at((x + 1.8, 2.2)).to((x + 1.8, -3.0)).label(label, fontsize=9)
+        drawing += symbol().at((x + 2.8, 2.2)).to((x + 2.8, -3.0)).label(label, fontsize=9)
 
 
 def _coupling(drawing: schemdraw.Drawing, board: Board, program: Program, values: dict[str, str]) -> None:
@@ -126,6 +126,10 @@ def _arrangement(drawing: schemdraw.Drawing, board: Board, program: Program, val
     for part, _ in populated_parts(board, program):
         parts_of.setdefault(part.element, []).append(part.name)
     banks = {name: bank.name for bank in board.banks for name in bank.elements}
+    for bank in board.banks:
+        if code_of[bank.name] == 0:
+            i, j = (int(number) - 1 for number in bank.name.split("_")[1:])
+            _field(drawing, left + width * j, top - 1 - height * i, [bank.name, "open", "code 0"], "#f2f2f2")
     for element in board.elements:
         if len(element.cells) == 2 and element.name in program.values and not element.name.endswith("b"):
             i, j = element.cells

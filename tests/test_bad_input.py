@@ -1,22 +1,19 @@
 """Bad input: one sentence on standard error, exit code 2, and every file as it was."""
 
-import hashlib
 import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import needs_ngspice
+from conftest import needs_ngspice, tree
 
 from circuits.device import describe_device, ideal_device
 from circuits.layout import build_board
 from circuits.store import write_json, write_npz
-from tngd import cli
 from tngd.pipeline import Options, _content
 from tngd.training import SCHEMA as TRAINING_SCHEMA
 
@@ -24,66 +21,6 @@ GOOD = np.array([[2.0, -1.0], [-1.0, 2.0]])
 RANK_ONE = np.outer(np.arange(1, 9), np.arange(1, 9)).astype(float)
 NUMBER = r"(\d[\d.e+-]*\d|\d)"
 ROUTES = ("exact", "sampled")
-
-
-def tree(folder: Path) -> dict[str, str]:
-    """Every path under a folder, hidden ones too, with the hash of what it holds."""
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
-        for path in folder.rglob("*")
-    }
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def tngd(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple]:
-    """Call the command; (exit code, standard output, standard error)."""
-
-    def call(*argv: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["tngd", *map(str, argv)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        return ended.value.code, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def refused(here: Path, tngd: Callable[..., tuple]) -> Callable[..., str]:
-    """Call the command, which must refuse in one sentence and touch nothing; the sentence."""
-
-    def call(*argv: object) -> str:
-        before = tree(here)
-        code, out, err = tngd(*argv)
-        assert (code, out) == (2, "")
-        assert err.startswith("tngd: ")
-        assert err.endswith("\n")
-        assert err[:-1].isprintable()
-        assert "Traceback" not in err
-        assert tree(here) == before
-        return err.removeprefix("tngd: ").rstrip("\n")
-
-    return call
-
-
-@pytest.fixture
-def works(tngd: Callable[..., tuple]) -> Callable[..., str]:
-    """Call the command, which must succeed without a word on standard error; what it printed."""
-
-    def call(*argv: object) -> str:
-        code, out, err = tngd(*argv)
-        assert (code, err) == (0, "")
-        return out
-
-    return call
 
 
 @pytest.fixture

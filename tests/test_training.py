@@ -9,7 +9,7 @@ from simulated import rough_device
 from circuits.device import describe_device, device_hash, ideal_device
 from circuits.layout import build_board
 from circuits.store import write_json
-from tngd import verbs
+from tngd import learning
 from tngd.training import TASKS, train
 
 IDEAL = ideal_device(build_board(8, "differential"), 3)
@@ -88,9 +88,9 @@ def test_no_method_goes_below_the_optimum_of_logistic_regression():
 def test_tasks_gather_in_one_file(tmp_path):
     content = describe_device(rough_device(0.01, 3))
     write_json(tmp_path / "device.json", content)
-    verbs.train("fair", tmp_path / "device.json", seeds=1, steps=2)
+    learning.train("fair", tmp_path / "device.json", seeds=1, steps=2)
     kept = json.loads((tmp_path / "training.json").read_text())["tasks"]["fair"]
-    verbs.train("wine", tmp_path / "device.json", seeds=1, steps=2)
+    learning.train("wine", tmp_path / "device.json", seeds=1, steps=2)
     both = json.loads((tmp_path / "training.json").read_text())
     assert both["schema"] == "tngd.training/1"
     assert list(both["tasks"]) == ["fair", "wine"]

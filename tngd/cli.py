@@ -3,13 +3,13 @@
 What goes wrong because of the input or the simulator is one sentence on standard error and exit code 2.
 """
 
+import importlib.util
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from types import ModuleType
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from threadpoolctl import threadpool_limits
 
 from circuits.choices import Choices
@@ -17,10 +17,25 @@ from circuits.errors import InputError, SimulationError
 from circuits.explanation import explanation
 from circuits.parasitics import Parasitics
 from circuits.review import review_lines
-from circuits.store import is_terminal, read_json
-from tngd import pipeline, verbs
+from circuits.store import read_json
+from tngd import verbs
+from tngd.stages import Stages
 from tngd.tables import show, training_table, verification_table
 
+
+def _when_needed(name: str) -> ModuleType:
+    """A module that is loaded at its first use: torch and matplotlib take seconds, which no verb of boards needs."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.find_spec(name)
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+learning, pipeline = _when_needed("tngd.learning"), _when_needed("tngd.pipeline")
 INTERRUPTED = 130
 CHOICES = Choices()
 
@@ -158,7 +173,7 @@ def verify(
     force: Force = False,
 ) -> None:
     """Run every copy in ngspice and compare its inverse with the target's."""
-    with _Bar(announce=False) as stage:
+    with Stages(announce=False) as stage:
         result = verbs.verify(folder, method, samples, seed, force, stage("verify"))
     show(verification_table({folder.name: result}))
 
@@ -170,7 +185,7 @@ def calibrate(
     force: Force = False,
 ) -> None:
     """Fit the reduced-order model of every copy to its runs."""
-    with _Bar(announce=False) as stage:
+    with Stages(announce=False) as stage:
         content = verbs.calibrate(folder, route, force, stage("calibrate"))
     for name, fit in content["fitted_on"]["copies"].items():
         before, after = fit["rms_residual_uncalibrated"], fit["rms_residual"]
@@ -187,8 +202,8 @@ def train(
     force: Force = False,
 ) -> None:
     """Train with TNGD on calibrated copies beside SGD, Adam and exact NGD."""
-    with _Bar(announce=False) as stage:
-        result = verbs.train(task, device, out, seeds, steps, force, stage(f"train {task}"))
+    with Stages(announce=False) as stage:
+        result = learning.train(task, device, out, seeds, steps, force, stage(f"train {task}"))
     show(training_table(result))
 
 
@@ -198,7 +213,7 @@ def report(
     force: Force = False,
 ) -> None:
     """One self-contained HTML page of everything in a folder."""
-    print(verbs.report(folder, force))
+    print(learning.report(folder, force))
 
 
 @app.command()
@@ -215,7 +230,7 @@ def run(
 ) -> None:
     """All of it: raw and preconditioned boards, verified, calibrated, trained on, reported."""
     options = pipeline.Options(name, copies, tolerance, seed, samples, seeds, steps)
-    with _Bar() as stage:
+    with Stages() as stage:
         page = pipeline.run(options, out, force, stage)
     results = {
         kind: read_json(out / kind / "verification.json", "verify")
@@ -251,35 +266,3 @@ def _refuse(sentence: str) -> int:
     """Print one line, whatever a file name or a program put into the sentence; the exit code."""
     print("tngd: " + "".join(c if c.isprintable() else " " for c in sentence), file=sys.stderr)
     return 2
-
-
-class _Bar:
-    """Stages of a command: a bar each where somebody watches, otherwise a line each if they are to be announced."""
-
-    def __init__(self, announce: bool = True) -> None:
-        self._announce = announce
-
-    def __enter__(self) -> "_Bar":
-        self._bar = Progress(
-            TextColumn("{task.description:<44}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not is_terminal(),
-        )
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
-
-    def __call__(self, text: str) -> verbs.Progress:
-        if self._bar.disable and self._announce:
-            print(text, file=sys.stderr, flush=True)
-        task = self._bar.add_task(text, total=1)
-
-        def progress(done: int, total: int, what: str) -> None:
-            self._bar.update(task, completed=done, total=total, description=f"{text} · {what}" if what else text)
-
-        return progress

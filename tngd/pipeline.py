@@ -17,7 +17,7 @@ from circuits.errors import InputError, UnstableCopyError
 from circuits.fisher import DATA_SETS
 from circuits.ngspice import find_ngspice
 from circuits.store import is_ours, read_json, refuse_existing, write_json
-from tngd import verbs
+from tngd import learning, verbs
 from tngd.training import check_budget
 
 SCHEMA = "tngd.run/1"
@@ -50,7 +50,7 @@ def run(options: Options, out: Path, force: bool, stage: Stage) -> Path:
         if not done:
             work(stage(text))
     stage("report")
-    report = verbs.report(out)
+    report = learning.report(out)
     write_json(out / "run.json", _content(options, finished=True))
     return report
 
@@ -107,7 +107,7 @@ def _calibrating(folder: Path) -> Callable[[verbs.Progress], object]:
 
 
 def _training(options: Options, task: str, device: Path, out: Path) -> Callable[[verbs.Progress], object]:
-    return lambda progress: verbs.train(task, device, out, options.seeds, options.steps, progress=progress)
+    return lambda progress: learning.train(task, device, out, options.seeds, options.steps, progress=progress)
 
 
 def _trained(path: Path, task: str) -> bool:

@@ -1,4 +1,4 @@
-"""What each verb does with files: read and check its inputs, compute, write its outputs whole.
+"""What each verb of boards does with files: read and check its inputs, compute, write its outputs whole.
 
 Every verb refuses to replace a result without `force`, and every result says what it was made from: hashes of the
 inputs, seeds, versions, the ngspice that ran.
@@ -16,7 +16,7 @@ from circuits.calibration import calibrate as fit_copies
 from circuits.choices import Choices, check_choices
 from circuits.deck import discarded
 from circuits.design import Design, check_options, holds, load_design, make_design, reuse_design
-from circuits.device import describe_device, device_hash, load_device
+from circuits.device import describe_device
 from circuits.errors import InputError
 from circuits.fisher import DATA_SETS, check_weights, named_fisher
 from circuits.handover import write_design
@@ -30,10 +30,6 @@ from circuits.synthesis import check_size
 from circuits.target import check_congruence, check_square, check_target, inverse_factor, read_matrix
 from circuits.verification import describe_verification
 from circuits.verification import verify as compare
-from tngd.report import render
-from tngd.training import SCHEMA as TRAINING_SCHEMA
-from tngd.training import TASKS
-from tngd.training import train as train_task
 
 Progress = Callable[[int, int, str], None]
 MOST_SAMPLES = 100_000_000
@@ -222,43 +218,6 @@ def calibrate(folder: Path, route: str = "auto", force: bool = False, progress: 
     return content
 
 
-def train(
-    task: str,
-    device_path: Path,
-    out: Path | None = None,
-    seeds: int = 3,
-    steps: int | None = None,
-    force: bool = False,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Train one task on a device and add it to training.json (beside the device unless `out` says where)."""
-    if task not in TASKS:
-        raise InputError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
-    device = load_device(device_path)
-    path = out or device_path.parent / "training.json"
-    refuse_existing(path, force=True)
-    content = _training_file(path)
-    if task in content["tasks"] and not force:
-        raise InputError(f"{path} holds {task} already; give --force to replace it, or another --out")
-    result = train_task(task, device, seeds, steps, progress)
-    result["provenance"] = provenance(
-        device_file_sha256=sha256(device_path.read_bytes()), device_sha256=device_hash(device), seeds=seeds
-    )
-    content["tasks"][task] = result
-    write_json(path, content)
-    return result
-
-
-def report(folder: Path, force: bool = False) -> Path:
-    """Write report.html of a run folder, or of a folder of run folders."""
-    path = folder / "report.html"
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; make one with `tngd design` or `tngd run`")
-    refuse_existing(path, force)
-    render(folder, path)
-    return path
-
-
 def _target(place: Place) -> tuple[str, np.ndarray, str]:
     """Name, square matrix and origin of a target."""
     path = Path(place.target)
@@ -280,13 +239,3 @@ def _preconditioner(given: str | None, target: str, size: int, damping: float) -
             raise InputError(f"--precondition {given} goes with a named target, not with {target}; give a .npy file")
         return inverse_factor(check_target(named_fisher(target, given)[0], damping))
     return check_congruence(read_matrix(Path(given), "preconditioner"), size)
-
-
-def _training_file(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {"schema": TRAINING_SCHEMA, "tasks": {}}
-    content = read_json(path, "train")
-    known = isinstance(content, dict) and content.get("schema") == TRAINING_SCHEMA
-    if not known or not isinstance(content.get("tasks"), dict):
-        raise InputError(f"{path} does not say schema {TRAINING_SCHEMA}; choose another --out")
-    return content

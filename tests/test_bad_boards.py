@@ -1,0 +1,149 @@
+"""Boards that cannot be: one sentence that says what would do, exit code 2, nothing written; and what would, does."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+TARGET = np.array([[2.0, -0.5, -0.3], [-0.5, 1.5, -0.2], [-0.3, -0.2, 1.0]])
+BANKS = ("--bank-bits", "4")
+
+
+@pytest.fixture
+def target(here: Path) -> str:
+    """A target of three cells in the working folder."""
+    np.save("good.npy", TARGET)
+    return "good.npy"
+
+
+@pytest.fixture
+def banks(target, works) -> str:
+    """A board with banks in the folder `banks`."""
+    works("design", target, "--out", "banks", *BANKS)
+    return "banks"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--coupling", "inductive"], "--coupling is capacitive or resistive, got 'inductive'"),
+        (["--bank-bits", "-1"], "--bank-bits is from 0 to 12, got -1"),
+        (["--bank-bits", "13"], "--bank-bits is from 0 to 12, got 13"),
+        (["--bank-range", "100"], "--bank-range is from"),
+        (["--switch-resistance", "0"], "--switch-resistance is from"),
+        (["--pad-capacitance", "1"], "--pad-capacitance is from"),
+        (["--parallel", "3"], "--parallel is from 1 to 2, got 3"),
+        (["--series", "E25"], "--series is one of E6, E12, E24, E48, E96"),
+        (["--unit-conductance", "nan"], "--unit-conductance is from"),
+        (["--smallest-element", "2e-6"], "--smallest-element is from 0 to 1e-06"),
+        (["--largest-element", "0"], "--largest-element is from"),
+        (["--winding", "-1"], "--winding is from"),
+        (["--esr", "inf"], "--esr is from"),
+        (["--coupled-coils", "0.99"], "--coupled-coils is from"),
+        ([*BANKS, "--series", "E24"], "leave out --parallel and --series, or --bank-bits"),
+        ([*BANKS, "--bank-range", "0.0001"], "--bank-range is from"),
+        (["--coupling", "resistive", "--winding", "1"], "a resistive board has no inductors; leave out --winding"),
+    ],
+)
+def test_option_no_board_can_have_is_refused(options, says, target, refused):
+    assert says in refused("design", target, "--out", "x", *options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says", "remedy"),
+    [
+        (
+            ["--largest-element", "1e-10"],
+            r"element ground_3 needs 5e-10 F|element \w+ needs \S+ F, beyond the largest",
+            "--unit-capacitance",
+        ),
+        (["--smallest-element", "2e-10"], r"element \w+ needs \S+ F, beyond the smallest", "--unit-capacitance"),
+        (["--smallest-element", "2e-10", "--largest-element", "3e-10"], r"beyond the largest", "--largest-element"),
+        (["--coupling", "resistive", "--largest-element", "1e-4"], r"needs \S+ S, beyond", "--unit-conductance"),
+        (["--resonance", "100"], r"inductor of every cell would be .* H, beyond the limit of 1 H", "--resonance"),
+        (["--resonance", "1e9"], r"inductor of every cell would be .* H, beyond the limit of 1e-09 H", "--resonance"),
+        ([*BANKS, "--bank-range", "0.01"], r"coupling straight_\d_\d needs .*, its bank reaches", "--bank-range"),
+        ([*BANKS, "--pad-capacitance", "1e-10"], r"pads of the switches load 3 cells", "--unit-capacitance"),
+        (["--coupling", "resistive", *BANKS, "--unit-conductance", "0.5"], r"leave no room", "--unit-conductance"),
+        (["--self-resonance", "1.5e6"], r"cell\d is loaded with .* F .* element ground_\d is only", "--self-resonance"),
+    ],
+)
+def test_part_beyond_its_limits_is_refused_with_the_change_that_would_do(options, says, remedy, target, refused, tngd):
+    sentence = refused("design", target, "--out", "x", *options)
+    assert re.search(says, sentence), sentence
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    for _ in range(3):  # what brings the largest element inside may push the smallest out
+        option, value = re.search(r"(--[a-z-]+) (\d[\d.e+-]*\d|\d)", sentence).groups()
+        assert option == remedy or given[remedy]
+        given[option] = value
+        words = [word for pair in given.items() for word in pair]
+        code, _, sentence = tngd("design", target, "--out", "x", *words)
+        if code == 0:
+            return
+    raise AssertionError(sentence)
+
+
+def test_reuse_of_what_is_no_board_with_banks_is_refused(target, refused, works):
+    assert "does not exist" in refused("design", target, "--reuse", "nowhere", "--out", "x")
+    works("design", target, "--out", "soldered")
+    assert "has no banks" in refused("design", target, "--reuse", "soldered", "--out", "x")
+
+
+def test_reuse_for_a_target_of_another_size_is_refused(banks, refused):
+    np.save("four.npy", np.eye(4))
+    assert "has 3 cells, the target is 4 x 4" in refused("design", "four.npy", "--reuse", banks, "--out", "x")
+
+
+def test_reuse_with_another_coupling_is_refused(target, banks, refused, works):
+    sentence = refused("design", target, "--reuse", banks, "--coupling", "resistive", "--out", "x")
+    assert "is capacitive, not resistive" in sentence
+    works("design", target, "--reuse", banks, "--coupling", "capacitive", "--out", "x")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--copies", "4"],
+        ["--tolerance", "0.02"],
+        ["--seed", "1"],
+        ["--cells", "plain"],
+        ["--bank-bits", "5"],
+        ["--quality", "2"],
+        ["--series", "E24"],
+        ["--stray", "1e-12"],
+    ],
+)
+def test_reuse_keeps_the_board_and_says_so(options, target, banks, refused):
+    assert "leave out every option but" in refused("design", target, "--reuse", banks, "--out", "x", *options)
+
+
+def test_reuse_never_overwrites_the_board_it_comes_from(target, banks, refused):
+    assert "a folder of its own" in refused("design", target, "--reuse", banks, "--out", banks, "--force")
+
+
+def test_reuse_of_a_board_that_was_changed_is_refused(target, banks, refused):
+    path = Path(banks, "board.json")
+    path.write_text(path.read_text().replace('"bits": 4', '"bits": 5', 1))
+    assert "was changed" in refused("design", target, "--reuse", banks, "--out", "x")
+
+
+def test_reuse_for_a_target_the_cells_do_not_hold_is_refused(banks, refused):
+    np.save("signs.npy", np.array([[1.0, 0.3, 0.3], [0.3, 1.0, 0.3], [0.3, 0.3, 1.0]]))
+    sentence = refused("design", "signs.npy", "--reuse", banks, "--out", "x")
+    assert "board of plain cells does not take this target" in sentence
+
+
+def test_another_target_on_the_same_board(banks, works):
+    np.save("next.npy", TARGET + 0.1 * np.eye(3))
+    works("design", "next.npy", "--reuse", banks, "--out", "next")
+    assert Path("next/bom.csv").read_text() == Path("banks/bom.csv").read_text()
+    assert Path("next/codes.csv").read_text() != Path("banks/codes.csv").read_text()
+
+
+def test_boards_calibration_is_not_for_are_refused_by_name(target, banks, refused, works, monkeypatch):
+    monkeypatch.setattr("tngd.verbs.load_measurements", lambda *_: {})
+    monkeypatch.setattr("tngd.verbs.read_json", lambda *_: {"provenance": {"ngspice": "39"}})
+    works("design", target, "--coupling", "resistive", "--out", "solver")
+    assert "this one is resistive" in refused("calibrate", "solver", "--route", "exact")
+    assert "with switched banks" in refused("calibrate", banks, "--route", "exact")

@@ -1,0 +1,62 @@
+"""What the verbs `train` and `report` do with files, by the rules of tngd.verbs.
+
+Apart from them because torch and matplotlib take seconds to load, which no board needs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from circuits.device import device_hash, load_device
+from circuits.errors import InputError
+from circuits.store import provenance, read_json, refuse_existing, sha256, write_json
+from tngd.report import render
+from tngd.training import SCHEMA, TASKS
+from tngd.training import train as train_task
+from tngd.verbs import Progress, silent
+
+
+def train(
+    task: str,
+    device_path: Path,
+    out: Path | None = None,
+    seeds: int = 3,
+    steps: int | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train one task on a device and add it to training.json (beside the device unless `out` says where)."""
+    if task not in TASKS:
+        raise InputError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+    device = load_device(device_path)
+    path = out or device_path.parent / "training.json"
+    refuse_existing(path, force=True)
+    content = _training_file(path)
+    if task in content["tasks"] and not force:
+        raise InputError(f"{path} holds {task} already; give --force to replace it, or another --out")
+    result = train_task(task, device, seeds, steps, progress)
+    result["provenance"] = provenance(
+        device_file_sha256=sha256(device_path.read_bytes()), device_sha256=device_hash(device), seeds=seeds
+    )
+    content["tasks"][task] = result
+    write_json(path, content)
+    return result
+
+
+def report(folder: Path, force: bool = False) -> Path:
+    """Write report.html of a run folder, or of a folder of run folders."""
+    path = folder / "report.html"
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; make one with `tngd design` or `tngd run`")
+    refuse_existing(path, force)
+    render(folder, path)
+    return path
+
+
+def _training_file(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {"schema": SCHEMA, "tasks": {}}
+    content = read_json(path, "train")
+    known = isinstance(content, dict) and content.get("schema") == SCHEMA
+    if not known or not isinstance(content.get("tasks"), dict):
+        raise InputError(f"{path} does not say schema {SCHEMA}; choose another --out")
+    return content
