@@ -100,7 +100,8 @@ def part_counts(design: Design) -> list[dict[str, Any]]:
 def worst_parts(design: Design) -> list:
     """The ten parts that the inverse depends on most."""
     every = part_sensitivities(design.board, design.program)
-    return sorted(every, key=lambda entry: -entry.value)[:WORST]
+    # Parts of a matched pair are equal but for rounding; so that they come in one order everywhere, six digits count.
+    return sorted(every, key=lambda entry: -float(f"{entry.value:.6g}"))[:WORST]
 
 
 def avoiding_damping(design: Design) -> float | None:

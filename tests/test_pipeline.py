@@ -10,7 +10,7 @@ import pytest
 from conftest import needs_ngspice
 
 from circuits.fisher import named_fisher
-from tngd import pipeline, verbs
+from tngd import learning, pipeline, verbs
 from tngd.cli import main
 
 SHORT = ["--samples", "1000", "--seeds", "1", "--steps", "3"]
@@ -111,7 +111,7 @@ def test_verbs_alone_give_the_same_as_the_chain(tmp_path, monkeypatch):
 def test_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     out = tmp_path / "fair"
     with monkeypatch.context() as patch:
-        patch.setattr(verbs, "train", _interrupt)
+        patch.setattr(learning, "train", _interrupt)
         assert command(patch, "run", "fair", "--out", str(out), *SHORT) == 130
     assert "the same command again" in capsys.readouterr().err
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "run.json"}
