@@ -38,9 +38,11 @@ def test_nominal_board_inverts_its_target(name):
     assert run.integration_error <= 1e-8
 
 
-@pytest.mark.parametrize("size", [12, 16])
-@pytest.mark.parametrize("condition", [10, 1e4])
-def test_larger_nominal_boards_invert_their_targets(size, condition):
+@pytest.mark.parametrize(
+    ("size", "condition"),
+    [*((size, condition) for size in (1, 2, 3, 4, 6, 8, 12, 16) for condition in (10, 100, 1e4)), (32, 100)],
+)
+def test_nominal_boards_of_random_targets_invert_them(size, condition):
     made = make_design(random_target(size, condition, size), tolerance=0.0, copies=1)
     text = circuit_text(made.board, made.program, nominal_copy(made.board), Conditions())
     rule = inversion(made)
