@@ -10,7 +10,7 @@ import pytest
 from cases import FAIR, FAIR_FACTOR, M_MATRIX, TARGETS, random_target
 from compare import FALSE_ALARM, assert_close
 from conftest import needs_ngspice
-from reference import deck_impedance, read_deck
+from reference import deck_impedance, read_deck, read_kicad
 
 from circuits.assembly import assemble, is_stable, nominal_circuit
 from circuits.banks import codes_text
@@ -27,6 +27,7 @@ from circuits.inversion import inversion
 from circuits.layout import build_board
 from circuits.netlist import circuit_text
 from circuits.ou import estimate_law, joint_chi_square, reading_covariance, spectrum
+from circuits.pcb import pcb_netlist
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.solve import predicted_columns, solve_run
 from circuits.synthesis import design, reprogram
@@ -93,6 +94,16 @@ def test_values_are_codes_and_codes_are_in_the_file(made):
         if name:
             assert program.values[name] == pytest.approx(abs(code) * bank.unit, rel=1e-12)
             assert name.startswith(row["Switched"])
+
+
+def test_pcb_netlist_has_every_part_switch_and_input_at_its_nodes(made):
+    parts, nets = read_kicad(pcb_netlist(made.board, made.program))
+    expected = {part.name: part.nodes for part, _ in populated_parts(made.board, made.program)}
+    expected |= {entry.name: (entry.node, "0") for entry in (*made.board.sources, *made.board.inputs)}
+    found = {(ref, pin): net for net, pins in nets.items() for ref, pin in pins}
+    assert parts.keys() == expected.keys()
+    assert found == {(ref, str(pin)): node for ref, nodes in expected.items() for pin, node in enumerate(nodes, 1)}
+    assert {part.name for part in made.board.parts if part.bit} <= parts.keys()
 
 
 def test_closed_switches_are_those_of_the_codes(made):
