@@ -22,12 +22,19 @@ from circuits.target import two_digits
 PARASITIC_TOLERANCE = 0.2  # of what nobody specifies
 
 
+def parasitic(
+    name: str, kind: str, nodes: tuple[str, str], role: str, value: float, cause: str, tolerance: float
+) -> Part:
+    """A part that comes with others: its spread is PARASITIC_TOLERANCE on a board whose parts have any."""
+    return Part(name, kind, nodes, role, value, None, PARASITIC_TOLERANCE if tolerance else 0.0, TEMPCO[kind], cause)
+
+
 def bank_of(straight: Element, crossed: Element | None, choices: Choices, largest: float) -> Bank:
     """The bank of the couplings of two cells; `largest` is what it reaches, in units."""
     bits = choices.bank_bits
     names = tuple(element.name for element in (straight, crossed) if element)
     name = "bank_" + "_".join(str(i + 1) for i in straight.cells)
-    return Bank(name, names, choices.unit * largest / (2**bits - 1), bits)
+    return Bank(name, straight.cells, names, choices.unit * largest / (2**bits - 1), bits)
 
 
 def bank_parts(
@@ -40,7 +47,7 @@ def bank_parts(
             yield from _bit(bank, number, node, ends, kind, tolerance, choices)
     pads = choices.pad_capacitance * bank.bits * len(near)  # a switch of every bit of either near node ends here
     for node in far:
-        yield _parasitic(f"CP{bank.name[5:]}{node}", "C", (node, GROUND), "pad", pads, "pads", tolerance)
+        yield parasitic(f"CP{bank.name[5:]}{node}", "C", (node, GROUND), "pad", pads, "pads", tolerance)
 
 
 def unloaded_capacitances(cells: int, poles: int, choices: Choices) -> list[float]:
@@ -63,14 +70,13 @@ def codes_text(board: Board, program: Program) -> str:
     """codes.csv: every bank with its code, its bits (highest first), which way it is switched, and what it holds."""
     unit = board.element_unit
     rows = [f"Bank,Cells,Code,Bits,Switched,Value [{unit}],Full scale [{unit}]"]
-    cells_of = {element.name: element.cells for element in board.elements}
     held = codes(board, program)
     for bank in board.banks:
-        code, which = held[bank.name], cells_of[bank.elements[0]]
+        code = held[bank.name]
         way = "open" if code == 0 else "straight" if code > 0 else "crossed"
-        cells = " ".join(str(i + 1) for i in which)
-        full = (2**bank.bits - 1) * bank.unit
-        rows.append(f"{bank.name},{cells},{code},{abs(code):0{bank.bits}b},{way},{abs(code) * bank.unit!r},{full!r}")
+        cells = " ".join(str(i + 1) for i in bank.cells)
+        value = abs(code) * bank.unit
+        rows.append(f"{bank.name},{cells},{code},{abs(code):0{bank.bits}b},{way},{value!r},{bank.reach!r}")
     return "\n".join(rows) + "\n"
 
 
@@ -84,7 +90,7 @@ def _bit(
     value = held if kind == "C" else 1 / held - choices.switch_resistance
     yield Part(f"{kind}B{short}", kind, (node, inner), "bit", value, None, tolerance, TEMPCO[kind])
     for end, sign in ends:
-        switch = _parasitic(
+        switch = parasitic(
             f"RS{short}{'s' if sign > 0 else 'x'}",
             "R",
             (inner, end),
@@ -95,11 +101,4 @@ def _bit(
         )
         yield replace(switch, wire=True, bit=Bit(bank.name, number, sign))
     pads = choices.pad_capacitance * len(ends)
-    yield _parasitic(f"CP{short}", "C", (inner, GROUND), "pad", pads, "pads", tolerance)
-
-
-def _parasitic(
-    name: str, kind: str, nodes: tuple[str, str], role: str, value: float, cause: str, tolerance: float
-) -> Part:
-    """A part that comes with others: its spread is PARASITIC_TOLERANCE on a board whose parts have any."""
-    return Part(name, kind, nodes, role, value, None, PARASITIC_TOLERANCE if tolerance else 0.0, TEMPCO[kind], cause)
+    yield parasitic(f"CP{short}", "C", (inner, GROUND), "pad", pads, "pads", tolerance)

@@ -35,12 +35,14 @@ class Element:
     """A value that a program sets, held by one part, by a matched pair of parts, or by the bits of a bank.
 
     `kind` is "ground" (each node of the cell to ground), "straight" (p-p and n-n, or the one node to the other),
-    "crossed" (p-n and n-p) or "negative" (a negative element between p and n).
+    "crossed" (p-n and n-p) or "negative" (a negative element between p and n). A `second` element is in parallel with
+    the one of the same kind and cells.
     """
 
     name: str
     kind: str
     cells: tuple[int, ...]
+    second: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,15 @@ class Bank:
     """
 
     name: str
+    cells: tuple[int, int]
     elements: tuple[str, ...]
     unit: float
     bits: int
+
+    @property
+    def reach(self) -> float:
+        """The largest value it holds [F or S]."""
+        return self.unit * (2**self.bits - 1)
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,15 @@ class Choices:
         return float(f"{self.quality * np.sqrt(self.inductance / self.unit_capacitance):.12g}")
 
 
+def check_ranges(record: object, ranges: dict[str, tuple[float, float, str]]) -> None:
+    """Raise InputError unless every field of the record, None apart, is from low to high; the option is its name."""
+    for name, (low, high, unit) in ranges.items():
+        value = getattr(record, name)
+        if value is not None and not low <= value <= high:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} is from {low:g} to {high:g} {unit}".rstrip() + f", got {value:g}")
+
+
 def check_choices(choices: Choices) -> Choices:
     """Return the choices if a board can be made of them, or raise InputError with what would do."""
     if choices.coupling not in COUPLINGS:
@@ -83,18 +92,14 @@ def check_choices(choices: Choices) -> Choices:
         "reading_rms": (1e-6, 100.0, "V"),
         "hold_bias": (1e-6, 0.2, ""),
         "smallest_element": (0.0, choices.largest, "F or S"),
-        "largest": (1e-15, 1e3, "F or S"),
+        "largest_element": (1e-15, 1e3, "F or S"),
         "parallel": (1, 2, ""),
         "bank_bits": (0, 12, ""),
         "bank_range": (2.0**-10, 16.0, ""),
         "switch_resistance": (1e-3, 1e4, "ohm"),
         "pad_capacitance": (0.0, 1e-9, "F"),
     }
-    for name, (low, high, unit) in ranges.items():
-        value = getattr(choices, name)
-        if value is not None and not low <= value <= high:
-            option = name.replace("_", "-") + "-element" * (name == "largest")
-            raise InputError(f"--{option} is from {low:g} to {high:g} {unit}".rstrip() + f", got {value:g}")
+    check_ranges(choices, ranges)
     if choices.bank_bits and (choices.parallel > 1 or choices.series):
         raise InputError("banks hold every element by themselves; leave out --parallel and --series, or --bank-bits")
     if choices.coupling == "capacitive":

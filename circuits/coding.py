@@ -9,12 +9,11 @@ Every target that passive cells hold therefore goes on the same board, and only 
 by the closest-vector search of circuits.rounding. What the pads load depends, a little, on the codes: a few passes.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from circuits.board import Board, Program
+from circuits.board import Bank, Board, Program
 from circuits.elements import element_values, static_load
 from circuits.errors import CoarseBankError, InputError
 from circuits.rounding import refitted, round_to_grid
@@ -86,22 +85,21 @@ def _exact(board: Board, draft: Program, sums: np.ndarray) -> Program:
     scaling = np.sign(draft.scaling) * unit * row_sum_scaling(2 * np.diag(np.diag(U)) - U, sums)
     scaled = replace(draft, scaling=scaling)
     values = element_values(board, scaled.matrix)
-    for name, reach in _reaches(board):
-        if values.get(name, 0.0) > reach * (1 + 0.5 / (reach / _unit(board, name))):
+    for name, bank in _banks(board).items():
+        if values.get(name, 0.0) > bank.reach + bank.unit / 2:
             needed = two_digits(values[name] / board.unit, up=True)
             raise InputError(
-                f"coupling {name} needs {values[name]:.3g}, its bank reaches {reach:.3g}; --bank-range {needed:.2g} or "
-                "a --precondition would do"
+                f"coupling {name} needs {values[name]:.3g}, its bank reaches {bank.reach:.3g}; "
+                f"--bank-range {needed:.2g} or a --precondition would do"
             )
     return replace(scaled, values=values)
 
 
 def _rounded(board: Board, exact: Program, load: np.ndarray) -> Program:
-    units = {name: _unit(board, name) for name in exact.values}
-    most = {name: round(reach / _unit(board, name)) for name, reach in _reaches(board)}
-    grid = np.array([_near(value / units[name], most[name]) * units[name] for name, value in exact.values.items()])
-    name = f"banks of {board.banks[0].bits} bits" if board.banks else "no banks"
-    rounding = round_to_grid(board, exact, grid.reshape(len(units), -1), name, load)
+    banks = _banks(board)
+    grid = [_near(value / banks[e].unit, 2 ** banks[e].bits - 1) * banks[e].unit for e, value in exact.values.items()]
+    name = f"banks of {board.banks[0].bits} bits"
+    rounding = round_to_grid(board, exact, np.array(grid).reshape(len(grid), NEAR), name, load)
     if not rounding.cost.error < MOST_ERROR:
         raise CoarseBankError(
             f"{name} are too coarse for the target: the nominal inverse would be off by {rounding.cost.error:.0%}"
@@ -110,14 +108,9 @@ def _rounded(board: Board, exact: Program, load: np.ndarray) -> Program:
     return replace(exact, values=values, scaling=rounding.scaling, rounding=rounding.cost)
 
 
-def _reaches(board: Board) -> Iterator[tuple[str, float]]:
-    for bank in board.banks:
-        for name in bank.elements:
-            yield name, bank.unit * (2**bank.bits - 1)
-
-
-def _unit(board: Board, element: str) -> float:
-    return next(bank.unit for bank in board.banks if element in bank.elements)
+def _banks(board: Board) -> dict[str, Bank]:
+    """The bank of every element."""
+    return {name: bank for bank in board.banks for name in bank.elements}
 
 
 def _near(exact: float, most: int) -> np.ndarray:

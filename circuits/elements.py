@@ -35,7 +35,7 @@ def element_values(board: Board, matrix: np.ndarray) -> dict[str, float]:
         "straight": lambda i, j: max(formulas.straight(M[i, j]), 0.0),
         "crossed": lambda i, j: max(formulas.crossed(M[i, j]), 0.0),
     }
-    first = [element for element in board.elements if not element.name.endswith("b")]
+    first = [element for element in board.elements if not element.second]
     values = {element.name: float(value[element.kind](*element.cells)) for element in first}
     return {name: size for name, size in values.items() if size != 0.0}
 
@@ -57,7 +57,7 @@ def unloaded(board: Board, values: dict[str, float], load: np.ndarray) -> dict[s
     left = dict(values)
     for element in board.elements:
         own = load[element.cells * 2] if len(element.cells) == 1 else 0.0
-        if element.kind != "ground" or element.name.endswith("b") or not own:
+        if element.kind != "ground" or element.second or not own:
             continue
         held = values.get(element.name, 0.0)
         if held < own:

@@ -11,7 +11,6 @@ import numpy as np
 from circuits.board import Board, Program
 from circuits.rounding import round_to_grid
 
-SERIES = {"E6": eseries.E6, "E12": eseries.E12, "E24": eseries.E24, "E48": eseries.E48, "E96": eseries.E96}
 NEAR = 4  # values of the grid that are considered for an element
 SMALLEST_PART = {"F": 1e-13, "S": 1e-8}  # a capacitor of 0.1 pF and a resistor of 100 megaohm can be bought
 
@@ -19,7 +18,7 @@ SMALLEST_PART = {"F": 1e-13, "S": 1e-8}  # a capacitor of 0.1 pF and a resistor 
 def round_to_series(board: Board, program: Program, series: str, load: np.ndarray) -> Program:
     """The program with every populated element held by parts of an E series, one or two in parallel."""
     exact = list(program.values.values())
-    parallel = any(element.name.endswith("b") for element in board.elements)
+    parallel = any(element.second for element in board.elements)
     resistive = board.coupling == "resistive"
     floor = board.limits.smallest or SMALLEST_PART[board.element_unit]
     near = [_splits(value, series, resistive, parallel and value > 0, floor) for value in exact]
@@ -70,7 +69,7 @@ def series_near(value: float, series: str) -> np.ndarray:
 
 def _decades(value: float, series: str, away: int) -> np.ndarray:
     """All values of a series from `away` decades below that of `value` to as many above."""
-    base = eseries.series(SERIES[series])  # one decade, from 10 to below 100
+    base = eseries.series(eseries.ESeries[series])  # one decade, from 10 to below 100
     decade = int(np.floor(np.log10(abs(value)))) - 1
     return np.array([float(f"{b}e{decade + step}") for step in range(-away, away + 1) for b in base])
 

@@ -71,7 +71,8 @@ def _places(cells: tuple[Cell, ...], choices: Choices) -> Iterator[_Place]:
         for kind, which in kinds:
             if not (suffix and kind == "negative"):
                 name = "_".join([kind, *(str(i + 1) for i in which)]) + suffix
-                yield _Place(Element(name, kind, which), tuple(_pairs(kind, *(cells[i].nodes for i in which))))
+                ends = _pairs(kind, *(cells[i].nodes for i in which))
+                yield _Place(Element(name, kind, which, bool(suffix)), tuple(ends))
 
 
 def _pairs(kind: str, near: tuple[str, ...], far: tuple[str, ...] = ()) -> list[tuple[str, str]]:
@@ -114,14 +115,13 @@ def _held(
     """The parts of all elements: one a node pair, or the bits of the banks."""
     kind = "C" if choices.coupling == "capacitive" else "R"
     if banks:
-        cells_of = {place.element.name: place.element.cells for place in places}
         for bank in banks:
-            i, j = cells_of[bank.elements[0]]
+            i, j = bank.cells
             yield from bank_parts(bank, cells[i].nodes, cells[j].nodes, kind, tolerance, choices)
         return
     for place in places:
         element = place.element
-        suffix = "b" if element.name.endswith("b") else ""
+        suffix = "b" * element.second
         for a, b in place.pairs:
             short = f"{a}_{b}" if len(element.cells) == 2 else a if element.kind == "ground" else element.name[9:]
             name = f"{kind}{LETTERS[element.kind]}{short}{suffix}"

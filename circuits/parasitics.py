@@ -7,7 +7,7 @@
     strays           C between the last node of a cell and the first of the next
 
 All are cold: only the noise sources are hot. What is static and known (self-resonance, inputs, pads of switches) is
-taken from the ground elements (circuits.synthesis). Behind its ESR no capacitor holds a node up any more at the
+taken from the ground elements (circuits.elements). Behind its ESR no capacitor holds a node up any more at the
 highest frequencies, where white noise would then have no finite variance; what does is the input capacitance of the
 amplifier that reads the node, so a board with ESR has one, always on.
 """
@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from circuits.banks import PARASITIC_TOLERANCE
+from circuits.banks import parasitic
 from circuits.board import GROUND, Board, Mutual, Part
-from circuits.choices import TEMPCO
+from circuits.choices import check_ranges
 from circuits.errors import InputError
 
 INPUT_CAPACITANCE = 5e-12  # F, of an amplifier and the trace to it
@@ -48,10 +48,7 @@ def check_parasitics(parasitics: Parasitics) -> Parasitics:
         "coupled_coils": (-0.4, 0.4, "(a coupling factor)"),
         "stray": (0.0, 1e-9, "F"),
     }
-    for name, (low, high, unit) in ranges.items():
-        value = getattr(parasitics, name)
-        if not low <= value <= high:
-            raise InputError(f"--{name.replace('_', '-')} is from {low:g} to {high:g} {unit}, got {value:g}")
+    check_ranges(parasitics, ranges)
     return parasitics
 
 
@@ -62,15 +59,15 @@ def with_parasitics(board: Board, parasitics: Parasitics) -> Board:
         raise InputError(
             "a resistive board has no inductors; leave out --winding, --self-resonance and --coupled-coils"
         )
-    spread = PARASITIC_TOLERANCE if any(part.tolerance for part in board.parts) else 0.0
-    parts = [made for part in board.parts for made in _with_series(part, board, parasitics, spread)]
+    spread = max(part.tolerance for part in board.parts)
+    parts = [made for part in board.parts for made in _with_series(part, parasitics, spread)]
     parts += [made for part in board.parts if part.kind == "L" for made in _across(part, parasitics, spread)]
     if parasitics.esr:
         parts += [_input(node, spread) for node in board.nodes]
     neighbours = list(zip(board.cells, board.cells[1:], strict=False))
     if parasitics.stray:
         ends = [(a.nodes[-1], b.nodes[0]) for a, b in neighbours]
-        parts += [_cold(f"CY{a}_{b}", "C", (a, b), parasitics.stray, "strays", spread) for a, b in ends]
+        parts += [parasitic(f"CY{a}_{b}", "C", (a, b), "strays", parasitics.stray, "strays", spread) for a, b in ends]
     mutuals = tuple(
         Mutual(f"K{p}_{q}", (f"L{p}", f"L{q}"), parasitics.coupled_coils, "coupled coils")
         for a, b in neighbours
@@ -79,7 +76,7 @@ def with_parasitics(board: Board, parasitics: Parasitics) -> Board:
     return replace(board, parts=tuple(parts), mutuals=mutuals if parasitics.coupled_coils else ())
 
 
-def _with_series(part: Part, board: Board, parasitics: Parasitics, spread: float) -> Iterator[Part]:
+def _with_series(part: Part, parasitics: Parasitics, spread: float) -> Iterator[Part]:
     """The part, and what is in series with it at its far end."""
     holds = part.kind == "C" and not part.cause and part.role not in ("negative", "bit")
     resistance, cause, letter = 0.0, "", ""
@@ -93,19 +90,15 @@ def _with_series(part: Part, board: Board, parasitics: Parasitics, spread: float
     inner = f"{letter}{part.name}".lower()
     nominal = part.nominal - INPUT_CAPACITANCE if part.role in ("storage", "ground") and part.nominal else part.nominal
     yield replace(part, nodes=(part.nodes[0], inner), nominal=nominal)
-    series = _cold(f"R{inner}", "R", (inner, part.nodes[1]), resistance, cause, spread)
+    series = parasitic(f"R{inner}", "R", (inner, part.nodes[1]), cause, resistance, cause, spread)
     yield replace(series, wire=True, beside=part.element)
 
 
 def _across(part: Part, parasitics: Parasitics, spread: float) -> Iterator[Part]:
     if parasitics.self_resonance:
         value = float(1 / ((2 * np.pi * parasitics.self_resonance) ** 2 * part.nominal))
-        yield _cold(f"CW{part.nodes[0]}", "C", part.nodes, value, "self-resonance", spread)
+        yield parasitic(f"CW{part.nodes[0]}", "C", part.nodes, "self-resonance", value, "self-resonance", spread)
 
 
 def _input(node: str, spread: float) -> Part:
-    return Part(f"CI{node}", "C", (node, GROUND), "input", INPUT_CAPACITANCE, None, spread, TEMPCO["C"])
-
-
-def _cold(name: str, kind: str, nodes: tuple[str, str], value: float, cause: str, spread: float) -> Part:
-    return Part(name, kind, nodes, cause, value, None, spread, TEMPCO[kind], cause)
+    return parasitic(f"CI{node}", "C", (node, GROUND), "input", INPUT_CAPACITANCE, "", spread)

@@ -120,6 +120,7 @@ def _rounded(cost: RoundingCost) -> str:
 
 def _what(design: Design) -> dict[str, Any]:
     board, program = design.board, design.program
+    unwelcome = _unwelcome(board, program)
     nodes = [f"{reading.plus} {reading.minus or ''}".strip() for reading in board.readings]
     return {
         "name": program.name,
@@ -142,11 +143,9 @@ def _what(design: Design) -> dict[str, Any]:
         "rounding": design.rounding and f"{design.rounding.series}: {_rounded(design.rounding)}",
         "differential": board.kind == "differential",
         "banks": board.banks,
-        "full_scale": ", ".join(
-            {engineering(bank.unit * (2**bank.bits - 1), board.element_unit) for bank in board.banks}
-        ),
-        "parasitics": _unwelcome(board, program),
-        "nominal_error": nominal_error(design) if _unwelcome(board, program) else None,
+        "full_scale": ", ".join({engineering(bank.reach, board.element_unit) for bank in board.banks}),
+        "parasitics": unwelcome,
+        "nominal_error": nominal_error(design) if unwelcome else None,
         "tiny": _tiny(board, program),
         "test_points": ", ".join(nodes) + " (the readings), and every noise input",
     }

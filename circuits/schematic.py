@@ -128,10 +128,10 @@ def _arrangement(drawing: schemdraw.Drawing, board: Board, program: Program, val
     banks = {name: bank.name for bank in board.banks for name in bank.elements}
     for bank in board.banks:
         if code_of[bank.name] == 0:
-            i, j = (int(number) - 1 for number in bank.name.split("_")[1:])
+            i, j = bank.cells
             _field(drawing, left + width * j, top - 1 - height * i, [bank.name, "open", "code 0"], "#f2f2f2")
     for element in board.elements:
-        if len(element.cells) == 2 and element.name in program.values and not element.name.endswith("b"):
+        if len(element.cells) == 2 and element.name in program.values and not element.second:
             i, j = element.cells
             if element.name in banks:
                 name = banks[element.name]

@@ -5,6 +5,7 @@ matrix of the returned elements and of all static loads, as the readings see it,
 the codes of banks it is as near to that as the inverse allows.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -44,18 +45,18 @@ def design(
         raise InputError("a board of one cell has no coupling to switch; leave out --bank-bits")
     T = np.eye(len(target)) if congruence is None else congruence
     chosen = plan(target, T, cells, negative=not made.bank_bits)
-    coarse = None
-    for bits in range(made.bank_bits, MOST_BITS + 1):
-        board = _board(target, T, chosen, tolerance, replace(made, bank_bits=bits), parasitics)
-        try:
-            found = program(board, target, T, chosen, name, made.series)
-        except CoarseBankError as error:
-            coarse = coarse or error
-            continue
-        if coarse:
-            raise InputError(f"{coarse}; --bank-bits {bits} would do")
-        return board, found
-    raise InputError(f"{coarse}; use a larger --damping or a --precondition")
+
+    def built(bits: int) -> Board:
+        return _board(target, T, chosen, tolerance, replace(made, bank_bits=bits), parasitics)
+
+    board = built(made.bank_bits)
+    try:
+        return board, program(board, target, T, chosen, name, made.series)
+    except CoarseBankError as error:
+        more = range(made.bank_bits + 1, MOST_BITS + 1)
+        enough = next((bits for bits in more if _goes(built, bits, target, T, chosen)), None)
+        remedy = f"--bank-bits {enough} would do" if enough else "use a larger --damping or a --precondition"
+        raise InputError(f"{error}; {remedy}") from None
 
 
 def reprogram(board: Board, target: np.ndarray, congruence: np.ndarray | None, name: str) -> Program:
@@ -101,7 +102,7 @@ def program(
     _check_limits(board, draft.values)
     if series:
         draft = round_to_series(board, draft, series, load)
-    elif any(element.name.endswith("b") for element in board.elements):
+    elif any(element.second for element in board.elements):
         draft = replace(draft, values=halved(draft.values))
     return levelled(board, draft)
 
@@ -136,6 +137,15 @@ def _board(
     if choices.series:
         board = round_fixed(board, choices.series)
     return with_parasitics(board, parasitics) if parasitics else board
+
+
+def _goes(built: Callable[[int], Board], bits: int, target: np.ndarray, congruence: np.ndarray, chosen: Plan) -> bool:
+    """Whether a board with banks of so many bits can be built and takes the target."""
+    try:
+        program(built(bits), target, congruence, chosen, "board")
+    except InputError:
+        return False
+    return True
 
 
 def _programmed(target: np.ndarray, mapping: np.ndarray) -> np.ndarray:
