@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from html.parser import HTMLParser
 
@@ -9,7 +10,10 @@ import numpy as np
 import pytest
 from conftest import needs_ngspice
 
+from circuits.device import describe_device, ideal_device
 from circuits.fisher import named_fisher
+from circuits.layout import build_board
+from circuits.store import write_json
 from tngd import learning, pipeline, verbs
 from tngd.cli import main
 
@@ -172,3 +176,23 @@ def test_every_later_verb_works_after_either_method_alone(tmp_path, monkeypatch,
     words = ["--device", str(board / "device.json"), "--seeds", "1", "--steps", "2"]
     assert command(monkeypatch, "train", "fair", *words) == 0
     assert command(monkeypatch, "report", str(board)) == 0
+
+
+def test_verbs_work_in_a_process_of_their_own_and_boards_load_no_torch(tmp_path):
+    # In this process torch is loaded already, and would hide a verb that does not load it.
+    call = "import sys; from tngd.cli import main; sys.argv = ['tngd', *sys.argv[1:]]; main()"
+    watch = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+    board, device = tmp_path / "board", tmp_path / "device.json"
+    tiny = ideal_device(build_board(8, "differential"))
+    write_json(device, describe_device(tiny))
+    for words, loads in (
+        (["design", "fair", "--out", board], False),
+        (["report", board], True),
+        (["train", "fair", "--device", device, "--seeds", "1", "--steps", "1"], True),
+        (["--help"], False),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", watch + call, *map(str, words)], capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == (0, ""), words
+        assert done.stdout.splitlines()[-1] == str(loads), words

@@ -3,7 +3,7 @@
 What goes wrong because of the input or the simulator is one sentence on standard error and exit code 2.
 """
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -22,20 +22,6 @@ from tngd import verbs
 from tngd.stages import Stages
 from tngd.tables import show, training_table, verification_table
 
-
-def _when_needed(name: str) -> ModuleType:
-    """A module that is loaded at its first use: torch and matplotlib take seconds, which no verb of boards needs."""
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.find_spec(name)
-    spec.loader = importlib.util.LazyLoader(spec.loader)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-learning, pipeline = _when_needed("tngd.learning"), _when_needed("tngd.pipeline")
 INTERRUPTED = 130
 CHOICES = Choices()
 
@@ -203,7 +189,7 @@ def train(
 ) -> None:
     """Train with TNGD on calibrated copies beside SGD, Adam and exact NGD."""
     with Stages(announce=False) as stage:
-        result = learning.train(task, device, out, seeds, steps, force, stage(f"train {task}"))
+        result = _loaded("learning").train(task, device, out, seeds, steps, force, stage(f"train {task}"))
     show(training_table(result))
 
 
@@ -213,7 +199,7 @@ def report(
     force: Force = False,
 ) -> None:
     """One self-contained HTML page of everything in a folder."""
-    print(learning.report(folder, force))
+    print(_loaded("learning").report(folder, force))
 
 
 @app.command()
@@ -229,6 +215,7 @@ def run(
     force: Force = False,
 ) -> None:
     """All of it: raw and preconditioned boards, verified, calibrated, trained on, reported."""
+    pipeline = _loaded("pipeline")
     options = pipeline.Options(name, copies, tolerance, seed, samples, seeds, steps)
     with Stages() as stage:
         page = pipeline.run(options, out, force, stage)
@@ -260,6 +247,11 @@ def main() -> None:
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code
         print("tngd: interrupted; call the same command again: finished steps and chunks are kept", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _loaded(name: str) -> ModuleType:
+    """A module of ours, loaded when its verb is called: torch and matplotlib take seconds, which no board needs."""
+    return importlib.import_module(f"tngd.{name}")
 
 
 def _refuse(sentence: str) -> int:
