@@ -89,7 +89,7 @@ def _exact(board: Board, draft: Program, sums: np.ndarray) -> Program:
         if values.get(name, 0.0) > bank.reach + bank.unit / 2:
             needed = two_digits(values[name] / board.unit, up=True)
             raise InputError(
-                f"coupling {name} needs {values[name]:.3g}, its bank reaches {bank.reach:.3g}; "
+                f"coupling {name} needs {values[name]:.3g} {board.element_unit}, its bank reaches {bank.reach:.3g}; "
                 f"--bank-range {needed:.2g} or a --precondition would do"
             )
     return replace(scaled, values=values)
