@@ -1,4 +1,4 @@
-"""The circuit of a copy in SPICE, written through PySpice: one subcircuit per cell and coupling kind, plain numbers.
+"""The circuit of a copy in SPICE, written through PySpice: a subcircuit for every kind of cell, coupling and bit.
 
 The noise currents are `trrandom(2 h 0 σ 0)`: Gaussian samples held for h, which obey `.option seed`, with
 σ = sqrt(2 kT g / h).
@@ -35,16 +35,16 @@ def check_name(name: str) -> str:
 def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditions) -> str:
     """The circuit of one copy: subcircuits, cells, couplings, banks and parasitics, sources; no analysis.
 
-    What is on the nodes of its cell, and on nothing else, is an instance of a subcircuit; the rest is written part by
-    part, with open switches as resistors of OPEN ohm.
+    What is on the nodes of its cell, and on nothing else, is an instance of a subcircuit, and so is a bit that has a
+    node to itself; the rest is written part by part. Open switches are resistors of OPEN ohm.
     """
     placed = _placed(board, program, copy, conditions)
     spice = SpiceCircuit(f"{check_name(program.name)} {copy.name}")
-    kinds = {element.name: element.kind for element in board.elements if not board.banks}
     own = _cell_parts(board)
+    bits = _whole_bits(board, placed)
     groups = {cell.name: [f"{word}{node}" for node in cell.nodes for word in own] for cell in board.cells}
     direct = {name: names for name, names in groups.items() if all(_is_direct(board, placed, part) for part in names)}
-    for subcircuit in _subcircuits(board, {kinds.get(name, "") for name in program.values}):
+    for subcircuit in _subcircuits(board, _kinds(board, program) - (set() if bits else {"bit"})):
         if direct or not subcircuit.name.startswith("spu_cell"):
             spice.subcircuit(subcircuit)
     for cell in board.cells:
@@ -57,6 +57,7 @@ def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditi
             spice.X(cell.name, f"spu_cell_{board.kind}", *cell.nodes, spice.gnd, **parameters)
     written = {part for names in direct.values() for part in names}
     written |= _place_couplings(spice, board, program, placed)
+    written |= _place_bits(spice, board, placed, bits)
     for name, (value, ends) in placed.items():
         if name not in written:
             _place(spice, name, value, ends)
@@ -64,13 +65,12 @@ def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditi
         if mutual.cause not in conditions.off:
             spice.K(mutual.name[1:], *mutual.inductors, repr(mutual.coefficient))
     _place_sources(spice, board, program)
-    return _annotated(str(spice), _parts_of(board))
+    return _annotated(str(spice), _parts_of(board) | bits)
 
 
 def library_text(board: Board) -> str:
-    """The cell and coupling subcircuits of a board kind as a library for KiCad's simulator."""
-    kinds = {element.kind for element in board.elements if element.kind != "ground"}
-    subcircuits = _subcircuits(board, kinds)
+    """The subcircuits of a kind of board, cells and couplings or the bits of banks, for KiCad's simulator."""
+    subcircuits = _subcircuits(board, _kinds(board))
     lines = [
         f"SPU cells: subcircuits of a board of {board.kind} cells, written by tngd " + version("tngd"),
         "In KiCad, give a symbol these fields (pin numbers left, subcircuit nodes right):",
@@ -147,6 +147,41 @@ def _place_couplings(
     return written
 
 
+def _whole_bits(board: Board, placed: dict[str, tuple[float, tuple[str, str]]]) -> dict[str, list[str]]:
+    """Instance name and parts (part, switches, pad) of every bit whose inner node has these parts and no others."""
+    meeting: dict[str, list[str]] = {}
+    for name, (_, ends) in placed.items():
+        for node in ends:
+            meeting.setdefault(node, []).append(name)
+    roles = {part.name: part.role for part in board.parts}
+    switches = 1 if board.kind == "plain" else 2
+    inner = {part.name: part.nodes[1] for part in board.parts if part.role == "bit"}
+    found = {f"bit_{node[1:]}": meeting.get(node, []) for node in inner.values()}
+    whole = ["bit", *["switch"] * switches, "pad"]
+    return {bit: names for bit, names in found.items() if [roles[name] for name in names] == whole}
+
+
+def _place_bits(
+    spice: SpiceCircuit,
+    board: Board,
+    placed: dict[str, tuple[float, tuple[str, str]]],
+    bits: dict[str, list[str]],
+) -> set[str]:
+    """Instances of whole bits; the names of their parts."""
+    for bit, names in bits.items():
+        part, *switches, _ = names
+        nodes = [placed[part][1][0], *(placed[name][1][1] for name in switches)]
+        parameters = dict(zip(_bit_parameters(board), (repr(placed[name][0]) for name in names), strict=True))
+        spice.X(bit, f"spu_bit_{board.kind}", *nodes, spice.gnd, **parameters)
+    return {name for names in bits.values() for name in names}
+
+
+def _bit_parameters(board: Board) -> list[str]:
+    """What holds the value, the switches (straight, crossed) and the pad of a bit."""
+    ways = ["rs"] if board.kind == "plain" else ["rs", "rx"]
+    return [board.element_kind.lower() + "b", *ways, "cp"]
+
+
 def _place_sources(spice: SpiceCircuit, board: Board, program: Program) -> None:
     for source in board.sources:
         sigma = noise_amplitude(board, program, source.name)
@@ -163,6 +198,14 @@ def _parts_of(board: Board) -> dict[str, list[str]]:
         if part.element:
             found.setdefault(part.element, []).append(part.name)
     return found
+
+
+def _kinds(board: Board, program: Program | None = None) -> set[str]:
+    """Kinds of elements that are subcircuits, of a program or (None) of all that the board can have."""
+    if board.banks:
+        return {"bit"}
+    elements = [element for element in board.elements if program is None or element.name in program.values]
+    return {element.kind for element in elements}
 
 
 def _subcircuits(board: Board, used: set[str]) -> list[SubCircuit]:
@@ -185,6 +228,8 @@ def _subcircuits(board: Board, used: set[str]) -> list[SubCircuit]:
         made.append(_coupling(board, "crossed", FOUR, [("p1", "n2"), ("n1", "p2")]))
     if "negative" in used:
         made.append(_coupling(board, "negative", ["p", "n"], [("p", "n")]))
+    if "bit" in used:
+        made.append(_bit(board))
     return made
 
 
@@ -193,6 +238,18 @@ def _coupling(board: Board, kind: str, nodes: list[str], pairs: list[tuple[str, 
     made = SubCircuit(f"spu_{kind}_{board.kind}", *nodes, **{f"{letter}{k}": "1" for k in range(1, len(pairs) + 1)})
     for k, (a, b) in enumerate(pairs, start=1):
         {"c": made.C, "r": made.R}[letter](k, a, b, f"{{{letter}{k}}}")
+    return made
+
+
+def _bit(board: Board) -> SubCircuit:
+    """From the near node a part to an inner node, whence a switch leads to each far node; its pad there is one."""
+    far = ["far"] if board.kind == "plain" else ["straight", "crossed"]
+    value, *ways, pad = _bit_parameters(board)
+    made = SubCircuit(f"spu_bit_{board.kind}", "near", *far, "gnd", **dict.fromkeys([value, *ways, pad], "1"))
+    {"c": made.C, "r": made.R}[value[0]]("b", "near", "inner", f"{{{value}}}")
+    for node, way in zip(far, ways, strict=True):
+        made.R(way[1], "inner", node, f"{{{way}}}")
+    made.C("p", "inner", "gnd", f"{{{pad}}}")
     return made
 
 

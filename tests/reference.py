@@ -36,7 +36,8 @@ def read_deck(text: str) -> dict:
             pins, inside = subcircuits[plain[-1]]
             rename = dict(zip(pins, plain[:-1], strict=True))
             for name, a, b, value in inside:
-                elements.append((name[0], rename[a], rename[b], float(given[value.strip("{}")])))
+                ends = [rename.get(node, f"{words[0]}.{node}") for node in (a, b)]
+                elements.append((name[0], *ends, float(given[value.strip("{}")])))
                 if name[0] == "L":
                     inductors[f"{name} of {words[0]}"] = elements[-1][1:]
         elif words[0][0] in "RLC":

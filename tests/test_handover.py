@@ -14,6 +14,7 @@ from reference import read_deck, read_kicad
 
 from circuits.bill import COLUMNS, bill_text, engineering
 from circuits.board import GROUND
+from circuits.choices import Choices
 from circuits.copies import populated_parts
 from circuits.deck import circuit_of
 from circuits.derivation import cell_law
@@ -30,6 +31,13 @@ DESIGNS = {
     "preconditioned": make_design(FAIR, FAIR_FACTOR, name="fair"),
     "plain": make_design(M_MATRIX, name="plain"),
     "1x1": make_design(TARGETS["1x1"][0], name="one"),
+}
+BANKED = {
+    kind: make_design(target, factor, choices=Choices(bank_bits=3, coupling=coupling), name="banks")
+    for kind, coupling, target, factor in (
+        ("banks", "capacitive", FAIR, FAIR_FACTOR),
+        ("plain banks", "resistive", M_MATRIX, None),
+    )
 }
 
 
@@ -75,6 +83,7 @@ def test_pcb_netlist_has_every_part_at_its_nodes(made):
             assert parts[name] == (row["Comment"], row["Footprint"])
 
 
+@pytest.mark.parametrize("made", [*DESIGNS.values(), *BANKED.values()], ids=[*DESIGNS, *BANKED])
 def test_library_holds_the_subcircuits_of_the_decks(made):
     text = dict(decks(made))["copy-1"]
     circuit = circuit_of(text)
@@ -86,6 +95,8 @@ def test_library_holds_the_subcircuits_of_the_decks(made):
         assert_close(included[key], direct[key], 1e-15)
     for name in re.findall(r"^\.subckt (\S+)", library, re.M):
         assert f"Sim.Name={name} " in library
+    bits = sum(bank.bits for bank in made.board.banks) * len(made.board.cells[0].nodes)
+    assert len(re.findall(r"^Xbit_", circuit, re.M)) == bits
 
 
 def test_schematic_is_one_drawing_with_names_and_values(made):
