@@ -1,7 +1,9 @@
 """How much better than nearest values the rounding search is, on targets of unit diagonal, n = 8.
 
-Twelve random targets for each condition number; the board's own elements on the grid of a 4-bit bank (multiples of a
-fifteenth of the largest element) and on two E series. Prints one JSON object with medians and the time a search takes.
+Twelve random targets for each condition number. Raw: the board's own elements, negative ones among them, on a 4-bit
+grid (multiples of a fifteenth of the largest element) and on two E series. Preconditioned by the factor of the target
+of a step before: the couplings of a real board with banks of 4 bits, pads and switches there. Prints a JSON object for
+each with medians and the time a search takes.
 """
 
 import json
@@ -9,7 +11,8 @@ import time
 
 import numpy as np
 
-from circuits.board import Program
+from circuits.board import Board, Program, RoundingCost
+from circuits.choices import Choices
 from circuits.grids import round_to_series
 from circuits.rounding import round_to_grid
 from circuits.synthesis import design
@@ -17,6 +20,8 @@ from circuits.synthesis import design
 TARGETS = 12
 SIZE = 8
 BITS = 4
+GRIDS = ("4-bit grid", "E24", "E96", "4-bit banks, preconditioned")
+DRIFT = 0.3  # spectral norm of the change, relative to the target, since the factor was taken
 
 
 def target(condition: float, seed: int) -> np.ndarray:
@@ -25,6 +30,24 @@ def target(condition: float, seed: int) -> np.ndarray:
     P = Q * np.geomspace(1, 1 / condition, SIZE) @ Q.T
     d = np.diag(P) ** -0.5
     return d[:, None] * (P + P.T) / 2 * d
+
+
+def stale_factor(P: np.ndarray, seed: int) -> np.ndarray:
+    """T = L0⁻¹ of an older target L (I + E) Lᵀ, with E random, symmetric, of norm DRIFT."""
+    E = np.random.default_rng(seed).normal(size=P.shape)
+    E = E + E.T
+    L = np.linalg.cholesky(P)
+    older = L @ (np.eye(len(P)) + DRIFT * E / np.linalg.norm(E, 2)) @ L.T
+    return np.linalg.inv(np.linalg.cholesky(older))
+
+
+def rounded(P: np.ndarray, seed: int, grid: str, exact: tuple[Board, Program]) -> RoundingCost:
+    """What the search and the nearest values cost."""
+    if "banks" in grid:
+        return design(P, stale_factor(P, seed), choices=Choices(bank_bits=BITS))[1].rounding
+    if grid[0] == "E":
+        return round_to_series(*exact, grid, np.zeros_like(P)).rounding
+    return round_to_grid(*exact, bank_grid(exact[1]), grid).cost
 
 
 def bank_grid(program: Program) -> np.ndarray:
@@ -38,23 +61,21 @@ def bank_grid(program: Program) -> np.ndarray:
 def main() -> None:
     results = []
     for condition in (10, 30, 100):
-        designs = [design(target(condition, 1000 + seed)) for seed in range(TARGETS)]
-        for grid in ("4-bit bank", "E24", "E96"):
+        targets = {seed: target(condition, seed) for seed in range(1000, 1000 + TARGETS)}
+        exact = {seed: design(P) for seed, P in targets.items()}
+        for grid in GRIDS:
             start = time.perf_counter()
-            found = [
-                round_to_series(*pair, grid) if grid[0] == "E" else round_to_grid(*pair, bank_grid(pair[1]), grid)
-                for pair in designs
-            ]
+            found = [rounded(P, seed, grid, exact[seed]) for seed, P in targets.items()]
             seconds = (time.perf_counter() - start) / TARGETS
-            nearest = [np.inf if r.cost.error_nearest is None else r.cost.error_nearest for r in found]
-            gain = float(np.median([n / r.cost.error for n, r in zip(nearest, found, strict=True)]))
+            nearest = [np.inf if cost.error_nearest is None else cost.error_nearest for cost in found]
+            gain = float(np.median([n / cost.error for n, cost in zip(nearest, found, strict=True)]))
             row = {
                 "condition": condition,
                 "grid": grid,
                 "median_gain": gain if np.isfinite(gain) else None,
                 "nearest_not_definite": int(np.isinf(nearest).sum()),
                 "median_error_nearest": float(np.median(nearest)) if np.isfinite(np.median(nearest)) else None,
-                "median_error": float(np.median([r.cost.error for r in found])),
+                "median_error": float(np.median([cost.error for cost in found])),
                 "seconds": round(seconds, 2),
             }
             results.append(row)

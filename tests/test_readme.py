@@ -79,12 +79,20 @@ def test_demo_prints_what_the_readme_shows_within_three_minutes(tmp_path, monkey
 
 
 def test_rounding_gains_of_the_readme_are_those_stored():
-    lines = (ROOT / "benchmarks" / "rounding.jsonl").read_text().splitlines()
-    gain = {(row["grid"], row["condition"]): row["median_gain"] for row in map(json.loads, lines)}
+    rows = [json.loads(line) for line in (ROOT / "benchmarks" / "rounding.jsonl").read_text().splitlines()]
+    gain = {(row["grid"], row["condition"]): row["median_gain"] for row in rows}
     text = " ".join(README.split())
-    assert "{:.1f} / {:.1f} times".format(gain["4-bit bank", 10], gain["4-bit bank", 30]) in text
+    assert "{:.1f} / {:.1f} times".format(gain["4-bit grid", 10], gain["4-bit grid", 30]) in text
+    banks = "4-bit banks, preconditioned"
+    assert "{:.1f} / {:.1f} / {:.1f} times: there".format(*(gain[banks, c] for c in (10, 30, 100))) in text
+    for word, key in (
+        ("by {:.1f} to {:.1f} %, the search", "median_error_nearest"),
+        ("search by {:.1f} to {:.1f} %", "median_error"),
+    ):
+        errors = [100 * row[key] for row in rows if row["grid"] == banks]
+        assert word.format(min(errors), max(errors)) in text
     assert "{:.1f} / {:.0f} / {:.0f} times on E24".format(*(gain["E24", c] for c in (10, 30, 100))) in text
-    assert gain["4-bit bank", 100] is None
+    assert gain["4-bit grid", 100] is None
     made = make_design(named_fisher("fair", "fit")[0], choices=Choices(series="E24"))
     words = f"{100 * made.rounding.error:.2f} % instead of the {100 * made.rounding.error_nearest:.1f} %"
     assert words in text
