@@ -6,8 +6,8 @@ A is not normal and D is singular. Stationary: A Σ + Σ Aᵀ = D. Noise that is
 discrete law x' = Φ x + W i_k with Φ = e^{-Ah}, W = ∫₀ʰ e^{-As} ds [C⁻¹; 0] and Cov(i_k) = 2 Q / h: its covariance
 solves Σ = Φ Σ Φᵀ + W (2Q/h) Wᵀ, and differs from the white one by (ω h)²/12 to first order.
 
-Estimates from N samples of a Gaussian record with lagged covariances ρ(τ):
-    Cov(S_ij, S_kl) = (1/N) Σ_τ (1 - |τ|/N) (ρ_ik ρ_jl + ρ_il ρ_jk)(τ).
+Estimates from N samples, in independent records of N_r, of a Gaussian process with lagged covariances ρ(τ):
+    Cov(S_ij, S_kl) = (1/N²) Σ_r Σ_τ (N_r - |τ|)₊ (ρ_ik ρ_jl + ρ_il ρ_jk)(τ).
 """
 
 from dataclasses import dataclass
@@ -116,9 +116,15 @@ def nominal_hold_correction(circuit: Circuit, period: float) -> np.ndarray:
     return (HV * np.array(lost)) @ HV.T
 
 
-def lagged_covariances(circuit: Circuit, period: float) -> np.ndarray:
-    """ρ(τ) = <y(t + τ) y(t)ᵀ>, τ = 0, h, 2h, … until it has died out: (lags, n, n), V²."""
+def lagged_covariances(circuit: Circuit, period: float, held: bool = True) -> np.ndarray:
+    """ρ(τ) = <y(t + τ) y(t)ᵀ>, τ = 0, h, 2h, … until it has died out: (lags, n, n), V².
+
+    Under noise held for `period`, or (`held` False) under white noise.
+    """
     transition, covariance, H = _held_law(circuit, period)
+    if not held:
+        A, D, _ = _dimensionless(circuit)
+        covariance = solve_continuous_lyapunov(A, D)
     lags = int(np.ceil(MEMORY * decay_time(circuit) / period)) + 1
     state = covariance @ H.T
     rho = np.empty((lags, len(H), len(H)))
@@ -133,10 +139,18 @@ def estimate_law(circuit: Circuit, period: float, samples: int, record: int | No
 
     The samples come in independent records of `record` readings each (default: one record).
     """
-    rho = lagged_covariances(circuit, period)
+    whole, rest = divmod(samples, record or samples)
+    return law_of_records(lagged_covariances(circuit, period), np.array([record or samples] * whole + [rest]))
+
+
+def law_of_records(rho: np.ndarray, records: np.ndarray) -> EstimateLaw:
+    """Law of the sample covariance of independent records of so many readings each, for lagged covariances ρ."""
     n = rho.shape[1]
+    samples = int(records.sum())
     lag = np.arange(len(rho))
-    weight = np.where(lag == 0, 1.0, 2.0) * np.clip(1 - lag / (record or samples), 0, None)
+    lengths, counts = np.unique(records, return_counts=True)
+    overlap = (np.clip(lengths - lag[:, None], 0, None) * counts).sum(axis=1) / samples
+    weight = np.where(lag == 0, 1.0, 2.0) * overlap
     flat = rho.reshape(len(rho), n * n)
     # Both orders of the lag: ρ(-τ) = ρ(τ)ᵀ.
     turned = rho.transpose(0, 2, 1).reshape(len(rho), n * n)
