@@ -16,7 +16,7 @@ import numpy as np
 from scipy import sparse
 
 from circuits.board import Board, Conditions, Copy, Program, ideal_conditions
-from circuits.copies import Wiring, gains_of, nominal_copy, part_values, wiring
+from circuits.copies import Wiring, gains_of, nominal_copy, part_values, source_ratios, wiring
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ def assemble_many(board: Board, program: Program, copies: Sequence[Copy], condit
 
 
 def assemble_gains(board: Board, program: Program, gains: np.ndarray, conditions: Conditions) -> Circuit:
-    """The circuits of copies given as ratios actual/nominal (…, parts), batch axes those of `gains`."""
+    """The circuits of copies given as ratios actual/nominal (…, parts + sources), batch axes those of `gains`."""
     wired = wiring(board, program, conditions)
     kinds = np.array([part.kind for part in board.parts])
     values = part_values(board, program, gains, conditions)
@@ -64,7 +64,7 @@ def assemble_gains(board: Board, program: Program, gains: np.ndarray, conditions
         np.broadcast_to(E, (*batch, *E.shape)),
         _inverse_inductance(board, values, wired, conditions),
         np.zeros((*batch, E.shape[1], E.shape[1])),
-        np.broadcast_to(_noise(board, program, wired), C.shape),
+        _noise(board, wired, source_power(board, program, gains, conditions)),
         np.broadcast_to(_readout(board, wired.nodes), (*batch, len(board.readings), len(wired.nodes))),
     )
     others = _touched(ends, (kinds != "C") & wired.present, len(wired.nodes))
@@ -79,9 +79,15 @@ def nominal_circuit(board: Board, program: Program, conditions: Conditions | Non
     return assemble(board, program, nominal_copy(board), conditions or ideal_conditions(board))
 
 
-def source_power(board: Board, program: Program) -> np.ndarray:
-    """kT g [A² s] of every source, (sources,): half its two-sided density."""
-    return np.array([program.energy * source.conductance for source in board.sources])
+def source_power(
+    board: Board, program: Program, gains: np.ndarray | None = None, conditions: Conditions | None = None
+) -> np.ndarray:
+    """kT g [A² s] of every source, half its two-sided density: (…, sources) for gains (…, parts + sources).
+
+    Without gains those of the nominal board.
+    """
+    nominal = np.array([program.energy * source.conductance for source in board.sources])
+    return nominal if gains is None else nominal * source_ratios(board, gains, conditions or Conditions())
 
 
 def readout_matrix(board: Board) -> np.ndarray:
@@ -141,13 +147,12 @@ def _touched(ends: np.ndarray, chosen: np.ndarray, nodes: int) -> np.ndarray:
     return touched[:nodes]
 
 
-def _noise(board: Board, program: Program, wired: Wiring) -> np.ndarray:
-    """Q, (m, m), A² s."""
+def _noise(board: Board, wired: Wiring, power: np.ndarray) -> np.ndarray:
+    """Q, (…, m, m) [A² s], of sources of this power (…, sources)."""
     row = {node: k for k, node in enumerate(wired.nodes)}
-    power = np.zeros(len(wired.nodes))
-    for source, own in zip(board.sources, source_power(board, program), strict=True):
-        power[row[source.node]] += own
-    return np.diag(power)
+    where = np.zeros((len(board.sources), len(wired.nodes)))
+    where[np.arange(len(board.sources)), [row[source.node] for source in board.sources]] = 1
+    return (power @ where)[..., None] * np.eye(len(wired.nodes))
 
 
 def _readout(board: Board, nodes: Sequence[str]) -> np.ndarray:

@@ -19,7 +19,9 @@ from circuits.store import Array
 
 GROUND = "0"
 REFERENCE_CELSIUS = 27.0
-TOLERANCE = "tolerance"  # the cause under which the spread of the parts is switched on and off
+# Causes under which spread is switched on and off: of sources and the resistors they meet, which make the cells'
+# temperatures unequal, and of all other parts.
+TEMPERATURES, TOLERANCE = "temperatures", "tolerance"
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,15 @@ class Source:
     """A noise current source at `node` with the two-sided density 2 kT `conductance`.
 
     On a capacitive board that is the nominal conductance of the cell's resistor, so the cell's temperature is
-    T R_actual/R_nominal: the source does not know the resistor it really meets.
+    T R_actual/R_nominal: the source does not know the resistor it really meets. `tolerance` is the half width of a
+    uniform relative spread of its power, `tempco` [1/K] that of its power.
     """
 
     name: str
     node: str
     conductance: float
+    tolerance: float = 0.0
+    tempco: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -244,7 +249,7 @@ class Program:
 
 @dataclass(frozen=True)
 class Copy:
-    """One physical specimen of a board: actual/nominal of every part, by part name."""
+    """One physical specimen of a board: actual/nominal of every part and of every source's power, by name."""
 
     name: str
     gains: dict[str, float]

@@ -7,8 +7,9 @@ import numpy as np
 from circuits.errors import InputError
 from circuits.target import two_digits
 
-# Relative change per kelvin of ordinary parts: thin film, ferrite core, C0G.
-TEMPCO = {"R": 25e-6, "L": 100e-6, "C": 30e-6}
+# Relative change per kelvin of ordinary parts, thin film, ferrite core, C0G, and of the power of a noise source whose
+# amplitude goes with a reference and a few resistors.
+TEMPCO = {"R": 25e-6, "L": 100e-6, "C": 30e-6, "I": 100e-6}
 COUPLINGS = ("capacitive", "resistive")
 SERIES = ("E6", "E12", "E24", "E48", "E96")
 LARGEST = {"capacitive": 1e-6, "resistive": 1.0}  # element, F or S
@@ -29,7 +30,8 @@ class Choices:
 
     All parts are from an E `series` (None: any value); `parallel` of them hold an element. With `bank_bits` bits every
     element is a switched bank: switches have `switch_resistance` [ohm] and `pad_capacitance` [F] at either side;
-    `bank_range` is the largest coupling as a fraction of the unit (None: twice what the target needs).
+    `bank_range` is the largest coupling as a fraction of the unit (None: twice what the target needs). The power of a
+    noise source is off by up to `source_tolerance`.
     """
 
     coupling: str = "capacitive"
@@ -47,6 +49,7 @@ class Choices:
     bank_range: float | None = None
     switch_resistance: float = 10.0
     pad_capacitance: float = 2e-12
+    source_tolerance: float = 0.0
 
     @property
     def unit(self) -> float:
@@ -98,6 +101,7 @@ def check_choices(choices: Choices) -> Choices:
         "bank_range": (2.0**-10, 16.0, ""),
         "switch_resistance": (1e-3, 1e4, "ohm"),
         "pad_capacitance": (0.0, 1e-9, "F"),
+        "source_tolerance": (0.0, 0.9, ""),
     }
     check_ranges(choices, ranges)
     if choices.bank_bits and (choices.parallel > 1 or choices.series):

@@ -10,7 +10,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from circuits.board import GROUND, REFERENCE_CELSIUS, TOLERANCE, Board, Conditions, Copy, Part, Program
+from circuits.board import (
+    GROUND,
+    REFERENCE_CELSIUS,
+    TEMPERATURES,
+    TOLERANCE,
+    Board,
+    Conditions,
+    Copy,
+    Part,
+    Program,
+    Source,
+)
 from circuits.store import sha256
 
 PART_STREAM = 1  # every use of random numbers has a stream of its own, whatever the seeds are
@@ -30,28 +41,28 @@ class Wiring:
 
 
 def nominal_copy(board: Board) -> Copy:
-    """The copy whose every part is exactly nominal."""
-    return Copy("nominal", {part.name: 1.0 for part in board.parts})
+    """The copy whose every part and source is exactly nominal."""
+    return Copy("nominal", {entry.name: 1.0 for entry in _spread(board)})
 
 
 def draw_gains(board: Board, seed: int, copies: int) -> np.ndarray:
-    """Ratios actual/nominal of `copies` specimens, (copies, parts): 1 + tolerance · uniform(-1, 1), independent.
+    """Ratios actual/nominal of `copies` specimens, (copies, parts + sources): 1 + tolerance · uniform(-1, 1).
 
     A part's ratio depends on `seed`, the copy's number and the part's name alone: more copies, or more parts on the
     board, leave the ones there are as they were.
     """
-    tolerance = np.array([part.tolerance for part in board.parts])
-    names = np.array([int(sha256(part.name)[:16], 16) for part in board.parts], dtype=np.uint64)
+    tolerance = np.array([entry.tolerance for entry in _spread(board)])
+    names = np.array([int(sha256(entry.name)[:16], 16) for entry in _spread(board)], dtype=np.uint64)
     keys = np.array(
         [np.random.SeedSequence([PART_STREAM, seed, k]).generate_state(1, np.uint64) for k in range(copies)]
     )
-    uniform = _mixed(_mixed(names + keys.reshape(copies, 1))) / 2.0**64  # (copies, parts), 0 to 1
+    uniform = _mixed(_mixed(names + keys.reshape(copies, 1))) / 2.0**64  # (copies, parts + sources), 0 to 1
     return 1 + tolerance * (2 * uniform - 1)
 
 
 def draw_copies(board: Board, seed: int, copies: int) -> tuple[Copy, ...]:
     """The same specimens as `draw_gains`, named copy-1, copy-2, …"""
-    names = [part.name for part in board.parts]
+    names = [entry.name for entry in _spread(board)]
     return tuple(
         Copy(f"copy-{k}", dict(zip(names, row.tolist(), strict=True)))
         for k, row in enumerate(draw_gains(board, seed, copies), start=1)
@@ -59,20 +70,24 @@ def draw_copies(board: Board, seed: int, copies: int) -> tuple[Copy, ...]:
 
 
 def gains_of(board: Board, copies: Sequence[Copy]) -> np.ndarray:
-    """Ratios of given copies in the order of the board's parts, (copies, parts)."""
-    return np.array([[copy.gains[part.name] for part in board.parts] for copy in copies])
+    """Ratios of given copies in the order of the board's parts, then its sources, (copies, parts + sources)."""
+    names = [entry.name for entry in _spread(board)]
+    return np.array([[copy.gains[name] for name in names] for copy in copies])
 
 
 def part_values(board: Board, program: Program, gains: np.ndarray, conditions: Conditions) -> np.ndarray:
-    """Actual value of every part, shape of `gains` (…, parts): nominal · gain · (1 + tempco ΔT).
+    """Actual value of every part, (…, parts) for gains (…, parts + sources): nominal · gain · (1 + tempco ΔT).
 
     A part that the program leaves out, whose switch is open or whose cause is off, has the value 0 and is not there.
     """
     held = codes(board, program)
     nominal = np.array([_nominal(part, program, held, conditions) for part in board.parts])
-    tempco = np.array([part.tempco for part in board.parts])
-    spread = np.ones_like(gains) if TOLERANCE in conditions.off else gains
-    return nominal * spread * (1 + tempco * (conditions.ambient - REFERENCE_CELSIUS))
+    return nominal * _ratios(board.parts, gains[..., : len(board.parts)], conditions)
+
+
+def source_ratios(board: Board, gains: np.ndarray, conditions: Conditions) -> np.ndarray:
+    """Actual over nominal power of every source, (…, sources) for gains (…, parts + sources)."""
+    return _ratios(board.sources, gains[..., len(board.parts) :], conditions)
 
 
 def populated_parts(board: Board, program: Program) -> list[tuple[Part, float]]:
@@ -119,6 +134,19 @@ def wiring(board: Board, program: Program, conditions: Conditions) -> Wiring:
     number = {node: k for k, node in enumerate(used)} | {GROUND: -1}
     ends = np.array([[number.get(reached[node], -1) for node in part.nodes] for part in board.parts])
     return Wiring(tuple(used), ends, present)
+
+
+def _spread(board: Board) -> tuple[Part | Source, ...]:
+    """Everything that has a spread."""
+    return (*board.parts, *board.sources)
+
+
+def _ratios(entries: Sequence[Part | Source], gains: np.ndarray, conditions: Conditions) -> np.ndarray:
+    """gain · (1 + tempco ΔT), the gain being 1 where its cause is off."""
+    heats = [isinstance(entry, Source) or entry.role == "damping" for entry in entries]
+    off = np.where(heats, TEMPERATURES in conditions.off, TOLERANCE in conditions.off)
+    tempco = np.array([entry.tempco for entry in entries])
+    return np.where(off, 1.0, gains) * (1 + tempco * (conditions.ambient - REFERENCE_CELSIUS))
 
 
 def _mixed(z: np.ndarray) -> np.ndarray:

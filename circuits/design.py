@@ -27,7 +27,7 @@ from circuits.synthesis import design as synthesise
 from circuits.synthesis import reprogram
 from circuits.target import DOUBLINGS, least_damping, two_digits
 
-SCHEMA = "tngd.board/2"
+SCHEMA = "tngd.board/3"
 YIELD_DRAWS = 400
 GOOD_YIELD = 0.99
 
@@ -248,7 +248,7 @@ def _stable(board: Board, program: Program, gains: np.ndarray) -> np.ndarray:
 
 def _check_nominal(board: Board, program: Program) -> None:
     """Raise InputError if not even exact parts hold the target: a negative element that ESR leaves alone."""
-    if not _stable(board, program, np.ones((1, len(board.parts))))[0]:
+    if not _stable(board, program, gains_of(board, [nominal_copy(board)]))[0]:
         raise InputError(
             "behind their ESR the positive capacitors leave the negative elements alone at high frequencies, and the "
             "board runs away; use a --precondition, --cells differential with a --damping, or no --esr"

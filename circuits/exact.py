@@ -7,6 +7,7 @@ density is a + b f² (a is zero where inductors alone lead to ground), above it 
 error are the differences to the same sum over every other point, and over a band that is a decade shorter at both ends.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ POINTS = 40  # per decade, first try
 MOST_POINTS = 1280
 MOST_DECADES = 24
 MARGIN_LOW, MARGIN_HIGH = 1e-2, 1e3  # the grid reaches from this times the lowest to this times the highest mode
+Measure = Callable[[float, float, int], tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,24 +39,48 @@ class ExactRun:
     spectra: np.ndarray
 
 
-def exact_run(board: Board, program: Program, circuit: str, wanted: np.ndarray) -> ExactRun:
+@dataclass(frozen=True, eq=False)
+class Integral:
+    """A density (f, n, n) [V²/Hz] at `frequency` (f,) [Hz], its integral (n, n) [V²], and that one's relative error."""
+
+    value: np.ndarray
+    error: float
+    frequency: np.ndarray
+    density: np.ndarray
+
+
+def exact_run(
+    board: Board, program: Program, circuit: str, wanted: np.ndarray, power: np.ndarray | None = None
+) -> ExactRun:
     """Run the circuit part of a deck in ngspice; `wanted` [Hz] are the frequencies whose spectra are kept.
 
-    The grid is made finer and its band wider until both have converged. Halving the step squares the error of the
-    sum; a decade more at both ends makes that of the closed tails (f⁻³ above, f⁵ below) at least a thousand times
-    smaller. SimulationError if that is not enough for any grid this side of MOST_POINTS and MOST_DECADES.
+    `power` (sources,) [A² s] is kT g of every source of the copy, by default that of nominal ones.
+    """
+    own = source_power(board, program) if power is None else power
+    found = converged(board, program, lambda *grid: _measure(board, circuit, own, *grid))
+    nearest = np.abs(np.log(found.frequency[:, None] / wanted)).argmin(axis=0)
+    return ExactRun(found.value, found.error, found.frequency[nearest], found.density[nearest])
+
+
+def converged(board: Board, program: Program, measure: Measure) -> Integral:
+    """The integral of what `measure`(low [Hz], high [Hz], points per decade) returns as frequency (f,) and density.
+
+    The density is (f, n, n) [V²/Hz]. The grid is made finer and its band wider until both have converged. Halving the
+    step squares the error of the sum; a decade more at both ends makes that of the closed tails (f⁻³ above, f⁵ below)
+    at least a thousand times smaller. SimulationError if that is not enough for any grid this side of MOST_POINTS and
+    MOST_DECADES.
     """
     low, high = _band(board, program)
     points = POINTS
     while True:
-        frequency, spectra = _measure(board, program, circuit, low, high, points)
-        whole = integrate(frequency, spectra)
+        frequency, density = measure(low, high, points)
+        whole = integrate(frequency, density)
         scale = np.linalg.norm(whole)
-        step_error = (np.linalg.norm(whole - integrate(frequency[::2], spectra[::2])) / scale) ** 2
+        step_error = (np.linalg.norm(whole - integrate(frequency[::2], density[::2])) / scale) ** 2
         inner = slice(points, -points)
-        band_error = np.linalg.norm(whole - integrate(frequency[inner], spectra[inner])) / scale / 1000
+        band_error = np.linalg.norm(whole - integrate(frequency[inner], density[inner])) / scale / 1000
         if step_error + band_error < TOLERANCE:
-            break
+            return Integral(whole, float(step_error + band_error), frequency, density)
         if band_error > step_error:
             low, high = low / 10, high * 10
         else:
@@ -64,8 +90,6 @@ def exact_run(board: Board, program: Program, circuit: str, wanted: np.ndarray) 
                 f"the frequency integral did not converge: error {step_error + band_error:.1e} from {low:.0e} to "
                 f"{high:.0e} Hz; is the copy close to unstable?"
             )
-    nearest = np.abs(np.log(frequency[:, None] / wanted)).argmin(axis=0)
-    return ExactRun(whole, float(step_error + band_error), frequency[nearest], spectra[nearest])
 
 
 def integrate(frequency: np.ndarray, density: np.ndarray) -> np.ndarray:
@@ -87,7 +111,7 @@ def _tail(step: float) -> float:
 
 
 def _measure(
-    board: Board, program: Program, circuit: str, low: float, high: float, points: int
+    board: Board, circuit: str, power: np.ndarray, low: float, high: float, points: int
 ) -> tuple[np.ndarray, np.ndarray]:
     deck = circuit + exact_analysis(board, low, high, points, "exact")
     plots = run_deck(deck, board.nodes, "exact", len(board.sources))
@@ -95,8 +119,8 @@ def _measure(
     if any(len(plot.scale) != len(frequency) for plot in plots) or not np.isclose(frequency[-1], high, rtol=1e-3):
         raise SimulationError("ngspice stopped inside an AC sweep; run it again")
     answers = np.stack([plot.voltages @ readout_matrix(board).T for plot in plots], axis=1)  # (f, source, n)
-    power = 4 * source_power(board, program)  # S_k
-    return frequency, np.einsum("k,fki,fkj->fij", power, answers, answers.conj(), optimize=True)
+    # S_k = 4 kT g
+    return frequency, np.einsum("k,fki,fkj->fij", 4 * power, answers, answers.conj(), optimize=True)
 
 
 def _band(board: Board, program: Program) -> tuple[float, float]:

@@ -49,7 +49,7 @@ def build_board(
         cells=layout,
         elements=tuple(place.element for place in places),
         parts=(*_fixed(layout, tolerance, made), *_held(places, banks, layout, tolerance, made)),
-        sources=tuple(Source(f"I{node}", node, conductance) for node in nodes),
+        sources=tuple(Source(f"I{node}", node, conductance, made.source_tolerance, TEMPCO["I"]) for node in nodes),
         readings=tuple(Reading(cell.name, cell.nodes[0], (*cell.nodes, None)[1]) for cell in layout),
         unit=made.unit,
         capacitance=made.unit_capacitance,

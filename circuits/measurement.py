@@ -15,6 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from circuits.assembly import source_power
+from circuits.board import Conditions
+from circuits.copies import gains_of
 from circuits.design import Design
 from circuits.errors import InputError
 from circuits.exact import ExactRun, exact_run
@@ -74,7 +77,8 @@ def measure(
         if exact and board.inputs:
             jobs[copy.name, SOLVE] = lambda text=text: solve_run(board, program, text)
         if exact:
-            jobs[copy.name, EXACT] = lambda text=text: exact_run(board, program, text, wanted)
+            power = source_power(board, program, gains_of(board, [copy])[0], Conditions())
+            jobs[copy.name, EXACT] = lambda text=text, power=power: exact_run(board, program, text, wanted, power)
         for c, size in enumerate(sizes if k else []):
             deck = chunk_deck(board, program, text, chunk_seed(seed, k, c), size)
             jobs[copy.name, c] = lambda deck=deck, size=size: _kept_chunk(board, program, deck, size, chunks, version)

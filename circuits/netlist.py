@@ -15,7 +15,7 @@ from PySpice.Spice.Netlist import Circuit as SpiceCircuit
 from PySpice.Spice.Netlist import SubCircuit
 
 from circuits.board import GROUND, Board, Conditions, Copy, Program
-from circuits.copies import gains_of, part_values, wiring
+from circuits.copies import gains_of, part_values, source_ratios, wiring
 from circuits.errors import InputError
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -38,7 +38,8 @@ def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditi
     What is on the nodes of its cell, and on nothing else, is an instance of a subcircuit, and so is a bit that has a
     node to itself; the rest is written part by part. Open switches are resistors of OPEN ohm.
     """
-    placed = _placed(board, program, copy, conditions)
+    gains = gains_of(board, [copy])[0]
+    placed = _placed(board, program, gains, conditions)
     spice = SpiceCircuit(f"{check_name(program.name)} {copy.name}")
     own = _cell_parts(board)
     bits = _whole_bits(board, placed)
@@ -64,7 +65,7 @@ def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditi
     for mutual in board.mutuals:
         if mutual.cause not in conditions.off:
             spice.K(mutual.name[1:], *mutual.inductors, repr(mutual.coefficient))
-    _place_sources(spice, board, program)
+    _place_sources(spice, board, program, source_ratios(board, gains, conditions))
     return _annotated(str(spice), _parts_of(board) | bits)
 
 
@@ -87,7 +88,7 @@ def library_text(board: Board) -> str:
 
 
 def noise_amplitude(board: Board, program: Program, source: str) -> float:
-    """σ = sqrt(2 kT g / h) of a held noise current [A], g the source's conductance."""
+    """σ = sqrt(2 kT g / h) of a held noise current [A], g the conductance of the nominal source."""
     conductance = next(entry.conductance for entry in board.sources if entry.name == source)
     return float(np.sqrt(2 * program.energy * conductance / program.period))
 
@@ -99,10 +100,10 @@ def _cell_parts(board: Board) -> dict[str, str]:
 
 
 def _placed(
-    board: Board, program: Program, copy: Copy, conditions: Conditions
+    board: Board, program: Program, gains: np.ndarray, conditions: Conditions
 ) -> dict[str, tuple[float, tuple[str, str]]]:
     """Value and nodes of every part that goes into the deck; a switch that is open has OPEN ohm."""
-    values = part_values(board, program, gains_of(board, [copy])[0], conditions)
+    values = part_values(board, program, gains, conditions)
     wired = wiring(board, program, conditions)
     names = (*wired.nodes, GROUND)
     found = {}
@@ -182,9 +183,9 @@ def _bit_parameters(board: Board) -> list[str]:
     return [board.element_kind.lower() + "b", *ways, "cp"]
 
 
-def _place_sources(spice: SpiceCircuit, board: Board, program: Program) -> None:
-    for source in board.sources:
-        sigma = noise_amplitude(board, program, source.name)
+def _place_sources(spice: SpiceCircuit, board: Board, program: Program, ratios: np.ndarray) -> None:
+    for source, ratio in zip(board.sources, ratios, strict=True):
+        sigma = noise_amplitude(board, program, source.name) * float(np.sqrt(ratio))
         noise = f"dc 0 ac 0 trrandom(2 {program.period!r} 0 {sigma!r} 0)"
         spice.I(source.name[1:], spice.gnd, source.node, raw_spice=noise)
     for entry in board.inputs:

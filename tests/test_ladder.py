@@ -100,9 +100,9 @@ def test_a_board_of_64_cells_with_its_decks_takes_seconds(tmp_path):
     ids=["raw", "preconditioned", "plain"],
 )
 def test_sensitivities_are_the_finite_differences_of_the_lyapunov_solution(target, congruence):
-    made = make_design(target, congruence)
+    made = make_design(target, congruence, choices=Choices(source_tolerance=0.05))
     rule, step = inversion(made), 1e-4
-    names = [part.name for part in made.board.parts]
+    names = [entry.name for entry in (*made.board.parts, *made.board.sources)]
     worst = max(entry.value for entry in part_sensitivities(made.board, made.program))
     for entry in part_sensitivities(made.board, made.program):
         gains = np.ones((2, len(names)))
@@ -112,6 +112,9 @@ def test_sensitivities_are_the_finite_differences_of_the_lyapunov_solution(targe
         found = np.linalg.norm(plus - minus) / (2 * step) / np.linalg.norm(rule.inverse)
         assert found == pytest.approx(entry.value, abs=1e-5 * worst)
         assert (entry.value > 0) == (entry.role != "resonance")
+    assert {source.name for source in made.board.sources} <= {
+        entry.part for entry in part_sensitivities(made.board, made.program)
+    }
 
 
 @pytest.mark.parametrize("congruence", [None, FAIR_FACTOR], ids=["raw", "preconditioned"])

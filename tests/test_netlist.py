@@ -11,8 +11,9 @@ from cases import FAIR, FAIR_FACTOR, TARGETS
 from compare import assert_close
 from reference import read_deck
 
-from circuits.assembly import assemble, source_power
+from circuits.assembly import assemble
 from circuits.board import TOLERANCE, Conditions, Part
+from circuits.choices import Choices
 from circuits.copies import draw_copies, nominal_copy
 from circuits.deck import ANALYSIS, circuit_of, deck
 from circuits.design import make_design
@@ -32,10 +33,11 @@ REFERENCE_DECKS = runpy.run_path(str(NETLISTS / "write_netlists.py"))["reference
 @pytest.mark.parametrize("name", TARGETS)
 def test_deck_and_assembly_agree(name):
     target, congruence, _ = TARGETS[name]
-    board, program = design(target, congruence)
-    for copy in (nominal_copy(board), *draw_copies(board, 4, 1)):
-        read = read_deck(circuit_of(deck(board, program, copy, Conditions(), 1000)))
-        circuit = assemble(board, program, copy, Conditions())
+    board, program = design(target, congruence, choices=Choices(source_tolerance=0.1))
+    for copy, ambient in ((nominal_copy(board), 27.0), (draw_copies(board, 4, 1)[0], 70.0)):
+        conditions = Conditions(ambient)
+        read = read_deck(circuit_of(deck(board, program, copy, conditions, 1000)))
+        circuit = assemble(board, program, copy, conditions)
         order = [read["nodes"].index(node) for node in board.nodes]
         pick = np.ix_(order, order)
         assert len(read["nodes"]) == len(board.nodes)
@@ -44,7 +46,9 @@ def test_deck_and_assembly_agree(name):
         assert_close(read["K"][pick], circuit.inverse_inductance, 1e-15, "Γ")
         # Held noise of amplitude σ and hold h has the two-sided density σ² h = 2 Q.
         power = [hold * sigma**2 / 2 for hold, sigma in (read["sources"][node] for node in board.nodes)]
-        assert_close(np.array(power), source_power(board, program), 1e-15, "Q")
+        expected = np.array([program.energy * s.conductance * copy.gains[s.name] for s in board.sources])
+        assert_close(np.array(power), expected * (1 + 100e-6 * (ambient - 27)), 1e-14, "Q")
+        assert_close(np.diag(circuit.noise), np.array(power), 1e-14, "Q of the assembly")
         assert {hold for hold, _ in read["sources"].values()} == {program.period}
 
 
@@ -53,7 +57,7 @@ def test_copies_keep_their_parts_whatever_is_programmed():
     assert raw.copies == preconditioned.copies
     assert make_design(FAIR, copies=5).copies[:3] == raw.copies
     assert make_design(FAIR, seed=1).copies != raw.copies
-    gains = np.array([list(copy.gains.values()) for copy in raw.copies])
+    gains = np.array([[copy.gains[part.name] for part in raw.board.parts] for copy in raw.copies])
     assert (np.abs(gains - 1) <= 0.01).all()
     # Uniform: the variance of 3 x 184 draws has a relative standard deviation of sqrt(0.8/552).
     assert np.var(gains) == pytest.approx(0.01**2 / 3, rel=4.4 * np.sqrt(0.8 / gains.size))

@@ -12,7 +12,7 @@ from scipy.linalg import expm
 from circuits import ou
 from circuits.assembly import Circuit, assemble_gains, nominal_circuit
 from circuits.board import Conditions
-from circuits.copies import draw_gains
+from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.exact import integrate
 from circuits.synthesis import design
 
@@ -173,7 +173,10 @@ def test_short_records_get_no_p_value():
 
 def test_spread_of_inductors_changes_nothing():
     board, program = design(FAIR)
-    gains = np.ones(len(board.parts))
-    gains[[part.kind == "L" for part in board.parts]] = np.random.default_rng(0).uniform(0.9, 1.1, 16)
+    gains = gains_of(board, [nominal_copy(board)])[0]
+    inductors = [k for k, part in enumerate(board.parts) if part.kind == "L"]
+    gains[inductors] = np.random.default_rng(0).uniform(
+        0.9, 1.1, 16
+    )
     spread = ou.reading_covariance(assemble_gains(board, program, gains, Conditions()))
     assert_close(spread, ou.reading_covariance(nominal_circuit(board, program)), 1e-11)

@@ -96,7 +96,7 @@ def test_deck_and_assembly_agree(name):
 
 def test_sensitivities_are_the_finite_differences_of_the_solution():
     made = make_design(FAIR, FAIR_FACTOR, choices=RESISTIVE)
-    names, step = [part.name for part in made.board.parts], 1e-4
+    names, step = [entry.name for entry in (*made.board.parts, *made.board.sources)], 1e-4
     inverse = np.linalg.inv(FAIR)
     every = part_sensitivities(made.board, made.program)
     worst = max(entry.value for entry in every)

@@ -100,6 +100,9 @@ def design(
     pad_capacitance: Annotated[
         float, typer.Option(help="Farad, at either side of a switch.")
     ] = CHOICES.pad_capacitance,
+    source_tolerance: Annotated[
+        float, typer.Option(help="The power of every noise source is off by up to this fraction.")
+    ] = CHOICES.source_tolerance,
     winding: Annotated[float, typer.Option(help="Ohm in series with every inductor.")] = 0.0,
     self_resonance: Annotated[float, typer.Option(help="Hz, of every inductor by itself.")] = 0.0,
     esr: Annotated[float, typer.Option(help="Ohm in series with every capacitor.")] = 0.0,
@@ -129,6 +132,7 @@ def design(
         bank_range=bank_range,
         switch_resistance=switch_resistance,
         pad_capacitance=pad_capacitance,
+        source_tolerance=source_tolerance,
     )
     request = verbs.Request(
         copies=copies,
