@@ -3,6 +3,7 @@
 Runs that need another analysis keep everything above the line.
 """
 
+from collections.abc import Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -18,6 +19,7 @@ ANALYSIS = "* === analysis: everything above this line is the board ==="
 WIDEST = 16  # cells whose expected covariance still fits a header
 WIDEST_BANKED = 8  # of a board with banks, whose every closed switch is a node
 START_UP = 15.0  # slowest time constants discarded before the first reading: e^-30 of the variance is missing
+CHANNELS = 31  # of one noise file: ngspice reads lines of at most 511 characters
 
 
 def deck(board: Board, program: Program, copy: Copy, conditions: Conditions, samples: int) -> str:
@@ -49,6 +51,58 @@ def sampled_analysis(board: Board, program: Program, seed: int, samples: int, ou
             f".options seed={seed} chgtol=1 interp",
             f".save {saved}",
             f".tran {h!r} {(skip + samples + 0.5) * h!r} {skip * h!r} {h!r}",
+            *control([f"run\nwrite {output}.raw {saved}"]),
+        ]
+    )
+
+
+def file_widths(channels: int) -> list[int]:
+    """How many channels each noise file has.
+
+    Never an even number: with some of those ngspice 39 writes one number past the memory it keeps a long file in.
+    """
+    left, widths = channels, []
+    while left:
+        widths.append(min(left, CHANNELS) - (min(left, CHANNELS) + 1) % 2)
+        left -= widths[-1]
+    return widths
+
+
+def file_sources(channels: Sequence[tuple[str, float]], period: float) -> str:
+    """XSPICE sources of a current into each node, of so many amperes for 1 in its column of noise<k>.txt.
+
+    Line k of a file holds from half a period before to half a period after k periods, so at the grid points in the
+    middle no rounding of time matters. Unlike a source of SPICE it makes no break points.
+    """
+    lines, start = [], 0
+    for number, width in enumerate(file_widths(len(channels)), start=1):
+        own = channels[start : start + width]
+        start += width
+        lines += [
+            f"Anoise{number} %id([{' '.join(f'0 {node}' for node, _ in own)}]) noise{number}",
+            f'.model noise{number} filesource(file="noise{number}.txt" amplstep=true',
+            f"+ timescale={period!r} timeoffset={-period / 2!r}",
+            f"+ amplscale=[{' '.join(f'{scale!r}' for _, scale in own)}]",
+            f"+ amploffset=[{' '.join('0' * width)}])",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def stepped_analysis(
+    nodes: Sequence[str], period: float, skip: int, samples: int, output: str, options: str = ""
+) -> str:
+    """Transient analysis whose own points are multiples of the period, no others: `samples` (and one) from `skip` on.
+
+    chgtol = 1 C leaves the step to its limit, the period. It starts with a hundredth of the first number (if the run
+    is longer than a hundred periods) and doubles, so it meets the period itself after seven times.
+    """
+    saved = " ".join(f"v({node})" for node in nodes)
+    first = 100 / 128 * period
+    return "\n".join(
+        [
+            f".options chgtol=1{options}",
+            f".save {saved}",
+            f".tran {first!r} {(skip + samples - 0.5) * period!r} {(skip - 0.5) * period!r} {period!r}",
             *control([f"run\nwrite {output}.raw {saved}"]),
         ]
     )

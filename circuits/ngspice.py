@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 
 from circuits.errors import SimulationError
 
-TIMEOUT = 600.0  # s; a chunk takes a few seconds
+TIMEOUT = 3600.0  # s; a chunk takes a few seconds, that of 64 differential cells some minutes
 LARGEST = 1e20  # V and Hz: far above anything real, and its powers are finite
 _FAILURE = re.compile(r"(fatal error|simulation\(s\) aborted|singular matrix|timestep too small|no such vector)", re.I)
 
@@ -54,15 +54,20 @@ def ngspice_version(path: str) -> str:
     return found.group(1) if found else "unknown"
 
 
-def run_deck(deck: str, nodes: Sequence[str], output: str, plots: int) -> list[Plot]:
+def run_deck(
+    deck: str, nodes: Sequence[str], output: str, plots: int, files: Mapping[str, bytes] | None = None
+) -> list[Plot]:
     """Run `deck`, which writes <output>.raw, and return its `plots` plots of v(node) for `nodes`.
 
+    `files` are what the deck reads, by name. A run has a folder of its own.
     Raises SimulationError if ngspice is missing, crashes, takes longer than TIMEOUT seconds, or writes anything
     but `plots` whole plots of finite numbers.
     """
     program = find_ngspice()
     with tempfile.TemporaryDirectory(prefix="tngd-") as folder:
         Path(folder, "deck.cir").write_text(deck)
+        for name, content in (files or {}).items():
+            Path(folder, name).write_bytes(content)
         log = _run(program, folder, TIMEOUT)
         raw = Path(folder, f"{output}.raw")
         if not raw.is_file():

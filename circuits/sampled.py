@@ -3,19 +3,86 @@
 A chunk is one ngspice process: start-up discarded, then readings y_k at multiples of the hold period. What is kept
 is the second moment of every block of BLOCK readings, (1/BLOCK) Σ y yᵀ (the mean is known to be zero), so memory does
 not grow with the record and any later question about error against samples can be answered.
+
+A recipe says how noise comes in. Held noise (`trrandom`) makes a break point of every sample and so four or five steps
+of the integrator: the law is that of circuits.ou. Noise from a file costs one step a sample, and four or five times
+less; its law is that of circuits.stepped. Everything that makes a chunk is in its deck, which it may be kept under.
 """
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 
-from circuits.assembly import readout_matrix
-from circuits.board import Board, Program
-from circuits.deck import sampled_analysis
-from circuits.errors import SimulationError
-from circuits.ngspice import run_deck
+from circuits.assembly import Circuit, nominal_circuit, readout_matrix
+from circuits.board import Board, Conditions, Program
+from circuits.deck import START_UP, discarded, file_sources, file_widths, sampled_analysis, stepped_analysis
+from circuits.errors import InputError, SimulationError
+from circuits.ngspice import find_ngspice, ngspice_version, run_deck
+from circuits.ou import EstimateLaw, estimate_law, held_covariance, reading_covariance
+from circuits.stepped import UNIT, alternating_currents, memory, stepped_estimate_law
 
 BLOCK = 500  # readings
 NOISE_STREAM = 2  # of random numbers: not that of parts
+FILE_STREAM = 4  # of random numbers: not that of parts, seeds of noise, or devices
 CHUNK = 25_000  # readings; about two seconds for eight differential cells
+STEPPED_FROM = 32  # cells
+KLU_FROM = 42  # version of ngspice
+SETTLED = 128  # steps: ngspice's first ones are shorter
+MOST_START_UP = 2000  # steps of start-up that one step a sample may cost on a board that settles sooner
+LARGE = 1e-6  # relative difference of a run from its recursion: far above rounding, far below any other recursion
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a chunk is run. `stepped`: noise from a file, one step a sample; `klu`: with the sparse solver KLU."""
+
+    name: str
+    stepped: bool = False
+    klu: bool = False
+
+
+HELD = Recipe("held trrandom")
+STEPPED = Recipe("filesource", stepped=True)
+STEPPED_KLU = Recipe("filesource, klu", stepped=True, klu=True)
+
+
+def choose_recipe(cells: int, version: str) -> Recipe:
+    """The fastest recipe for a board of so many cells in an ngspice of this version, if it has XSPICE."""
+    if cells < STEPPED_FROM:
+        return HELD
+    number = re.match(r"\d+", version)
+    return STEPPED_KLU if number and int(number[0]) >= KLU_FROM else STEPPED
+
+
+def recipe_for(board: Board, program: Program) -> Recipe:
+    """The fastest recipe that the installed ngspice runs, checked, and whose law holds for this board.
+
+    The name of a held one says why it is not the faster one. SimulationError if there is no ngspice.
+    """
+    path = find_ngspice()
+    recipe = choose_recipe(len(board.cells), ngspice_version(path))
+    if not recipe.stepped:
+        return recipe
+    if _too_stiff(board, program):
+        return Recipe(f"{HELD.name}, as parasitics are too fast for filesource")
+    if recipe.klu and not _steps_as_it_should(path, klu=True):
+        recipe = STEPPED
+    if not _steps_as_it_should(path, recipe.klu):
+        return Recipe(f"{HELD.name}, as this ngspice has no filesource")
+    return recipe
+
+
+def recipe_named(name: str) -> Recipe:
+    """The recipe of this name, as a result has it; InputError if there is none."""
+    for recipe in (STEPPED, STEPPED_KLU):
+        if name == recipe.name:
+            return recipe
+    if not name.startswith(HELD.name):
+        raise InputError(f"there is no recipe {name!r} of sampling; measure again with `tngd verify --force`")
+    return Recipe(name)
 
 
 def chunk_sizes(samples: int) -> list[int]:
@@ -31,14 +98,25 @@ def chunk_seed(seed: int, copy: int, chunk: int) -> int:
     return int(np.random.SeedSequence([NOISE_STREAM, seed, copy, chunk]).generate_state(1)[0] >> 1) or 1
 
 
-def chunk_deck(board: Board, program: Program, circuit: str, seed: int, samples: int) -> str:
-    """The deck of one chunk, from the circuit part of a copy's deck."""
-    return circuit + sampled_analysis(board, program, seed, samples, "chunk")
+def chunk_deck(board: Board, program: Program, circuit: str, seed: int, samples: int, recipe: Recipe = HELD) -> str:
+    """The deck of one chunk, from the circuit part of a copy's deck.
+
+    InputError if the recipe takes one step a sample and the board has modes much faster than the period.
+    """
+    if not recipe.stepped:
+        return circuit + sampled_analysis(board, program, seed, samples, "chunk")
+    if _too_stiff(board, program):
+        raise InputError(f"the board has parasitics too fast for the recipe {recipe.name!r}; use that of recipe_for")
+    quiet, channels = _without_sources(board, circuit, program.period)
+    options = f" seed={seed}" + " klu" * recipe.klu
+    skip = _start_up(board, program)
+    analysis = stepped_analysis(board.nodes, program.period, skip, samples, "chunk", options)
+    return quiet + file_sources(channels, program.period) + analysis
 
 
 def run_chunk(board: Board, program: Program, deck: str, samples: int) -> np.ndarray:
     """Run one chunk; second moments of its blocks, (samples / BLOCK, n, n), V²."""
-    plot = run_deck(deck, board.nodes, "chunk", 1)[0]
+    plot = run_deck(deck, board.nodes, "chunk", 1, _noise_files(deck, len(board.sources)))[0]
     if len(plot.scale) < samples:
         raise SimulationError(f"ngspice stopped after {len(plot.scale)} of {samples} readings; is the circuit stable?")
     steps = plot.scale[:samples] / program.period
@@ -46,3 +124,93 @@ def run_chunk(board: Board, program: Program, deck: str, samples: int) -> np.nda
         raise SimulationError("ngspice's readings are not on the sampling grid; a newer or older ngspice may do")
     y = (plot.voltages[:samples] @ readout_matrix(board).T).reshape(-1, BLOCK, len(board.readings))
     return np.einsum("bki,bkj->bij", y, y, optimize=True) / BLOCK
+
+
+def chunks_law(recipe: Recipe, circuit: Circuit, period: float, samples: int) -> EstimateLaw:
+    """Law of the sample covariance of `samples` readings of a circuit, taken in chunks by this recipe."""
+    law = stepped_estimate_law if recipe.stepped else estimate_law
+    return law(circuit, period, samples, min(samples, CHUNK))
+
+
+def chunks_covariance(recipe: Recipe, circuit: Circuit, period: float) -> np.ndarray:
+    """Covariance (n, n) [V²] of the readings of a circuit, taken by this recipe."""
+    return reading_covariance(circuit) if recipe.stepped else held_covariance(circuit, period)
+
+
+def _start_up(board: Board, program: Program) -> int:
+    """Steps thrown away: also the modes that alternate from step to step have died out."""
+    circuit = nominal_circuit(board, program, Conditions())
+    return max(SETTLED, discarded(program), int(np.ceil(START_UP * memory(circuit, program.period))))
+
+
+def _too_stiff(board: Board, program: Program) -> bool:
+    """Whether modes that one step a sample makes alternate die out much later than those of the board."""
+    return _start_up(board, program) > max(2 * discarded(program), MOST_START_UP)
+
+
+def _without_sources(board: Board, circuit: str, period: float) -> tuple[str, list[tuple[str, float]]]:
+    """The circuit without its held noise sources; of each its node and a step of its file's whole numbers [A].
+
+    A source of the deck has the density hold · σ², whatever the period is.
+    """
+    noisy = {source.name for source in board.sources}
+    kept, channels = [], []
+    for line in circuit.splitlines():
+        words = line.split(" ")
+        if words[0] in noisy:
+            hold, sigma = map(float, re.search(r"trrandom\(2 (\S+) 0 (\S+) 0\)", line).groups())
+            channels.append((words[2], sigma * float(np.sqrt(hold / period)) / UNIT))
+        else:
+            kept.append(line)
+    return "\n".join(kept) + "\n", channels
+
+
+def _noise_files(deck: str, channels: int) -> dict[str, bytes]:
+    """The files that a deck reads; seed and length are what it says itself."""
+    if "filesource(" not in deck:
+        return {}
+    seed = int(re.search(r"^\.options .*seed=(\d+)", deck, re.M)[1])
+    end, step = re.search(r"^\.tran \S+ (\S+) \S+ (\S+)$", deck, re.M).groups()
+    rows = int(np.ceil(float(end) / float(step))) + 2
+    currents = alternating_currents(np.random.default_rng([FILE_STREAM, seed]), rows, channels)
+    return _files(currents)
+
+
+def _files(currents: np.ndarray) -> dict[str, bytes]:
+    """noise1.txt, noise2.txt, …: number of the step, then the channels of one file."""
+    edges = np.cumsum([0, *file_widths(currents.shape[1])])
+    steps = np.arange(len(currents))[:, None]
+    return {
+        f"noise{k}.txt": _table(np.hstack([steps, currents[:, start:end]]))
+        for k, (start, end) in enumerate(pairwise(edges), start=1)
+    }
+
+
+def _table(whole: np.ndarray) -> bytes:
+    """Whole numbers (rows, columns) as text of fixed width, " +0123": four times as fast as np.savetxt."""
+    left = np.abs(whole).astype(np.uint32)
+    digits = len(str(left.max()))
+    text = np.full((*whole.shape, digits + 2), ord(" "), dtype=np.uint8)
+    text[..., 1] = np.where(whole < 0, ord("-"), ord("+"))
+    for place in range(digits + 1, 1, -1):
+        left, text[..., place] = left // 10, left % 10 + ord("0")
+    text[:, 0, 0] = ord("\n")
+    return text.tobytes()[1:] + b"\n"
+
+
+@cache
+def _steps_as_it_should(path: str, klu: bool) -> bool:
+    """Whether the ngspice at `path` takes one trapezoidal step a sample from a file: RC = h = 1 s, R = 1 megohm."""
+    i = np.random.default_rng(FILE_STREAM).integers(-9, 10, size=(SETTLED + 102, 1))
+    sources = file_sources([("a", 1e-6)], 1.0)
+    analysis = stepped_analysis(["a"], 1.0, SETTLED, 100, "probe", " klu" * klu)
+    try:
+        plot = run_deck(f"probe\nR1 a 0 1e6\nC1 a 0 1e-6\n{sources}{analysis}", ["a"], "probe", 1, _files(i))[0]
+    except SimulationError:
+        return False
+    v = [0.0]
+    for mean in (i[1:, 0] + i[:-1, 0]) / 2:
+        v.append((v[-1] / 2 + mean) / 1.5)
+    expected = np.array(v[SETTLED : SETTLED + 100])
+    found = plot.voltages[: len(expected), 0]
+    return found.shape == expected.shape and bool(np.abs(found - expected).max() < LARGE * np.abs(expected).max())
