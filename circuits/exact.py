@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.assembly import nominal_circuit, readout_matrix, source_power
-from circuits.board import Board, Program
+from circuits.assembly import nominal_circuit, readout_matrix, source_power, states
+from circuits.board import Board, Conditions, Program
 from circuits.deck import exact_analysis
 from circuits.errors import SimulationError
 from circuits.ngspice import run_deck
+from circuits.ou import MOST_STATES, drift
 
 TOLERANCE = 1e-8  # relative, of the integration
 POINTS = 40  # per decade, first try
@@ -124,20 +125,24 @@ def _measure(
 
 
 def _band(board: Board, program: Program) -> tuple[float, float]:
-    """Whole decades well around the corners of the nominal board's modes.
+    """Whole decades well around the corners of the nominal board's modes, those of its parasitics among them.
 
     A mode of capacitance c has its resonance at sqrt(Γ/c), and when it is overdamped its corners at Γ/G and G/c; one of
-    a resistive board has its corner at g/C.
+    a resistive board has its corner at g/C. Parasitics make modes of their own, which only eigenvalues tell.
     """
     circuit = nominal_circuit(board, program)
     if board.coupling == "resistive":
-        conductance = np.linalg.eigvalsh(circuit.conductance)
-        lowest, highest = conductance[[0, -1]] / circuit.capacitance[0, 0] / (2 * np.pi)
+        corners = np.linalg.eigvalsh(circuit.conductance) / circuit.capacitance[0, 0]
     else:
         capacitance = np.linalg.eigvalsh(circuit.capacitance)
         stiffness, conductance = circuit.inverse_inductance[0, 0], circuit.conductance[0, 0]
-        lowest = min(np.sqrt(stiffness / capacitance[-1]), stiffness / conductance) / (2 * np.pi)
-        highest = max(np.sqrt(stiffness / capacitance[0]), conductance / capacitance[0]) / (2 * np.pi)
+        corners = np.concatenate(
+            [np.sqrt(stiffness / capacitance), [stiffness / conductance], conductance / capacitance]
+        )
+    real = nominal_circuit(board, program, Conditions())
+    if states(circuit) < states(real) <= MOST_STATES:
+        corners = np.concatenate([corners, np.abs(np.linalg.eigvals(drift(real)))])
+    lowest, highest = corners.min() / (2 * np.pi), corners.max() / (2 * np.pi)
     return (
         float(10.0 ** np.floor(np.log10(lowest * MARGIN_LOW))),
         float(10.0 ** np.ceil(np.log10(highest * MARGIN_HIGH))),

@@ -1,0 +1,101 @@
+"""The variance of single readings by ngspice's own noise analysis, which knows nothing of held noise currents.
+
+    y = v(p) - v(n),   Var(y) = ∫₀^∞ S_y df,   S_y = Σ_k 4 kT_k g_k |z_k(f)|²
+
+`.noise` counts the thermal noise of resistors and devices alone, and finds all transfers z_k of an output at once, by
+the adjoint circuit. So every noise source k, of σ held for h in the deck, gets a resistor 1/g_k of its own, heated by
+`dtemp` to the temperature T_k = σ² h/(2 k g_k) of its cell, 10⁸ to 10¹¹ K, whose voltage a transconductance g_k
+puts into the node. The rest of the circuit is at absolute zero, where resistors add nothing. ngspice's own integral
+overflows on steep spectra; the spectrum is integrated as in circuits.exact.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from circuits.board import Board, Program, Reading, Source
+from circuits.deck import control
+from circuits.errors import InputError, SimulationError
+from circuits.exact import converged
+from circuits.ngspice import run_deck
+
+BOLTZMANN = 1.38064852e-23  # J/K, that of ngspice, which has to cancel
+DENSITY = "density"  # what the spectrum of an output is called in the raw file
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseRun:
+    """Variances of the chosen readings (outputs,) [V²], and the relative error of their integration."""
+
+    variances: np.ndarray
+    integration_error: float
+
+
+def noise_run(board: Board, program: Program, circuit: str, outputs: Sequence[int]) -> NoiseRun:
+    """Run the circuit part of a deck in ngspice, one noise analysis for each of the readings `outputs` (from 0).
+
+    InputError if there is no such reading, or a source is not in the circuit; SimulationError if ngspice fails or the
+    integral does not converge.
+    """
+    last = len(board.readings) - 1
+    if not len(outputs) or not all(0 <= output <= last for output in outputs):
+        raise InputError(f"outputs are numbers of the board's readings, from 0 to {last}, got {list(outputs)}")
+    heated = circuit + _heaters(board, circuit)
+    chosen = [board.readings[output] for output in outputs]
+    found = converged(board, program, lambda *grid: _measure(board, heated, chosen, *grid))
+    return NoiseRun(np.diag(found.value).copy(), found.error)
+
+
+def _heaters(board: Board, circuit: str) -> str:
+    """Absolute zero, and a hot resistor for every source."""
+    lines = [".options temp=-273.15"]
+    for k, source in enumerate(board.sources):
+        g = source.conductance
+        lines += [
+            f"Rhot{k} hot{k} 0 {1 / g!r} dtemp={_temperature(source, circuit)!r}",
+            f"Ghot{k} 0 {source.node} hot{k} 0 {g!r}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _temperature(source: Source, circuit: str) -> float:
+    """T [K] of a source: its two-sided density is σ² h = 2 kT g."""
+    found = re.search(rf"^{source.name} .*trrandom\(2 (\S+) 0 (\S+) 0\)", circuit, re.M)
+    if not found:
+        raise InputError(f"the circuit lacks the noise source {source.name}; it is not one of this board")
+    hold, sigma = float(found.group(1)), float(found.group(2))
+    return sigma**2 * hold / (2 * BOLTZMANN * source.conductance)
+
+
+def _measure(
+    board: Board, heated: str, chosen: list[Reading], low: float, high: float, points: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frequency (f,) [Hz] and the one-sided densities of the readings [V²/Hz], on the diagonal of (f, k, k)."""
+    plots = run_deck(heated + _analysis(board, chosen, low, high, points), [DENSITY], "noise", len(chosen))
+    frequency = plots[0].scale
+    if any(len(plot.scale) != len(frequency) for plot in plots) or not np.isclose(frequency[-1], high, rtol=1e-3):
+        raise SimulationError("ngspice stopped inside a noise analysis; run it again")
+    densities = np.concatenate([plot.voltages for plot in plots], axis=1)
+    return frequency, densities[:, :, None] * np.eye(len(chosen))
+
+
+def _analysis(board: Board, chosen: list[Reading], low: float, high: float, points: int) -> str:
+    """One analysis a reading; each leaves two plots, of spectra and of totals.
+
+    ngspice wants a source to which it could refer the noise. The density is called a voltage, because that is what
+    run_deck looks for.
+    """
+    reference = board.sources[0].name.lower()
+    lines = ["set sqrnoise", "set appendwrite", f"alter {reference} ac = 1"]
+    for k, reading in enumerate(chosen):
+        output = f"v({reading.plus})" if reading.minus is None else f"v({reading.plus},{reading.minus})"
+        lines += [
+            f"noise {output} {reference} dec {points} {low!r} {high!r}",
+            f"setplot noise{2 * k + 1}",
+            f"let {DENSITY} = onoise_spectrum",
+            f"settype voltage {DENSITY}",
+            f"write noise.raw {DENSITY}",
+        ]
+    return "\n".join(control(lines))
