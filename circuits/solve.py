@@ -14,8 +14,11 @@ from scipy.linalg import expm
 from circuits.assembly import Circuit, nominal_circuit, readout_matrix
 from circuits.board import Board, Program
 from circuits.deck import control
+from circuits.design import Design
 from circuits.errors import SimulationError
+from circuits.inversion import Inversion
 from circuits.ngspice import run_deck
+from circuits.ou import reading_covariances
 
 STEPS = 100  # of the simulator, per time constant of the fastest mode: the trapezoidal rule is off by 1e-5
 MOST_STEPS = 50_000
@@ -40,7 +43,7 @@ def solve_run(board: Board, program: Program, circuit: str) -> SolveRun:
     """Run the circuit part of a deck, its noise sources taken away."""
     bias = board.unit * board.limits.reading_rms
     end, step = _times(board, program)
-    deck = _quiet(circuit, board) + _analysis(board, bias, end, step)
+    deck = quiet(circuit, board) + _analysis(board, bias, end, step)
     plots = run_deck(deck, board.nodes, "solve", len(board.cells) + 1)
     *points, settled = plots
     H = readout_matrix(board)
@@ -53,8 +56,21 @@ def solve_run(board: Board, program: Program, circuit: str) -> SolveRun:
 
 
 def predicted_columns(board: Board, circuit: Circuit, bias: float) -> np.ndarray:
-    """What `columns` has to be for a circuit: H G⁻¹ times the currents, (n, n) [V]."""
+    """What `columns` has to be for a circuit: H G⁻¹ times the currents, (…, n, n) [V]."""
     return circuit.readout @ np.linalg.solve(circuit.conductance, _currents(board, circuit)) * bias
+
+
+def solved_inverse(board: Board, program: Program, columns: np.ndarray, bias: float) -> np.ndarray:
+    """P⁻¹ = Xᵀ M⁻¹ X with M⁻¹ = g columns / bias, (…, n, n)."""
+    X = program.mapping
+    return X.T @ (board.unit / bias * columns) @ X
+
+
+def circuit_inverses(design: Design, rule: Inversion, circuits: Circuit) -> np.ndarray:
+    """The inverses (…, n, n) that circuits give: by their means on a resistive board, else by their covariances."""
+    if design.board.inputs:
+        return solved_inverse(design.board, design.program, predicted_columns(design.board, circuits, 1.0), 1.0)
+    return rule.read(reading_covariances(circuits))
 
 
 def predicted_settling(board: Board, circuit: Circuit, bias: float, times: np.ndarray) -> np.ndarray:
@@ -68,10 +84,16 @@ def predicted_settling(board: Board, circuit: Circuit, bias: float, times: np.nd
     return np.array(settling)
 
 
+def quiet(circuit: str, board: Board) -> str:
+    """The circuit without its noise sources, which an analysis in time would switch on."""
+    noisy = {source.name for source in board.sources}
+    return "\n".join(line for line in circuit.splitlines() if line.split(" ")[0] not in noisy) + "\n"
+
+
 def _currents(board: Board, circuit: Circuit) -> np.ndarray:
     """Current into every node for a unit of bias into each cell, (m, n)."""
     row = {node: k for k, node in enumerate(board.nodes)}  # the cells' own nodes come first in a circuit
-    into = np.zeros((len(circuit.conductance), len(board.cells)))
+    into = np.zeros((circuit.conductance.shape[-1], len(board.cells)))
     for entry in board.inputs:
         into[row[entry.node], entry.cell] = entry.share
     return into
@@ -83,12 +105,6 @@ def _times(board: Board, program: Program) -> tuple[float, float]:
     rates = np.linalg.eigvalsh(circuit.conductance) / circuit.capacitance[0, 0]
     step = 1 / rates[-1] / STEPS
     return float(min(LONG / rates[0], MOST_STEPS * step)), float(step)
-
-
-def _quiet(circuit: str, board: Board) -> str:
-    """The circuit without its noise sources, which an analysis in time would switch on."""
-    noisy = {source.name for source in board.sources}
-    return "\n".join(line for line in circuit.splitlines() if line.split(" ")[0] not in noisy) + "\n"
 
 
 def _analysis(board: Board, bias: float, end: float, step: float) -> str:

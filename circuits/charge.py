@@ -1,0 +1,250 @@
+"""Charge readout of a capacitive board, noise off: a packet of charge on one cell shows a column of the inverse.
+
+    C dv/dt = -G v - E Γ φ + W i(t),   ∫ i dt = q:   y(0+) = q H C⁻¹ W = q M⁻¹ / c,   W = Hᵀ/k
+
+Of k = 2 nodes a cell, p gets ½ q and n gets -½ q. H C⁻¹ Hᵀ = k M⁻¹/c (which is also why Cov(y) = k kT/c M⁻¹), so with
+the packet shared like that no factor is left: M⁻¹ = c y/q on either kind of board. What the nodes hold is right once
+the switches in the couplings have settled (Ron C) and as long as the inductors and resistors have not answered: the
+moment of the reading is chosen on the nominal board, by its own law. One packet a cell, each from rest, gives M⁻¹.
+
+In that time the other route takes a record of noise; its error there, and the board time at which it has caught up,
+come from the law of an estimate: hypot(floor, spread), the spread falling with the square root of the readings.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import expm, matrix_balance
+
+from circuits.assembly import Circuit, assemble_many, nominal_circuit, readout_matrix
+from circuits.board import Board, Conditions, Program
+from circuits.deck import START_UP, control
+from circuits.design import Design
+from circuits.errors import InputError, SimulationError
+from circuits.inversion import Inversion, hold_correction, inversion
+from circuits.ngspice import run_deck
+from circuits.ou import drift, lagged_covariances, law_of_records
+from circuits.solve import quiet
+
+PULSE = 1e-3  # length of a packet, in units of the window
+EDGE = 0.1  # of the pulse: rise and fall
+INSTANTS = 31  # from the end of the pulse to the end of the window
+STEPS = 100  # of the simulator in a window, at least
+ACCURACY = 1e-6  # relative, of the simulator's step control; readings come out to some 1e-5
+LONG = 1_000_000  # readings of a record beside which the memory of the noise is nothing
+
+
+@dataclass(frozen=True, eq=False)
+class ChargeRun:
+    """Readings (n, t, n) [V], packet by packet, at `times` (t,) [s] after the beginning of a packet of `charge` [C].
+
+    The first of the times is the end of the pulse.
+    """
+
+    charge: float
+    times: np.ndarray
+    readings: np.ndarray
+
+
+@dataclass(frozen=True)
+class ChargeResult:
+    """How well a copy, or the nominal board, inverts by charges: relative errors, at the instant and at all times.
+
+    `difference_to_law` is the largest of a reading, relative to the largest reading. `covariance_error` is what a
+    record of noise of the same board time is expected to give (None: that time holds no record), `covariance_floor`
+    its limit for endless records, and `equal_time` [s] the board time from which it is as good as the charges (None:
+    never).
+    """
+
+    name: str
+    relative_error: float
+    errors: tuple[float, ...]
+    difference_to_law: float
+    covariance_error: float | None
+    covariance_floor: float
+    equal_time: float | None
+
+
+@dataclass(frozen=True)
+class ChargeReadout:
+    """Charge readout of a design: packets of `charge` [C], `pulse` [s] long, read at `instant` [s], one of `times` [s].
+
+    `current` [A] is the largest of a packet. `board_time` [s] is what all packets take, each after the board has come
+    to rest; in it a record of noise of `samples` readings can be taken.
+    """
+
+    charge: float
+    current: float
+    pulse: float
+    times: tuple[float, ...]
+    instant: float
+    board_time: float
+    samples: int
+    nominal: ChargeResult
+    copies: tuple[ChargeResult, ...]
+
+
+def charge_run(board: Board, program: Program, circuit: str) -> ChargeRun:
+    """Run the circuit part of a deck, its noise sources taken away, once for every cell.
+
+    The packets make the largest reading about the largest the board may have. InputError for a resistive board.
+    """
+    _check(board)
+    charge, times = _charge(board, program), _times(board, program)
+    deck = quiet(circuit, board) + _generator(board, times) + _analysis(board, charge, times)
+    plots = run_deck(deck, board.nodes, "charge", len(board.cells))
+    H = readout_matrix(board)
+    readings = []
+    for plot in plots:
+        rows = np.abs(plot.scale[:, None] - times).argmin(axis=0)
+        if np.abs(plot.scale[rows] / times - 1).max() > 1e-6:
+            raise SimulationError("ngspice stopped after a packet of charge, or left out an instant; run it again")
+        readings.append(plot.voltages[rows] @ H.T)
+    return ChargeRun(charge, times, np.array(readings))
+
+
+def charge_law(board: Board, circuit: Circuit, charge: float, times: np.ndarray) -> np.ndarray:
+    """What `readings` have to be for a circuit: (n, t, n) [V]; the first of `times` is the end of the pulse."""
+    A = drift(circuit)
+    m = circuit.capacitance.shape[-1]
+    balanced, (scale, _) = matrix_balance(A, permute=False, separate=True)  # volts and webers are of any size
+    W = circuit.readout.T / board.nodes_per_cell
+    B = np.concatenate([np.linalg.solve(circuit.capacitance, W), np.zeros((len(A) - m, W.shape[1]))])
+    x = _after_pulse(balanced, B / scale[:, None] * _peak(charge, times), times[0])
+    states = expm(-balanced * (times - times[0])[:, None, None]) @ x  # (t, m + l, n)
+    return (circuit.readout * scale[:m] @ states[:, :m]).transpose(2, 0, 1)
+
+
+def charge_readout(design: Design, runs: dict[str, ChargeRun]) -> ChargeReadout:
+    """What the runs of a design, by copy name, say of its inverse, and what noise would say in the same time.
+
+    InputError for a resistive board.
+    """
+    board, program = design.board, design.program
+    _check(board)
+    rule = inversion(design)
+    circuits = assemble_many(board, program, design.specimens, Conditions())
+    charge, times = runs["nominal"].charge, runs["nominal"].times
+    laws = [charge_law(board, circuits[k], charge, times) for k in range(len(design.specimens))]
+    best = int(_errors(design, rule, charge, laws[0]).argmin())
+    wait = START_UP * program.settling
+    board_time = len(board.cells) * (wait + float(times[best]))
+    samples = int((board_time - wait) / program.period)
+    results = []
+    for k, copy in enumerate(design.specimens):
+        run = runs[copy.name]
+        errors = _errors(design, rule, run.charge, run.readings)
+        difference = np.abs(run.readings - laws[k]).max() / np.abs(laws[k]).max()
+        noise = _by_noise(design, rule, circuits[k], samples, float(errors[best]))
+        results.append(ChargeResult(copy.name, float(errors[best]), tuple(errors.tolist()), float(difference), *noise))
+    nominal, *copies = results
+    peak, pulse, instant = _peak(charge, times), float(times[0]), float(times[best])
+    return ChargeReadout(
+        charge, peak, pulse, tuple(times.tolist()), instant, board_time, samples, nominal, tuple(copies)
+    )
+
+
+def _check(board: Board) -> None:
+    if board.coupling != "capacitive":
+        raise InputError(
+            "charges are read from capacitive boards, where capacitors hold the matrix, got a resistive one; "
+            "read the mean of its readings instead, or design it with --coupling capacitive"
+        )
+
+
+def _charge(board: Board, program: Program) -> float:
+    """q [C] that makes the largest reading of the nominal board its largest rms reading: q M⁻¹/c."""
+    return float(board.limits.reading_rms * board.capacitance / np.abs(np.linalg.inv(program.matrix)).max())
+
+
+def _times(board: Board, program: Program) -> np.ndarray:
+    """Instants (t,) [s] that a reading may be taken, equally spaced in the logarithm.
+
+    They end where the fastest mode of the nominal board has answered: the shorter of sqrt(c/Γ) and c/G.
+    """
+    circuit = nominal_circuit(board, program)
+    stiffness, conductance = circuit.inverse_inductance[0, 0], circuit.conductance[0, 0]
+    smallest = np.linalg.eigvalsh(circuit.capacitance)[0]
+    window = 1 / max(np.sqrt(stiffness / smallest), conductance / smallest)
+    return np.geomspace(PULSE * window, window, INSTANTS)
+
+
+def _generator(board: Board, times: np.ndarray) -> str:
+    """A voltage of the shape of the pulse, and for every node a transconductance, still zero, that makes it a current.
+
+    Currents from ground to ground that change at one instant each keep the simulator from stepping over it.
+    """
+    pulse = float(times[0])
+    corners = [EDGE * pulse, (1 - EDGE) * pulse]
+    sources = [f"Gcharge{node} 0 {node} charge 0 0" for node in board.nodes]
+    instants = [f"Iinstant{k} 0 0 pwl(0 0 {t!r} 1)" for k, t in enumerate([*corners, *times.tolist()])]
+    shape = f"Vcharge charge 0 pwl(0 0 {corners[0]!r} 1 {corners[1]!r} 1 {pulse!r} 0)"
+    return "\n".join([shape, *sources, *instants, ""])
+
+
+def _analysis(board: Board, charge: float, times: np.ndarray) -> str:
+    """One transient for every cell, each from rest; tolerances follow the size of the board's charges."""
+    saved = " ".join(f"v({node})" for node in board.nodes)
+    current = _peak(charge, times)
+    end, step = float(times[-1]), float(times[-1]) / STEPS
+    tolerances = {"chgtol": charge, "abstol": current, "vntol": board.limits.reading_rms}
+    options = " ".join(f"{name}={ACCURACY * 1e-3 * size!r}" for name, size in tolerances.items())
+    lines = ["set appendwrite"]
+    for cell, shares in zip(board.cells, _shares(board), strict=True):
+        names = [f"gcharge{node}" for node in cell.nodes]
+        lines += [f"alter {name} gain = {share * current!r}" for name, share in zip(names, shares, strict=True)]
+        lines += [f"tran {step!r} {end * (1 + 1e-3)!r} 0 {step!r} uic", f"write charge.raw {saved}"]
+        lines += [f"alter {name} gain = 0" for name in names]
+    return "\n".join([f".options reltol={ACCURACY!r} {options}", f".save {saved}", *control(lines)])
+
+
+def _shares(board: Board) -> list[tuple[float, ...]]:
+    """Which part of a packet each node of a cell gets, cell by cell."""
+    return [(1.0,) if len(cell.nodes) == 1 else (0.5, -0.5) for cell in board.cells]
+
+
+def _peak(charge: float, times: np.ndarray) -> float:
+    """Current [A] at the top of a trapezoid of this area."""
+    return float(charge / ((1 - EDGE) * times[0]))
+
+
+def _after_pulse(A: np.ndarray, B: np.ndarray, pulse: float) -> np.ndarray:
+    """States (m + l, n) at the end of the pulse, one column a packet: x' = -A x + B i, i a trapezoid of height 1.
+
+    For i from a to b within d: x(d) = e^{-Ad} x + d φ₁(-Ad) B a + d φ₂(-Ad) B (b - a).
+    """
+    N, n = B.shape
+    x = np.zeros((N, n))
+    for fraction, first, last in ((EDGE, 0, 1), (1 - 2 * EDGE, 1, 1), (EDGE, 1, 0)):
+        block = np.zeros((N + 2 * n, N + 2 * n))
+        block[:N, :N], block[:N, N : N + n] = -A * fraction * pulse, B * fraction * pulse
+        block[N : N + n, N + n :] = np.eye(n)
+        exponential = expm(block)[:N]
+        constant, ramp = exponential[:, N : N + n], exponential[:, N + n :]
+        x = exponential[:, :N] @ x + constant * first + ramp * (last - first)
+    return x
+
+
+def _errors(design: Design, rule: Inversion, charge: float, readings: np.ndarray) -> np.ndarray:
+    """Relative errors (t,) of P⁻¹ = Xᵀ M⁻¹ X read at every time."""
+    X = design.program.mapping
+    columns = readings.transpose(1, 2, 0)  # (t, reading, packet)
+    B = X.T @ (design.board.capacitance / charge * columns) @ X
+    return rule.error((B + B.transpose(0, 2, 1)) / 2)
+
+
+def _by_noise(
+    design: Design, rule: Inversion, circuit: Circuit, samples: int, aim: float
+) -> tuple[float | None, float, float | None]:
+    """Expected error of a record of so many readings, its limit, and the board time [s] of one as good as `aim`."""
+    period = design.program.period
+    rho = lagged_covariances(circuit, period)
+    floor = float(rule.error(rule.read(rho[0] + hold_correction(design))))
+    expected = None
+    if samples > 0:
+        expected = float(np.hypot(floor, rule.spread(law_of_records(rho, np.array([samples])))))
+    if aim <= floor:
+        return expected, floor, None
+    spread = rule.spread(law_of_records(rho, np.array([LONG])))
+    needed = LONG * spread**2 / (aim**2 - floor**2)
+    return expected, floor, float(START_UP * design.program.settling + np.ceil(needed) * period)
