@@ -6,8 +6,9 @@ A is not normal and D is singular. Stationary: A Σ + Σ Aᵀ = D. Noise that is
 discrete law x' = Φ x + W i_k with Φ = e^{-Ah}, W = ∫₀ʰ e^{-As} ds [C⁻¹; 0] and Cov(i_k) = 2 Q / h: its covariance
 solves Σ = Φ Σ Φᵀ + W (2Q/h) Wᵀ, and differs from the white one by (ω h)²/12 to first order.
 
-Estimates from N samples, in independent records of N_r, of a Gaussian process with lagged covariances ρ(τ):
-    Cov(S_ij, S_kl) = (1/N²) Σ_r Σ_τ (N_r - |τ|)₊ (ρ_ik ρ_jl + ρ_il ρ_jk)(τ).
+Estimates from N samples of a Gaussian process with lagged covariances ρ(τ), c(τ) pairs of which are τ apart:
+    Cov(S_ij, S_kl) = (1/N²) Σ_τ c(|τ|) (ρ_ik ρ_jl + ρ_il ρ_jk)(τ),
+c(τ) = Σ_r (N_r - τ)₊ in independent records of N_r; gaps in a record take out pairs and nothing else.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from circuits.assembly import Circuit
 from circuits.errors import InputError
 
 LONG_RECORD = 100.0  # effective samples from which the joint χ² keeps its false-alarm rate
+MOST_STATES = 600  # of a circuit whose Lyapunov equation is worth its time, half a minute
 MEMORY = 40.0  # decay constants after which lagged covariances are dropped: e^-40 is below rounding
 
 
@@ -145,12 +147,17 @@ def estimate_law(circuit: Circuit, period: float, samples: int, record: int | No
 
 def law_of_records(rho: np.ndarray, records: np.ndarray) -> EstimateLaw:
     """Law of the sample covariance of independent records of so many readings each, for lagged covariances ρ."""
-    n = rho.shape[1]
-    samples = int(records.sum())
-    lag = np.arange(len(rho))
     lengths, counts = np.unique(records, return_counts=True)
-    overlap = (np.clip(lengths - lag[:, None], 0, None) * counts).sum(axis=1) / samples
-    weight = np.where(lag == 0, 1.0, 2.0) * overlap
+    return law_of_pairs(rho, (np.clip(lengths - np.arange(len(rho))[:, None], 0, None) * counts).sum(axis=1))
+
+
+def law_of_pairs(rho: np.ndarray, pairs: np.ndarray) -> EstimateLaw:
+    """Law of the sample covariance of readings of which `pairs` (lags,) are 0, 1, 2, … periods apart, gaps or not.
+
+    pairs[0] is their number. Lags beyond the shorter of ρ (lags, n, n) and `pairs` count nothing.
+    """
+    n, samples = rho.shape[1], int(pairs[0])
+    rho, weight = _weighted(rho, pairs)
     flat = rho.reshape(len(rho), n * n)
     # Both orders of the lag: ρ(-τ) = ρ(τ)ᵀ.
     turned = rho.transpose(0, 2, 1).reshape(len(rho), n * n)
@@ -159,6 +166,25 @@ def law_of_records(rho: np.ndarray, records: np.ndarray) -> EstimateLaw:
     full = R.transpose(0, 2, 1, 3) + R.transpose(0, 2, 3, 1)  # [i, j, k, l]
     i, j = np.triu_indices(n)
     return EstimateLaw(rho[0], full[i, j][:, i, j] / samples, samples)
+
+
+def mean_covariance(rho: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """V = (1/N²) Σ_τ c(|τ|) ρ(τ), (n, n), V²: covariance of the sample mean of readings with these `pairs` (lags,)."""
+    rho, weight = _weighted(rho, pairs)
+    V = np.tensordot(weight, rho, 1) / pairs[0]
+    return (V + V.T) / 2
+
+
+def law_about_mean(rho: np.ndarray, pairs: np.ndarray) -> EstimateLaw:
+    """`law_of_pairs` of the sample covariance (1/N) Σ (y - ȳ)(y - ȳ)ᵀ about the sample mean.
+
+    Its mean is ρ(0) - V exactly. Its covariance is less by V_ik V_jl + V_il V_jk, a few parts in the effective samples;
+    readings at the ends of a stretch know less of ȳ than others do, which is left out: half of one part at most.
+    """
+    law, V = law_of_pairs(rho, pairs), mean_covariance(rho, pairs)
+    i, j = np.triu_indices(len(V))
+    lost = V[np.ix_(i, i)] * V[np.ix_(j, j)] + V[np.ix_(i, j)] * V[np.ix_(j, i)]
+    return EstimateLaw(law.mean - V, law.covariance - lost, law.samples)
 
 
 def effective_samples(law: EstimateLaw) -> float:
@@ -219,6 +245,12 @@ def hold_period(circuit: Circuit, bias: float) -> float:
         corners.append(np.linalg.eigvals(H @ matrix @ H.T / (H @ H.T)[0, 0]).real.max())
     stiffness = np.diag(circuit.inverse_inductance).max(initial=0.0)
     return float(np.sqrt(12 * bias / (corners[0] * stiffness + corners[1] ** 2)))
+
+
+def _weighted(rho: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The lags that both have, and their weight c(|τ|)/N, twice for τ and -τ."""
+    lags = min(len(rho), len(pairs))
+    return rho[:lags], np.where(np.arange(lags) == 0, 1.0, 2.0) * pairs[:lags] / pairs[0]
 
 
 def _all_entries(covariance: np.ndarray, n: int) -> np.ndarray:

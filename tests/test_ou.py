@@ -117,6 +117,44 @@ def test_law_of_the_estimate_by_the_double_sum():
     assert_close(law.covariance, full[i, j][:, i, j], 1e-12)
 
 
+def literal_law(rho: np.ndarray, times: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Cov of all entries of a sample covariance and V of the sample mean, pair by pair of readings at these times."""
+    n, N = rho.shape[1], len(times)
+    full, V = np.zeros((n, n, n, n)), np.zeros((n, n))
+    for s in times:
+        for t in times:
+            if abs(s - t) < len(rho):
+                r = rho[s - t] if s >= t else rho[t - s].T
+                full += np.einsum("ik,jl->ijkl", r, r) + np.einsum("il,jk->ijkl", r, r)
+                V += r
+    return full / N**2, V / N**2
+
+
+@pytest.mark.parametrize("lags", [None, 3000])
+def test_law_of_a_record_with_gaps_by_the_double_sum(lags):
+    circuit = small_circuit()
+    rho = ou.lagged_covariances(circuit, 0.5, held=False)
+    times = [*range(9), *range(11, 17), 18, *range(30, 41), *range(2000, 2003)]
+    apart = [abs(s - t) for s in times for t in times]
+    pairs = np.array([apart.count(k) // (1 + (k > 0)) for k in range(lags or len(rho))])
+    full, V = literal_law(rho, times)
+    i, j = np.triu_indices(2)
+    law = ou.law_of_pairs(rho, pairs)
+    assert law.samples == len(times)
+    assert_close(law.covariance, full[i, j][:, i, j], 1e-12)
+    assert_close(ou.mean_covariance(rho, pairs), V, 1e-12)
+    assert_close(ou.law_about_mean(rho, pairs).mean, rho[0] - V, 1e-12)
+
+
+def test_law_of_independent_records_is_the_mean_of_their_laws():
+    rho = ou.lagged_covariances(small_circuit(), 0.5)
+    found = ou.law_of_records(rho, np.array([25, 3, 25]))
+    alone = [(k, literal_law(rho, list(range(k)))[0]) for k in (25, 3, 25)]
+    i, j = np.triu_indices(2)
+    assert_close(found.covariance, sum(k**2 * law[i, j][:, i, j] for k, law in alone) / 53**2, 1e-12)
+    assert found.samples == 53
+
+
 def test_law_of_the_estimate_of_one_resonator_in_closed_form():
     # Poles λ of x' = Φ x make ρ(τ) = Σ c_a λ_a^τ, and Σ_τ ρ² a sum of geometric series; long record.
     circuit = circuit_of_cells(np.eye(1), 0.4 * np.eye(1), 1.7 * np.eye(1), np.eye(1), np.eye(1))
@@ -175,8 +213,6 @@ def test_spread_of_inductors_changes_nothing():
     board, program = design(FAIR)
     gains = gains_of(board, [nominal_copy(board)])[0]
     inductors = [k for k, part in enumerate(board.parts) if part.kind == "L"]
-    gains[inductors] = np.random.default_rng(0).uniform(
-        0.9, 1.1, 16
-    )
+    gains[inductors] = np.random.default_rng(0).uniform(0.9, 1.1, 16)
     spread = ou.reading_covariance(assemble_gains(board, program, gains, Conditions()))
     assert_close(spread, ou.reading_covariance(nominal_circuit(board, program)), 1e-11)

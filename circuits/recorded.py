@@ -1,0 +1,298 @@
+"""Recorded voltages of a physical board, read from a CSV file in place of ngspice.
+
+A board's noise is white, its readings y carry an offset, and what its parts really are is not known. Of N readings of a
+copy, c(τ) pairs of which are τ sampling periods apart wherever the gaps are, the covariance is taken about their mean:
+
+    S = (1/N) Σ (y - ȳ)(y - ȳ)ᵀ,   <S> = Σ - V,   V = Cov(ȳ) = (1/N²) Σ_τ c(|τ|) ρ(τ),
+
+with Σ, V and the law of S from the lagged covariances ρ of the nominal board. V is what removing the mean costs, and
+to be added before an inverse is read; nothing is added for a hold. A χ² of S against this law says whether the board
+differs from the nominal one by more than sampling does: with real parts it should, and that is no fault.
+"""
+
+import csv
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from pandas.errors import EmptyDataError, ParserError, ParserWarning
+from scipy.special import betainc
+
+from circuits.assembly import Circuit, assemble
+from circuits.board import Board, Conditions, Copy
+from circuits.design import Design
+from circuits.errors import InputError
+from circuits.ou import EstimateLaw, decay_time, lagged_covariances, law_about_mean, mean_covariance
+from circuits.store import Array
+from circuits.streaming import LEAST, Stream
+
+ROWS = 50_000  # read at a time
+BOM = b"\xef\xbb\xbf"  # with which some programs begin a UTF-8 file
+HEAD = 1 << 16  # bytes in which the header is looked for
+PILE_UP = 3.0  # times as many readings at the extreme as in the next level
+FALSE_ALARM = 1e-5  # of calling a column clipped
+SECONDS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # of a unit in a second
+VOLTS = {"V": 1.0, "mV": 1e3, "uV": 1e6}
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """How many `readings` of a cell, and which fraction, are at the limit `level_V` of its converter."""
+
+    cell: str
+    level_V: float
+    readings: int
+    fraction: float
+
+
+@dataclass(frozen=True, eq=False)
+class RecordSummary:
+    """What is to be said of the record of one copy.
+
+    `gaps` steps were longer than a period, `missing` readings would fill them, `longest_gap` is in periods. `dropped`
+    readings lacked a voltage, in these cells so many. `mean_V` (n,) comes with its standard error on the nominal board.
+    """
+
+    name: str
+    period_s: float
+    readings: int
+    gaps: int
+    missing: int
+    longest_gap: int
+    dropped: int
+    dropped_by_cell: dict[str, int]
+    clipped: tuple[Clipping, ...]
+    mean_V: Array
+    mean_error_V: Array
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Gaps, dropped and clipped readings in words; none for a record without faults."""
+        found = []
+        if self.gaps:
+            gaps = (
+                f"{self.gaps:,} gap{'s' * (self.gaps > 1)}, {self.missing:,} reading{'s' * (self.missing > 1)} missing"
+            )
+            found.append(f"{gaps}, the longest step {self.longest_gap:,} periods")
+        if self.dropped:
+            cells = ", ".join(f"{cell} {count:,}" for cell, count in self.dropped_by_cell.items())
+            found.append(f"{self.dropped:,} reading{'s' * (self.dropped > 1)} dropped for lack of a voltage ({cells})")
+        for clip in self.clipped:
+            where = f"{clip.cell}: {clip.readings:,} readings at {clip.level_V:+.6g} V, {100 * clip.fraction:.2g} %"
+            found.append(f"{where}, are clipped and bias the covariance")
+        return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """The statistics of one copy: `covariance` (n, n) [V²] about the mean, which lacks `mean_covariance` V (n, n).
+
+    `moments` (blocks, n, n) [V²] are those of consecutive blocks of `block_readings` (blocks,) readings about the
+    same mean, BLOCK or BLOCK · 2ᵏ each but the last; weighted with these they average to `covariance`. `pairs` (lags,)
+    readings are 0, 1, 2, … periods apart.
+    """
+
+    summary: RecordSummary
+    covariance: np.ndarray
+    mean_covariance: np.ndarray
+    moments: np.ndarray
+    block_readings: np.ndarray
+    pairs: np.ndarray
+
+
+def read_recorded(path: Path, design: Design, rows: int = ROWS) -> tuple[Recorded, ...]:
+    """The recorded copies of a design, in its order, read `rows` rows at a time; InputError says what is wrong.
+
+    * Header `copy,time_s,cell1_V,cell2_V,…`: time_s, _ms, _us or _ns, and one voltage a cell in _V, _mV or _uV, in any
+      order; v1_V is cell1_V. Rows are in time order within a copy. Lines that start with # are comments.
+    * The median of the first 999 time steps of a copy is one period; every step must be a whole number of them, to 1 %
+      of the step. Longer ones are gaps; `period_s` is the mean of the others.
+    * A reading without a number for every cell is dropped, as if lost whatever its voltage was.
+    * In the tail of a bell curve the outer of two neighbouring values is the rarer one. A column is clipped at its
+      outermost if that has three times as many readings as the next and a fair coin would do as much less than once in
+      1e5, where g readings count as one: g = Σ_τ ρ²(τ)/ρ²(0) of the cell. Clipped readings stay in, and are counted.
+    """
+    board = design.board
+    cells = [cell.name for cell in board.cells]
+    names, units, skipped = _read_header(path, board)
+    circuit = _circuit(design)
+    numbers = {copy.name: k for k, copy in enumerate(design.copies)}
+    decay, place = decay_time(circuit), partial(_place, path)
+    streams = [Stream(copy.name, len(cells), decay, place) for copy in design.copies]
+    start = 0
+    for frame in _frames(path, names, skipped, rows):
+        row = start + np.arange(len(frame))
+        copy = _copy_numbers(path, frame["copy"], numbers, start)
+        time = _numeric(frame["time"]) / units["time"]
+        if not np.isfinite(time).all():
+            raise InputError(f"{place(start + int(np.isfinite(time).argmin()))} has no time; give every row a number")
+        volts = np.column_stack([_numeric(frame[cell]) / units[cell] for cell in cells])
+        for k in np.unique(copy):
+            mine = copy == k
+            streams[k].add(row[mine], time[mine], volts[mine])
+        start += len(frame)
+    if not start:
+        raise InputError(f"{path} has a header but no readings; {LEAST:,} of a copy are needed")
+    return tuple(_recorded(path, stream, circuit, cells) for stream in streams if stream.rows)
+
+
+def recorded_law(design: Design, recorded: Recorded, copy: Copy | None = None) -> EstimateLaw:
+    """Law of `recorded.covariance` on the nominal board, or on a copy whose parts are known, under white noise."""
+    rho = lagged_covariances(_circuit(design, copy), recorded.summary.period_s, held=False)
+    return law_about_mean(rho, recorded.pairs)
+
+
+def _circuit(design: Design, copy: Copy | None = None) -> Circuit:
+    """A copy, by default the nominal board, with all the parasitics that the design knows."""
+    return assemble(design.board, design.program, copy or design.specimens[0], Conditions())
+
+
+def _read_header(path: Path, board: Board) -> tuple[list[str], dict[str, float], int]:
+    """The order of "copy", "time" and cells in the file, their units to a second or volt, and the lines read."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(HEAD)
+    except OSError as error:
+        raise InputError(f"readings {path} cannot be read: {error.strerror}") from None
+    lines = head.removeprefix(BOM).split(b"\n")
+    number = next((k for k, line in enumerate(lines) if _is_row(line)), None)
+    cells = [cell.name for cell in board.cells]
+    example = f"copy,time_s,{cells[0]}_V" + (f",…,{cells[-1]}_V" if len(cells) > 1 else "")
+    if number is None:
+        raise InputError(f"readings {path} hold no header; they must begin with {example}")
+    try:
+        fields = next(csv.reader([lines[number].decode()]))
+        text = b"\0" not in head
+    except (UnicodeDecodeError, csv.Error):
+        text = False
+    if not text:
+        raise InputError(f"readings {path} are not a CSV file in UTF-8; write them as text that begins with {example}")
+    columns = [_column(field.strip(), cells) for field in fields]
+    names = [name for name, _ in columns]
+    wrong = [field for field, name in zip(fields, names, strict=True) if name is None or names.count(name) > 1]
+    if wrong:
+        raise InputError(
+            f"column {wrong[0][:40]!r} of {path} is unknown or there twice; the header must be like {example}"
+        )
+    lacking = [name for name in ("copy", "time", *cells) if name not in names]
+    if lacking:
+        raise InputError(f"{path} has no column for {lacking[0]}; the header must be like {example}")
+    return names, dict(columns), number + 1
+
+
+def _column(field: str, cells: list[str]) -> tuple[str | None, float]:
+    """What a field of the header names, and how many of its units are one second or volt."""
+    if field == "copy":
+        return "copy", 1.0
+    name, _, unit = field.rpartition("_")
+    if name == "time" and unit in SECONDS:
+        return "time", SECONDS[unit]
+    short = {f"v{k}": cell for k, cell in enumerate(cells, start=1)}
+    name = short.get(name, name)
+    return (name, VOLTS[unit]) if name in cells and unit in VOLTS else (None, 1.0)
+
+
+def _frames(path: Path, names: list[str], skipped: int, rows: int) -> Iterator[pd.DataFrame]:
+    """The table below the header, `rows` rows at a time."""
+    options = {"comment": "#", "index_col": False, "skipinitialspace": True, "low_memory": False}
+    options["dtype"] = {"copy": "category"}
+    with path.open("rb") as stream:
+        for _ in range(skipped):
+            stream.readline()
+        reader = None
+        while True:
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("error", ParserWarning)
+                    reader = reader or pd.read_csv(stream, header=None, names=names, chunksize=rows, **options)
+                    frame = next(reader)
+            except (StopIteration, EmptyDataError):
+                return
+            except ParserWarning:
+                raise InputError(f"the first row of {path} has more fields than its header has columns") from None
+            except (ParserError, UnicodeDecodeError) as error:
+                where = re.sub(r"(?<=line )\d+", lambda found: str(int(found[0]) + skipped), str(error).strip())
+                raise InputError(f"{path} is no table as its header says ({where.rpartition(': ')[2]})") from None
+            yield frame
+
+
+def _copy_numbers(path: Path, copies: pd.Series, numbers: dict[str, int], start: int) -> np.ndarray:
+    """Number of the copy of every row, from a column of categories."""
+    known = [numbers.get(str(name).strip(), -1) for name in copies.cat.categories]
+    found = np.array([*known, -1])[copies.cat.codes]  # the code of no name is -1
+    if (found < 0).any():
+        k = int((found < 0).argmax())
+        raise InputError(
+            f"{_place(path, start + k)} is of copy {str(copies.iloc[k])[:40]!r}; this design has {', '.join(numbers)}"
+        )
+    return found
+
+
+def _numeric(column: pd.Series) -> np.ndarray:
+    """Floats; NaN for what is no number."""
+    if column.dtype.kind == "b":
+        return np.full(len(column), np.nan)
+    return pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
+
+
+def _place(path: Path, row: int) -> str:
+    """The line of a row below the header, counted from 1 with comments and empty lines."""
+    with path.open("rb") as stream:
+        rows = (number for number, line in enumerate(stream, start=1) if _is_row(line))
+        return f"{path}, line {next(islice(rows, row + 1, None))}"
+
+
+def _is_row(line: bytes) -> bool:
+    line = line.removeprefix(BOM)
+    return bool(line.strip()) and not line.startswith(b"#")
+
+
+def _clipped(stream: Stream, cells: list[str], rho: np.ndarray) -> tuple[Clipping, ...]:
+    square = np.diagonal(rho, axis1=1, axis2=2) ** 2
+    worth = 2 * square.sum(axis=0) / square[0] - 1  # g, (n,)
+    outer, inner = stream.counts.swapaxes(0, 1)  # (side, n)
+    chance = betainc(outer / worth, inner / worth + 1, 0.5)  # of so many heads or more
+    found = (outer >= PILE_UP * inner) & (chance < FALSE_ALARM)
+    total = stream.moments.total
+    return tuple(
+        Clipping(cells[i], float((1, -1)[s] * stream.levels[s, 0, i]), int(outer[s, i]), float(outer[s, i] / total))
+        for i, s in np.argwhere(found.T)
+    )
+
+
+def _recorded(path: Path, stream: Stream, circuit: Circuit, cells: list[str]) -> Recorded:
+    readings = stream.moments.total if stream.period else stream.rows
+    if readings < LEAST:
+        raise InputError(
+            f"{stream.name} has {readings:,} readings with a voltage of every cell in {path}; at least "
+            f"{LEAST:,} are needed"
+        )
+    constant = stream.counts[0, 1] == 0
+    if constant.any():
+        cell, level = cells[int(constant.argmax())], stream.levels[0, 0, int(constant.argmax())]
+        raise InputError(f"{cell} of {stream.name} reads {level:.6g} V throughout {path}; is it connected?")
+    period = stream.single_time / stream.singles
+    rho = lagged_covariances(circuit, period, held=False)
+    pairs = stream.pairs.close()
+    mean, moments, count = stream.moments.close()
+    V = mean_covariance(rho, pairs)
+    summary = RecordSummary(
+        name=stream.name,
+        period_s=period,
+        readings=readings,
+        gaps=stream.gaps,
+        missing=stream.position + 1 - stream.rows,
+        longest_gap=stream.longest if stream.gaps else 0,
+        dropped=stream.dropped,
+        dropped_by_cell={cell: int(k) for cell, k in zip(cells, stream.lacking, strict=True) if k},
+        clipped=_clipped(stream, cells, rho),
+        mean_V=mean,
+        mean_error_V=np.sqrt(np.diag(V).clip(0)),
+    )
+    return Recorded(summary, np.average(moments, axis=0, weights=count), V, moments, count, pairs)
