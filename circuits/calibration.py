@@ -24,8 +24,8 @@ from circuits.design import Design
 from circuits.device import Device, Estimate, FittedCopy, reduced_circuit
 from circuits.errors import InputError
 from circuits.measurement import Run
-from circuits.ou import estimate_law, held_covariance, reading_covariance, spectrum
-from circuits.sampled import BLOCK, CHUNK
+from circuits.ou import reading_covariance, spectrum
+from circuits.sampled import chunks_covariance, chunks_law
 
 DISCREPANCY_DRAWS = 256
 DISCREPANCY_SEED = 20_000_003  # added to the design's seed: never the copies themselves
@@ -184,16 +184,16 @@ def _exact_misfit(board: Board, program: Program, layout: Layout, run: Run, disc
 
 
 def _sampled_misfit(board: Board, program: Program, layout: Layout, run: Run) -> Misfit:
-    samples = len(run.moments) * BLOCK
     nominal = model_circuit(board, program, layout, np.ones(len(layout.names)))
-    law = estimate_law(nominal, program.period, samples, min(samples, CHUNK))
+    law = chunks_law(run.recipe, nominal, program.period, run.moments.samples)
     whiten = np.linalg.cholesky(law.covariance)
     i, j = np.triu_indices(layout.cells)
-    data = run.moments.mean(axis=0)[i, j]
+    data = run.moments.mean[i, j]
 
     def misfit(theta: np.ndarray) -> np.ndarray:
         circuit = model_circuit(board, program, layout, theta)
-        return solve_triangular(whiten, held_covariance(circuit, program.period)[i, j] - data, lower=True)
+        covariance = chunks_covariance(run.recipe, circuit, program.period)
+        return solve_triangular(whiten, covariance[i, j] - data, lower=True)
 
     return Misfit(misfit, np.eye(len(data)))
 

@@ -136,6 +136,11 @@ def wiring(board: Board, program: Program, conditions: Conditions) -> Wiring:
     return Wiring(tuple(used), ends, present)
 
 
+def spread_cause(entry: Part | Source) -> str:
+    """The cause that the spread of a part or source belongs to."""
+    return TEMPERATURES if isinstance(entry, Source) or entry.role == "damping" else TOLERANCE
+
+
 def _spread(board: Board) -> tuple[Part | Source, ...]:
     """Everything that has a spread."""
     return (*board.parts, *board.sources)
@@ -143,8 +148,7 @@ def _spread(board: Board) -> tuple[Part | Source, ...]:
 
 def _ratios(entries: Sequence[Part | Source], gains: np.ndarray, conditions: Conditions) -> np.ndarray:
     """gain · (1 + tempco ΔT), the gain being 1 where its cause is off."""
-    heats = [isinstance(entry, Source) or entry.role == "damping" for entry in entries]
-    off = np.where(heats, TEMPERATURES in conditions.off, TOLERANCE in conditions.off)
+    off = np.array([spread_cause(entry) in conditions.off for entry in entries], dtype=bool)
     tempco = np.array([entry.tempco for entry in entries])
     return np.where(off, 1.0, gains) * (1 + tempco * (conditions.ambient - REFERENCE_CELSIUS))
 

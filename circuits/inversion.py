@@ -36,14 +36,22 @@ class Inversion:
 
     def spread(self, law: EstimateLaw) -> float:
         """sqrt E||B - E B||² / ||P⁻¹|| of inverses read from an estimate of this law."""
-        n = len(self.inverse)
-        i, j = np.triu_indices(n)
-        duplicate = np.zeros((n * n, len(i)))
-        duplicate[i * n + j, np.arange(len(i))] = 1
-        duplicate[j * n + i, np.arange(len(i))] = 1
-        linear = np.kron(self.map.T, self.map.T) @ duplicate
-        variance = np.einsum("ab,bc,ac->", linear, law.covariance, linear, optimize=True)
-        return float(np.sqrt(variance) / np.linalg.norm(self.inverse))
+        return float(np.sqrt(np.trace(self.error_covariance(law))))
+
+    def error_covariance(self, law: EstimateLaw) -> np.ndarray:
+        """Covariance (q, q) of `triangle(B) / ||P⁻¹||` for inverses B read from an estimate of this law."""
+        i, j = np.triu_indices(len(self.inverse))
+        X = self.map
+        # B_ij = Σ_ab X_ai X_bj S_ab, and S_ab stands for S_ba too.
+        both = X[i][:, i] * X[j][:, j] + np.where(i == j, 0.0, 1.0)[:, None] * X[j][:, i] * X[i][:, j]
+        linear = _weights(i, j)[:, None] * both.T / np.linalg.norm(self.inverse)
+        return linear @ law.covariance @ linear.T
+
+
+def triangle(matrix: np.ndarray) -> np.ndarray:
+    """Upper triangle (…, q) of symmetric matrices (…, n, n), weighted so that the norm is that of the matrix."""
+    i, j = np.triu_indices(matrix.shape[-1])
+    return matrix[..., i, j] * _weights(i, j)
 
 
 def inversion(design: Design) -> Inversion:
@@ -56,3 +64,7 @@ def inversion(design: Design) -> Inversion:
 def hold_correction(design: Design) -> np.ndarray:
     """White-noise minus held-noise covariance of the nominal board, (n, n), V²."""
     return nominal_hold_correction(nominal_circuit(design.board, design.program), design.program.period)
+
+
+def _weights(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    return np.where(i == j, 1.0, np.sqrt(2))

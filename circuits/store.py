@@ -5,6 +5,7 @@ Everything is JSON, CSV, npz without objects, or text. JSON is written with sort
 """
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -36,6 +37,12 @@ def sha256(content: bytes | str | np.ndarray) -> str:
     if isinstance(content, np.ndarray):
         content = repr(content.shape).encode() + np.ascontiguousarray(content, dtype="<f8").tobytes()
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file of any size."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def provenance(**inputs: str | int | float | None) -> dict[str, Any]:
@@ -110,6 +117,23 @@ def read_json(path: Path, made_by: str) -> Any:
         raise InputError(f"{path} does not exist; make it with `tngd {made_by}`") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON ({error}); make it again with `tngd {made_by}`") from None
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep others out of `folder` meanwhile; InputError if one is at work there. A killed process leaves no lock."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise InputError(f"cannot open {folder}: {error.strerror}; choose a folder that can be read") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another run is at work in {folder}; wait for it, or choose another folder") from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,11 @@
 """How well the copies of a board invert its matrix: against numpy, and against the law of their own drawn values.
 
 Exact: the covariance of a copy equals the Lyapunov solution of its own values. Sampled: all entries of the estimate
-agree jointly (χ²) with the held-noise law of its copy, which also says what error is to be expected and what floor
-is left for endless samples.
+agree jointly (χ²) with the law of its copy, which also says what error is to be expected and what floor is left for
+endless samples. Readings recorded on physical boards, whose values nobody knows, have the law of the nominal board.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,20 +13,25 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from circuits.assembly import Circuit, assemble
-from circuits.averaging import Averaging, averaging_law
-from circuits.board import Conditions
+from circuits.board import REFERENCE_CELSIUS, Conditions
+from circuits.budget import Budget, Deviations, deviations, exact_budget, mean_deviations, sampled_budget
+from circuits.charge import ChargeReadout, charge_readout
+from circuits.copies import nominal_copy
 from circuits.design import Design
-from circuits.inversion import Inversion, hold_correction, inversion
+from circuits.estimates import Estimate, SampledResult, estimates, mean_estimate, recorded_estimate, sampled_result
+from circuits.inversion import Inversion, inversion
 from circuits.measurement import Run
-from circuits.ou import EstimateLaw, effective_samples, estimate_law, joint_chi_square, reading_covariance
-from circuits.sampled import BLOCK, CHUNK
-from circuits.solve import predicted_columns, predicted_settling
+from circuits.ou import reading_covariance
+from circuits.population import COPIES, Population, population
+from circuits.recorded import Recorded, RecordSummary
+from circuits.solve import predicted_columns, predicted_settling, solved_inverse
 from circuits.store import Array, sha256
+from circuits.thermal import Sweep, sweep
 
-SCHEMA = "tngd.verification/1"
-CURVE_POINTS = 40
+SCHEMA = "tngd.verification/2"
 EXACT_AGREEMENT = 1e-6  # relative, of the exact covariance with the Lyapunov solution
 SETTLING_AGREEMENT = 1e-4  # of a transient analysis with a hundred steps a time constant
+CHARGE_AGREEMENT = 1e-4  # of the readings of a packet with their law
 FALSE_ALARM = 1e-5
 
 
@@ -55,43 +61,14 @@ class SolveResult:
     settling_difference: float | None = None
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Error and expected error against samples per copy."""
-
-    samples: tuple[int, ...]
-    relative_error: tuple[float, ...]
-    expected_error: tuple[float, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class SampledResult:
-    """An inverse (n, n) read from `samples` readings; the last four are of single copies only.
-
-    `expected_error` is the root mean square error of the law, `expected_floor` its limit for endless samples.
-    `effective_samples` are the independent ones in the slowest direction; with too few there is no χ².
-    """
-
-    relative_error: float
-    scale_free_error: float
-    expected_error: float
-    expected_floor: float
-    samples: int
-    inverse: Array
-    curve: Curve
-    effective_samples: float | None = None
-    chi_square: float | None = None
-    degrees_of_freedom: int | None = None
-    p_value: float | None = None
-
-
 @dataclass(frozen=True, eq=False)
 class Reading:
     """What one copy (or the nominal board, or the mean of the copies) answered by each route that was run.
 
     `agrees`, of single copies: the exact covariance equals the Lyapunov solution of the copy's own values to 1e-6, so
-    do the solutions of a resistive board G⁻¹ (its settling to 1e-4), and the χ² of the sampled covariance is no rarer
-    than FALSE_ALARM.
+    do the solutions of a resistive board G⁻¹ (its settling, and the readings of charges, to 1e-4), and the χ² of the
+    sampled covariance is no rarer than FALSE_ALARM. `budget` says where its error comes from: that of the solution, or
+    of the exact and the sampled inverse.
     """
 
     name: str
@@ -99,6 +76,7 @@ class Reading:
     solve: SolveResult | None = None
     sampled: SampledResult | None = None
     agrees: bool | None = None
+    budget: tuple[Budget, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,51 +92,111 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """Everything a verification found."""
+    """Everything a verification found at `ambient` [°C]; `recipe` is how sampled runs were made.
+
+    `recorded` tells of readings of physical boards, `population` of freshly drawn copies, `temperature` of the copies
+    from cold to hot, `charge` of the charge readout.
+    """
 
     name: str
     step: str
+    ambient: float
     target: Target
     nominal: Reading
     copies: tuple[Reading, ...]
     mean_of_copies: Reading
-    averaging: Averaging
+    population: Population
+    temperature: Sweep | None = None
+    charge: ChargeReadout | None = None
+    recipe: str | None = None
+    recorded: tuple[RecordSummary, ...] | None = None
 
 
-def verify(design: Design, runs: dict[str, Run]) -> Verification:
+def verify(
+    design: Design,
+    runs: dict[str, Run],
+    *,
+    ambient: float = REFERENCE_CELSIUS,
+    copies: int = COPIES,
+    bound: float | None = None,
+) -> Verification:
     """Compare the runs of a design, by copy name, with its target and with the law of each copy."""
     rule = inversion(design)
     own = [runs[copy.name] for copy in design.copies]
-    circuits = [assemble(design.board, design.program, copy, Conditions()) for copy in design.copies]
-    exact = _exact_copies(rule, circuits, own) if own[0].exact else [None] * (len(own) + 1)
-    sampled = _sampled_copies(rule, circuits, own, design) if own[0].moments is not None else [None] * (len(own) + 1)
+    made = [assemble(design.board, design.program, copy, Conditions(ambient)) for copy in design.copies]
+    found = deviations(design, rule, design.copies, ambient)
+    found = found and [*found, mean_deviations(found)]
+    none = [None] * (len(own) + 1)
+    exact = _exact_copies(rule, made, own) if own[0].exact else none
+    solved = _solved_copies(design, rule, made, own) if own[0].solve else none
+    taken = estimates(design, made, own) if own[0].moments else none
+    sampled = [each and sampled_result(rule, each) for each in taken[:-1]]
+    sampled.append(taken[-1] and sampled_result(rule, taken[-1], len(own)))
     names = [*(copy.name for copy in design.copies), "mean of copies"]
-    solved = _solved_copies(design, circuits, own) if own[0].solve else [None] * (len(own) + 1)
-    *copies, mean = (Reading(*found) for found in zip(names, exact, solved, sampled, strict=True))
-    nominal = runs["nominal"].exact
-    ideal = _solved(design, rule, runs["nominal"].solve.columns, runs["nominal"].solve.bias) if own[0].solve else None
-    target = design.program.target
+    rows = [
+        Reading(*row[:4], budget=_budgets(rule, *row, deviation, estimate))
+        for *row, deviation, estimate in zip(names, exact, solved, sampled, found or none, taken, strict=True)
+    ]
+    nominal = runs["nominal"]
+    solution = nominal.solve and _solved(design, rule, nominal.solve.columns, nominal.solve.bias)
+    charged = {name: run.charge for name, run in runs.items() if run.charge}
+    charge = charge_readout(design, charged) if charged else None
+    charge_agrees = charge is None or max(row.difference_to_law for row in charge.copies) <= CHARGE_AGREEMENT
     return Verification(
         design.program.name,
         design.program.step,
-        Target(
-            target,
-            rule.inverse,
-            float(np.linalg.cond(target)),
-            float(np.linalg.cond(design.program.matrix)),
-            sha256(target),
-        ),
-        Reading("nominal", _exact(rule, nominal.covariance) if nominal else None, ideal),
-        tuple(replace(copy, agrees=_agrees(copy)) for copy in copies),
-        mean,
-        averaging_law(design, rule),
+        ambient,
+        _target(design, rule),
+        Reading("nominal", nominal.exact and _exact(rule, nominal.exact.covariance), solution),
+        tuple(replace(row, agrees=_agrees(row) and charge_agrees) for row in rows[:-1]),
+        rows[-1],
+        population(design, rule, copies, bound, ambient),
+        sweep(design, rule),
+        charge,
+        own[0].recipe.name if own[0].moments else None,
+    )
+
+
+def verify_recorded(
+    design: Design, recorded: Sequence[Recorded], *, copies: int = COPIES, bound: float | None = None
+) -> Verification:
+    """Compare readings of physical boards with the target and with the law of the nominal board."""
+    rule = inversion(design)
+    found = deviations(design, rule, [nominal_copy(design.board)])
+    taken = [recorded_estimate(design, each) for each in recorded]
+    rows = [
+        Reading(
+            each.summary.name,
+            sampled=sampled_result(rule, estimate),
+            budget=_budgets(rule, each.summary.name, None, None, None, found and found[0], estimate),
+        )
+        for each, estimate in zip(recorded, taken, strict=True)
+    ]
+    mean = mean_estimate(taken)
+    return Verification(
+        design.program.name,
+        design.program.step,
+        REFERENCE_CELSIUS,
+        _target(design, rule),
+        Reading("nominal"),
+        tuple(rows),
+        Reading("mean of copies", sampled=sampled_result(rule, mean, len(taken))),
+        population(design, rule, copies, bound),
+        recorded=tuple(each.summary for each in recorded),
     )
 
 
 def describe_verification(verification: Verification) -> dict[str, Any]:
     """The content of verification.json, but for its provenance; what was not run is left out."""
     content = TypeAdapter(Verification).dump_python(verification, mode="json", exclude_none=True)
+    for record, summary in zip(content.get("recorded", ()), verification.recorded or (), strict=True):
+        record["remarks"] = list(summary.remarks)
     return {"schema": SCHEMA} | content
+
+
+def _target(design: Design, rule: Inversion) -> Target:
+    P, M = design.program.target, design.program.matrix
+    return Target(P, rule.inverse, float(np.linalg.cond(P)), float(np.linalg.cond(M)), sha256(P))
 
 
 def _agrees(copy: Reading) -> bool:
@@ -168,6 +206,27 @@ def _agrees(copy: Reading) -> bool:
         copy.solve.difference_to_law <= EXACT_AGREEMENT and copy.solve.settling_difference <= SETTLING_AGREEMENT
     )
     return exact and solve and sampled
+
+
+def _budgets(
+    rule: Inversion,
+    name: str,
+    exact: ExactResult | None,
+    solve: SolveResult | None,
+    sampled: SampledResult | None,
+    found: Deviations | None,
+    estimate: Estimate | None,
+) -> tuple[Budget, ...]:
+    """A budget for every route that was run, as far as the deviations are of it."""
+    if found is None:
+        return ()
+    if solve:
+        return (exact_budget(name, "solve", rule, found, solve.inverse),)
+    budgets = [exact_budget(name, "exact", rule, found, exact.inverse)] if exact else []
+    if estimate:
+        inverse = rule.read(estimate.moments.mean + estimate.correction)
+        budgets.append(sampled_budget(name, rule, found, inverse, estimate.law, estimate.correction))
+    return tuple(budgets)
 
 
 def _exact_copies(rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> list[ExactResult]:
@@ -187,9 +246,9 @@ def _exact_copies(rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> 
     return [*results, _exact(rule, np.mean([run.exact.covariance for run in runs], axis=0))]
 
 
-def _solved_copies(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[SolveResult]:
+def _solved_copies(design: Design, rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> list[SolveResult]:
     """One result a copy of a resistive board, and last that of their mean."""
-    rule, results = inversion(design), []
+    results = []
     for circuit, run in zip(circuits, runs, strict=True):
         found = run.solve
         law = predicted_columns(design.board, circuit, found.bias)
@@ -209,58 +268,10 @@ def _solved_copies(design: Design, circuits: list[Circuit], runs: list[Run]) -> 
 
 
 def _solved(design: Design, rule: Inversion, columns: np.ndarray, bias: float, **of_copy: float) -> SolveResult:
-    """P⁻¹ = Xᵀ M⁻¹ X with M⁻¹ = g columns / bias."""
-    X = design.program.mapping
-    B = X.T @ (design.board.unit / bias * columns) @ X
+    B = solved_inverse(design.board, design.program, columns, bias)
     return SolveResult(float(rule.error(B)), B, **of_copy)
 
 
 def _exact(rule: Inversion, covariance: np.ndarray, **of_copy: float) -> ExactResult:
     B = rule.read(covariance)
     return ExactResult(float(rule.error(B)), rule.scale_free_error(B), B, **of_copy)
-
-
-def _sampled_copies(rule: Inversion, circuits: list[Circuit], runs: list[Run], design: Design) -> list[SampledResult]:
-    """One result a copy, and last that of their mean, whose law is that of independent copies."""
-    correction = hold_correction(design)
-    samples = len(runs[0].moments) * BLOCK
-    laws = [estimate_law(c, design.program.period, samples, min(samples, CHUNK)) for c in circuits]
-    results = []
-    for law, run in zip(laws, runs, strict=True):
-        chi_square, degrees, p = joint_chi_square(run.moments.mean(axis=0), law)
-        of_copy = {"effective_samples": effective_samples(law)}
-        if p is not None:
-            of_copy |= {"chi_square": chi_square, "degrees_of_freedom": degrees, "p_value": p}
-        results.append(_sampled(rule, run.moments, correction, law, samples, **of_copy))
-    moments = np.mean([run.moments for run in runs], axis=0)
-    law = EstimateLaw(
-        np.mean([law.mean for law in laws], axis=0),
-        np.sum([law.covariance for law in laws], axis=0) / len(laws) ** 2,
-        samples,
-    )
-    return [*results, _sampled(rule, moments, correction, law, samples * len(runs))]
-
-
-def _sampled(
-    rule: Inversion, moments: np.ndarray, correction: np.ndarray, law: EstimateLaw, samples: int, **of_copy: float
-) -> SampledResult:
-    """Result of block moments (blocks, n, n) whose mean has the given law."""
-    counts = np.unique(np.geomspace(1, len(moments), CURVE_POINTS).round().astype(int))
-    partial = np.cumsum(moments, axis=0)[counts - 1] / counts[:, None, None]
-    B = rule.read(partial + correction)
-    floor = float(rule.error(rule.read(law.mean + correction)))
-    spread = rule.spread(law)
-    return SampledResult(
-        relative_error=float(rule.error(B[-1])),
-        scale_free_error=rule.scale_free_error(B[-1]),
-        expected_error=float(np.hypot(floor, spread)),
-        expected_floor=floor,
-        samples=samples,
-        inverse=B[-1],
-        curve=Curve(
-            tuple((counts * BLOCK).tolist()),
-            tuple(rule.error(B).tolist()),
-            tuple(np.hypot(floor, spread * np.sqrt(len(moments) / counts)).tolist()),
-        ),
-        **of_copy,
-    )

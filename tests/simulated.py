@@ -8,6 +8,7 @@ from circuits.device import Device, Estimate, ideal_device
 from circuits.exact import ExactRun
 from circuits.layout import build_board
 from circuits.measurement import Run, spectral_frequencies
+from circuits.moments import Moments
 from circuits.ou import estimate_law, reading_covariance, spectrum
 from circuits.sampled import BLOCK, CHUNK
 
@@ -32,7 +33,9 @@ def measured_by_sampling(made, samples: int, seed: int) -> dict[str, Run]:
         S = law.mean.copy()
         S[i, j] += np.linalg.cholesky(law.covariance) @ rng.normal(size=len(i))
         S[j, i] = S[i, j]
-        runs[copy.name] = Run(None, np.repeat(S[None], samples // BLOCK, axis=0))
+        runs[copy.name] = Run(
+            None, Moments(np.full(samples // BLOCK, BLOCK), np.repeat(S[None], samples // BLOCK, axis=0))
+        )
     return runs
 
 

@@ -518,6 +518,14 @@ def test_existing_verification_is_kept(file, board, refused):
         (["--samples", "-500"], "--samples is from 500"),
         (["--samples", "1000000000000"], "--samples is from 500 to 100000000"),
         (["--seed", "-1"], "a seed is"),
+        (["--ambient", "200"], "--ambient is from -55 to 125 °C, got 200"),
+        (["--ambient", "nan"], "--ambient is from -55 to 125 °C, got nan"),
+        (["--copies", "2"], "--copies is from 3 to 100000"),
+        (["--target-error", "0"], "--target-error is a relative error above 0"),
+        (["--target-error", "1e-9"], "--target-error 0.00026 would do"),
+        (["--bound", "inf"], "--bound is a relative error above 0"),
+        (["--measured", "none.csv"], "none.csv"),
+        (["--measured", "none.csv", "--charge"], "need no --charge"),
     ],
     ids=" ".join,
 )
@@ -625,7 +633,7 @@ def pretend_verified(board: Path, n: int = 2, **arrays: np.ndarray) -> None:
     kept = {key: value for key, value in (right | arrays).items() if value is not None}
     names = ("nominal", "copy-1", "copy-2", "copy-3")
     write_npz(board / "statistics.npz", **{f"{name}/{key}": value for name in names for key, value in kept.items()})
-    write_json(board / "verification.json", {"provenance": {"ngspice": "0"}})
+    write_json(board / "verification.json", {"ambient": 27.0, "provenance": {"ngspice": "0"}})
 
 
 def test_calibration_needs_a_verification(board, refused):

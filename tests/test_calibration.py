@@ -25,7 +25,8 @@ from circuits.layout import build_board
 from circuits.ou import reading_covariance
 from circuits.store import write_json
 from circuits.synthesis import design as synthesise
-from tngd import verbs
+from tngd import laboratory
+from tngd.laboratory import Inquiry
 
 
 def deviations(made, measured, route) -> tuple[np.ndarray, np.ndarray]:
@@ -100,8 +101,8 @@ def test_elements_the_program_leaves_out_keep_their_prior():
 def test_fit_to_ngspice_finds_the_parts_of_the_netlist(tmp_path):
     made = make_design(FAIR, FAIR_FACTOR, name="fair")
     write_design(made, tmp_path / "run")
-    verbs.verify(tmp_path / "run", "exact")
-    content = verbs.calibrate(tmp_path / "run")
+    laboratory.verify(tmp_path / "run", Inquiry("exact"))
+    content = laboratory.calibrate(tmp_path / "run")
     device = load_device(tmp_path / "run" / "device.json")
     assert content["device_sha256"] == device_hash(device)
     for k, copy in enumerate(made.copies):

@@ -14,7 +14,7 @@ from circuits.device import describe_device, ideal_device
 from circuits.fisher import named_fisher
 from circuits.layout import build_board
 from circuits.store import write_json
-from tngd import learning, pipeline, verbs
+from tngd import laboratory, learning, pipeline
 from tngd.cli import main
 
 SHORT = ["--samples", "1000", "--seeds", "1", "--steps", "3"]
@@ -77,7 +77,7 @@ def test_run_does_everything_and_says_where_the_report_is(tmp_path, monkeypatch,
     )
     assert "negative" in raw["step"]
     assert "negative" not in preconditioned["step"]
-    assert raw["averaging"]["single_median"] > 8 * preconditioned["averaging"]["single_median"]
+    assert raw["population"]["single_median"] > 8 * preconditioned["population"]["single_median"]
 
 
 @needs_ngspice
@@ -135,7 +135,7 @@ def _interrupt(*_, **__):
 def test_raw_matrix_that_no_copy_holds_is_reported_and_the_preconditioned_one_goes_on(tmp_path, monkeypatch):
     out = tmp_path / "run"
     options = pipeline.Options("breast-cancer", samples=1000, seeds=1, steps=2)
-    pipeline.run(options, out, False, lambda text: verbs.silent)
+    pipeline.run(options, out, False, lambda text: laboratory.silent)
     text = Page((out / "report.html").read_text()).text
     assert "refused" in text
     assert "is not positive definite" in text

@@ -12,15 +12,17 @@ from typing import Annotated
 import typer
 from threadpoolctl import threadpool_limits
 
+from circuits.board import REFERENCE_CELSIUS
 from circuits.choices import Choices
 from circuits.errors import InputError, SimulationError
 from circuits.explanation import explanation
 from circuits.parasitics import Parasitics
+from circuits.population import COPIES
 from circuits.review import review_lines
 from circuits.store import read_json
-from tngd import verbs
+from tngd import laboratory, verbs
 from tngd.stages import Stages
-from tngd.tables import show, training_table, verification_table
+from tngd.tables import more_tables, show, training_table, verification_table
 
 INTERRUPTED = 130
 CHOICES = Choices()
@@ -159,13 +161,26 @@ def verify(
     folder: Folder,
     method: Annotated[str, typer.Option(help="exact (AC), sampled (time domain) or both.")] = "both",
     samples: Samples = 100_000,
+    target_error: Annotated[
+        float | None, typer.Option(help="Sample until the statistical error of every copy's inverse is this small.")
+    ] = None,
     seed: Seed = 0,
+    charge: Annotated[bool, typer.Option("--charge", help="Also read the inverse by packets of charge.")] = False,
+    ambient: Annotated[float, typer.Option(help="Temperature of the boards in °C.")] = REFERENCE_CELSIUS,
+    copies: Annotated[int, typer.Option(help="Fresh copies drawn for the population.")] = COPIES,
+    bound: Annotated[float | None, typer.Option(help="Error by which the population is judged.")] = None,
+    measured: Annotated[
+        Path | None, typer.Option(help="Readings of a physical board (copy,time_s,cell1_V,…) in place of ngspice.")
+    ] = None,
     force: Force = False,
 ) -> None:
-    """Run every copy in ngspice and compare its inverse with the target's."""
+    """Run every copy in ngspice, or take recorded readings, and compare the inverse with the target's."""
+    inquiry = laboratory.Inquiry(method, samples, target_error, seed, charge, ambient, copies, bound, measured)
     with Stages(announce=False) as stage:
-        result = verbs.verify(folder, method, samples, seed, force, stage("verify"))
+        result = laboratory.verify(folder, inquiry, force, stage("verify"))
     show(verification_table({folder.name: result}))
+    for table in more_tables(result):
+        show(table)
 
 
 @app.command()
@@ -176,7 +191,7 @@ def calibrate(
 ) -> None:
     """Fit the reduced-order model of every copy to its runs."""
     with Stages(announce=False) as stage:
-        content = verbs.calibrate(folder, route, force, stage("calibrate"))
+        content = laboratory.calibrate(folder, route, force, stage("calibrate"))
     for name, fit in content["fitted_on"]["copies"].items():
         before, after = fit["rms_residual_uncalibrated"], fit["rms_residual"]
         print(f"{name}: rms residual {before:.3g} -> {after:.3g} standard deviations")

@@ -9,10 +9,10 @@ from typing import Any
 from circuits.device import device_hash, load_device
 from circuits.errors import InputError
 from circuits.store import provenance, read_json, refuse_existing, sha256, write_json
+from tngd.laboratory import Progress, silent
 from tngd.report import render
 from tngd.training import SCHEMA, TASKS
 from tngd.training import train as train_task
-from tngd.verbs import Progress, silent
 
 
 def train(

@@ -17,11 +17,11 @@ from circuits.errors import InputError, UnstableCopyError
 from circuits.fisher import DATA_SETS
 from circuits.ngspice import find_ngspice
 from circuits.store import is_ours, read_json, refuse_existing, write_json
-from tngd import learning, verbs
+from tngd import laboratory, learning, verbs
 from tngd.training import check_budget
 
 SCHEMA = "tngd.run/1"
-Stage = Callable[[str], verbs.Progress]
+Stage = Callable[[str], laboratory.Progress]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def run(options: Options, out: Path, force: bool, stage: Stage) -> Path:
     if options.name not in DATA_SETS:
         raise InputError(f"unknown data set {options.name!r}; expected one of {', '.join(DATA_SETS)}")
     check_options(options.copies, options.tolerance, options.seed)
-    verbs.check_samples(options.samples)
+    laboratory.check_samples(options.samples)
     check_budget(options.seeds, options.steps)
     find_ngspice()
     _open_folder(options, out, force)
@@ -55,7 +55,7 @@ def run(options: Options, out: Path, force: bool, stage: Stage) -> Path:
     return report
 
 
-def _steps(options: Options, out: Path) -> Iterator[tuple[str, bool, Callable[[verbs.Progress], object]]]:
+def _steps(options: Options, out: Path) -> Iterator[tuple[str, bool, Callable[[laboratory.Progress], object]]]:
     """Every step but the report: what it is called, whether it is done, and the work."""
     name = options.name
     zero, fit, factor = out / "fisher-zero.npy", out / "fisher-fit.npy", out / "factor-zero.npy"
@@ -83,8 +83,8 @@ def _steps(options: Options, out: Path) -> Iterator[tuple[str, bool, Callable[[v
 
 def _designing(
     options: Options, matrix: Path, folder: Path, precondition: str | None, refused: Path
-) -> Callable[[verbs.Progress], object]:
-    def work(_: verbs.Progress) -> None:
+) -> Callable[[laboratory.Progress], object]:
+    def work(_: laboratory.Progress) -> None:
         try:
             place = verbs.Place(str(matrix), precondition=precondition, name=options.name)
             request = verbs.Request(options.copies, options.tolerance, options.seed, cells="active")
@@ -98,15 +98,16 @@ def _designing(
     return work
 
 
-def _verifying(options: Options, folder: Path) -> Callable[[verbs.Progress], object]:
-    return lambda progress: verbs.verify(folder, "both", options.samples, options.seed, force=True, progress=progress)
+def _verifying(options: Options, folder: Path) -> Callable[[laboratory.Progress], object]:
+    inquiry = laboratory.Inquiry(samples=options.samples, seed=options.seed)
+    return lambda progress: laboratory.verify(folder, inquiry, force=True, progress=progress)
 
 
-def _calibrating(folder: Path) -> Callable[[verbs.Progress], object]:
-    return lambda progress: verbs.calibrate(folder, progress=progress)
+def _calibrating(folder: Path) -> Callable[[laboratory.Progress], object]:
+    return lambda progress: laboratory.calibrate(folder, progress=progress)
 
 
-def _training(options: Options, task: str, device: Path, out: Path) -> Callable[[verbs.Progress], object]:
+def _training(options: Options, task: str, device: Path, out: Path) -> Callable[[laboratory.Progress], object]:
     return lambda progress: learning.train(task, device, out, options.seeds, options.steps, progress=progress)
 
 

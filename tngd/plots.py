@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HATCHES = ("", "///", "\\\\\\", "...", "xxx", "---", "+++", "ooo")
 LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1)), "-")
 STYLE = {
     "font.family": "sans-serif",
@@ -87,25 +88,117 @@ def error_curves(verification: dict[str, Any]) -> str:
         return _svg(figure)
 
 
-def averaging(results: dict[str, dict[str, Any]]) -> str:
-    """Distribution of the error of single copies and of means of three, for each board."""
+def populations(results: dict[str, dict[str, Any]]) -> str:
+    """Yield at every bound: the share of freshly drawn copies, and of means of three, with a smaller error."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.4), layout="constrained")
         axes = figure.subplots()
         for k, (name, result) in enumerate(results.items()):
-            law = result["averaging"]
-            for key, style, word in (
-                ("single_errors", "-", "one copy"),
-                ("mean_of_three_errors", "--", "mean of three"),
-            ):
-                if key in law:
-                    errors = np.array(law[key])
-                    share = np.arange(1, len(errors) + 1) / len(errors)
-                    # To matplotlib a dollar sign starts a formula, and a first underscore hides the entry.
-                    label = f"{name}, {word}".replace("$", r"\$").lstrip("_")
-                    axes.semilogx(errors, share, style, color=COLOURS[k % 7], label=label)
+            found = result["population"]
+            curves = [("-", "one copy", found["errors"], found["copies"])]
+            if "averaging" in found:
+                means = found["averaging"]["mean_of_three_errors"]
+                curves.append(("--", "mean of three", means, len(means)))
+            for style, word, errors, count in curves:
+                share = np.arange(1, len(errors) + 1) / count
+                # To matplotlib a dollar sign starts a formula, and a first underscore hides the entry.
+                label = f"{name}, {word}".replace("$", r"\$").lstrip("_")
+                axes.semilogx(errors, share, style, color=COLOURS[k % 7], label=label)
+        axes.set_ylim(0, 1.02)
         axes.set_xlabel("relative error of the inverse (exact, no sampling)")
-        axes.set_ylabel("share of boards below")
+        axes.set_ylabel("share of copies below: the yield")
+        axes.legend(fontsize=8)
+        return _svg(figure)
+
+
+def budget(verification: dict[str, Any], route: str) -> str:
+    """Signed shares of the causes as bars, copy by copy; they add up to the error, a black mark."""
+    rows = [*verification["copies"], verification["mean_of_copies"]]
+    budgets = [found for row in rows for found in row["budget"] if found["route"] == route]
+    causes = list(dict.fromkeys(cause["name"] for found in budgets for cause in found["causes"]))
+    with mpl.rc_context(STYLE | {"hatch.linewidth": 0.6}):
+        figure = Figure(figsize=(7.4, 0.9 + 0.42 * len(budgets)), layout="constrained")
+        axes = figure.subplots()
+        for row, found in enumerate(budgets):
+            ends = {1: 0.0, -1: 0.0}  # bars to the right and to the left of zero
+            for cause in found["causes"]:
+                share, k = 100 * cause["share"], causes.index(cause["name"])
+                side = 1 if share >= 0 else -1
+                axes.barh(row, share, left=ends[side], height=0.62, linewidth=0.4, **_bar(k))
+                ends[side] += share
+            axes.plot([100 * found["total"]] * 2, [row - 0.38, row + 0.38], color="black", linewidth=2)
+            if "interval" in found:
+                low, high = found["interval"]
+                axes.plot([100 * low, 100 * high], [row, row], color="black", linewidth=0.9, marker="|", markersize=7)
+        for k, name in enumerate(causes):
+            axes.barh(0, 0, label=name, **_bar(k))
+        axes.plot([], [], color="black", linewidth=2, label="error")
+        axes.axvline(0, color="0.3", linewidth=0.8)
+        axes.set_yticks(range(len(budgets)), [found["name"] for found in budgets])
+        axes.invert_yaxis()
+        axes.grid(False, axis="y")
+        axes.set_xlabel("share of the relative error of the inverse [%]")
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _svg(figure)
+
+
+def residual_maps(verification: dict[str, Any]) -> str:
+    """Every entry of each copy's sampled covariance less its law's mean, in standard deviations."""
+    copies = [copy for copy in verification["copies"] if "sampled" in copy][:6]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(2.5 * len(copies) + 0.8, 2.5), layout="constrained")
+        every = figure.subplots(1, len(copies), squeeze=False)[0]
+        for axes, copy in zip(every, copies, strict=True):
+            matrix = np.array(copy["sampled"]["residuals"])
+            image = axes.imshow(matrix, cmap="PuOr", vmin=-4, vmax=4)
+            axes.set_title(copy["name"], fontsize=9)
+            axes.grid(False)
+            ticks = np.arange(0, len(matrix), 1 + len(matrix) // 12)
+            axes.set_xticks(ticks, ticks + 1)
+            axes.set_yticks(ticks, ticks + 1)
+        figure.colorbar(image, ax=list(every), shrink=0.8, label="standard deviations")
+        return _svg(figure)
+
+
+def temperatures(sweep: dict[str, Any]) -> str:
+    """Error against ambient temperature: each copy, all of them, and what is left when they are known."""
+    ambient = sweep["ambient"]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for errors in sweep["errors"][:20]:
+            axes.plot(ambient, 100 * np.array(errors), color="0.7", linewidth=0.8)
+        axes.plot([], [], color="0.7", linewidth=0.8, label="each copy")
+        low, high = sweep["known_at_both"]
+        words = ("as it is, rms", f"known at {sweep['known_at']:g} °C", f"known at {low:g} and {high:g} °C")
+        for k, (key, word) in enumerate(zip(("as_it_is", "known_once", "known_twice"), words, strict=True)):
+            errors = 100 * np.array(sweep[key])
+            axes.plot(ambient, errors, MARKERS[k] + "-", color=COLOURS[k], markersize=3.5, label=word)
+        axes.set_xlabel("ambient temperature [°C]")
+        axes.set_ylabel("relative error of the inverse [%]")
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize=8)
+        return _svg(figure)
+
+
+def charges(charge: dict[str, Any]) -> str:
+    """Error of the charge readout against the time after the packet, and the instant that was chosen."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.2), layout="constrained")
+        axes = figure.subplots()
+        for k, row in enumerate((charge["nominal"], *charge["copies"])):
+            axes.loglog(
+                charge["times"],
+                row["errors"],
+                color=COLOURS[k % 7],
+                linestyle=LINES[k % 7],
+                marker=MARKERS[k % 7],
+                markersize=3,
+                label="nominal board" if k == 0 else row["name"],
+            )
+        axes.axvline(charge["instant"], color="0.4", linewidth=0.9, label="reading")
+        axes.set_xlabel("time after the packet [s]")
+        axes.set_ylabel("relative error of the inverse")
         axes.legend(fontsize=8)
         return _svg(figure)
 
@@ -187,6 +280,11 @@ def learning(result: dict[str, Any]) -> str:
         axes.set_ylabel("training loss above the optimum" if result["optimal_train_loss"] else "training loss")
         axes.legend(fontsize=8)
         return _svg(figure)
+
+
+def _bar(k: int) -> dict[str, str]:
+    """Colour and hatching of the bars of cause number k."""
+    return {"color": COLOURS[k % 6], "edgecolor": "white", "hatch": HATCHES[k % len(HATCHES)]}
 
 
 def _svg(figure: Figure) -> str:

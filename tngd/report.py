@@ -26,6 +26,7 @@ class Section:
     name: str
     board: dict[str, Any]
     verification: dict[str, Any] | None
+    measured: dict[str, Any] | None
     device: dict[str, Any] | None
     stale: bool  # the device was fitted to other runs than the verification shows
 
@@ -72,7 +73,7 @@ def _page(folder: Path) -> str:
         sections=sections,
         refused=refused,
         verified=verified,
-        spread={name: v for name, v in verified.items() if v["averaging"].get("single_median", 0) > ROUNDING},
+        spread={name: v for name, v in verified.items() if v["population"].get("single_median", 0) > ROUNDING},
         tasks=tasks,
         plots=_Plots(),
         provenance=_provenance(sections, tasks),
@@ -93,7 +94,7 @@ def _section(folder: Path) -> Section:
     board = _record(folder / "board.json", "design")
     verification, device = optional("verification.json", "verify"), optional("device.json", "calibrate")
     stale = device is not None and not _fitted_to(device, folder / "statistics.npz")
-    return Section(folder.name, board, verification, device, stale)
+    return Section(folder.name, board, verification, optional("measured.json", "verify --measured"), device, stale)
 
 
 def _fitted_to(device: dict[str, Any], statistics: Path) -> bool:
@@ -112,7 +113,7 @@ def _provenance(sections: list[Section], tasks: list[dict[str, Any]]) -> list[tu
     """Rows (result, what, value)."""
     rows = []
     for section in sections:
-        for kind in ("board", "verification", "device"):
+        for kind in ("board", "verification", "measured", "device"):
             content = getattr(section, kind)
             if content:
                 rows += _flat(f"{section.name} {kind}", content["provenance"])

@@ -1,6 +1,7 @@
 """What `tngd verify`, `train` and `run` print: tables of what they wrote to files."""
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -45,6 +46,91 @@ def verification_table(results: dict[str, dict[str, Any]]) -> Table:
                 {True: "agrees", False: "DISAGREES"}.get(entry.get("agrees"), ""),
             )
         table.add_section()
+    return table
+
+
+def more_tables(result: dict[str, Any]) -> Iterator[Table]:
+    """Where the errors come from, what the population and other conditions say, from one verification.json."""
+    yield from filter(None, (budget_table(result), charge_table(result)))
+    yield population_table(result)
+    if "temperature" in result:
+        yield temperature_table(result["temperature"])
+    for record in result.get("recorded", ()):
+        table = Table(title=f"Readings of {record['name']}", title_justify="left", show_header=False)
+        table.add_row("readings", f"{record['readings']:,}, one every {record['period_s']:.4g} s")
+        for remark in record["remarks"]:
+            table.add_row("note", remark)
+        yield table
+
+
+def budget_table(result: dict[str, Any]) -> Table | None:
+    """Signed shares of every cause in each copy's error."""
+    rows = [*result["copies"], result["mean_of_copies"]]
+    budgets = [budget for row in rows for budget in row.get("budget", ())]
+    if not budgets:
+        return None
+    causes = list(dict.fromkeys(cause["name"] for budget in budgets for cause in budget["causes"]))
+    table = Table(title="Where the error comes from (shares add up to it)", title_justify="left")
+    table.add_column("copy")
+    for column in ("route", *causes, "error"):
+        table.add_column(column, justify="right")
+    for budget in budgets:
+        share = {cause["name"]: f"{cause['share']:+.3%}" for cause in budget["causes"]}
+        table.add_row(
+            budget["name"], budget["route"], *(share.get(cause, "") for cause in causes), f"{budget['total']:.3%}"
+        )
+    return table
+
+
+def population_table(result: dict[str, Any]) -> Table:
+    """Freshly drawn copies: errors, yield, what matters, averaging."""
+    found = result["population"]
+    table = Table(title=f"{found['copies']} fresh copies", title_justify="left", show_header=False)
+    if found["unstable"]:
+        table.add_row("run away", f"{found['unstable']}")
+    if "single_median" in found:
+        table.add_row("error, median", f"{found['single_median']:.2%}")
+        table.add_row("error, rms", f"{found['rms']:.2%} (first order in the tolerances: {found['expected']:.2%})")
+    if found["yields"]:
+        first = found["yields"][0]
+        low, high = first["interval"]
+        table.add_row(f"yield at {first['bound']:.2%}", f"{first['share']:.1%} ({low:.1%} to {high:.1%})")
+    if found["contributions"]:
+        parts = ", ".join(f"{row['role']} {row['share']:.0%}" for row in found["contributions"][:5])
+        table.add_row("what matters", parts)
+    if "averaging" in found:
+        law = found["averaging"]
+        gain = f"{law['gain']:.2f} ± {law['gain_standard_error']:.2f} times better (√3 = 1.73)"
+        table.add_row("mean of three", f"{law['mean_of_three_median']:.2%} in the median, {gain}")
+    return table
+
+
+def temperature_table(found: dict[str, Any]) -> Table:
+    """Error against ambient temperature, and what is left when the copies are known at one or two."""
+    low, high = found["known_at_both"]
+    table = Table(title="Error against temperature (rms of the copies)", title_justify="left")
+    titles = ("°C", "as it is", f"known at {found['known_at']:g} °C", f"known at {low:g} and {high:g} °C")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for k in range(0, len(found["ambient"]), 2):
+        values = (found[key][k] for key in ("as_it_is", "known_once", "known_twice"))
+        table.add_row(f"{found['ambient'][k]:g}", *(f"{value:.3%}" for value in values))
+    return table
+
+
+def charge_table(result: dict[str, Any]) -> Table | None:
+    """The charge readout beside the covariance of the same board time."""
+    found = result.get("charge")
+    if not found:
+        return None
+    title = f"Charge readout, {found['instant']:.2g} s after each packet, {found['board_time']:.2g} s in all"
+    table = Table(title=title, title_justify="left")
+    for column in ("copy", "charge", "covariance, same time", "as good after"):
+        table.add_column(column, justify="left" if column == "copy" else "right")
+    for row in (found["nominal"], *found["copies"]):
+        noise = f"{row['covariance_error']:.2%}" if "covariance_error" in row else "no record fits"
+        time = f"{row['equal_time']:.3g} s" if "equal_time" in row else "never"
+        table.add_row(row["name"], f"{row['relative_error']:.2%}", noise, time)
     return table
 
 

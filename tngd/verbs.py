@@ -1,43 +1,24 @@
-"""What each verb of boards does with files: read and check its inputs, compute, write its outputs whole.
+"""What the verbs that make boards do with files: read and check inputs, compute, write outputs whole.
 
 Every verb refuses to replace a result without `force`, and every result says what it was made from: hashes of the
 inputs, seeds, versions, the ngspice that ran.
 """
 
-import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from circuits.calibration import calibrate as fit_copies
 from circuits.choices import Choices, check_choices
-from circuits.deck import discarded
 from circuits.design import Design, check_options, holds, load_design, make_design, reuse_design
-from circuits.device import describe_device
 from circuits.errors import InputError
 from circuits.fisher import DATA_SETS, check_weights, named_fisher
 from circuits.handover import write_design
-from circuits.measurement import load_measurements, measure, save_measurements
 from circuits.netlist import check_name
-from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.parasitics import Parasitics
-from circuits.sampled import BLOCK
-from circuits.store import provenance, read_json, refuse_existing, sha256, write_json, write_npy
-from circuits.synthesis import check_size
+from circuits.store import provenance, refuse_existing, sha256, write_json, write_npy
+from circuits.synthesis import check_size, takes
 from circuits.target import check_congruence, check_square, check_target, inverse_factor, read_matrix
-from circuits.verification import describe_verification
-from circuits.verification import verify as compare
-
-Progress = Callable[[int, int, str], None]
-MOST_SAMPLES = 100_000_000
-MOST_START_UP = 2_000_000  # readings of one chunk that are thrown away: some three minutes
-
-
-def silent(done: int, total: int, what: str) -> None:
-    """Progress that shows nothing."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +79,7 @@ def design(place: Place, request: Request, out: Path, force: bool = False) -> De
     name, matrix, source = _target(place)
     check_size(len(matrix), bool(choices.bank_bits))
     T = _preconditioner(place.precondition, place.target, len(matrix), place.damping)
-    options = (request.copies, request.tolerance, request.seed, request.cells, choices)
+    options = (request.copies, request.tolerance, request.seed, request.cells, choices, request.parasitics)
     made = make_design(
         check_target(matrix, place.damping, holds=lambda P: holds(P, T, *options)),
         T,
@@ -137,85 +118,10 @@ def reuse(place: Place, request: Request, folder: Path, coupling: str | None, ou
     name, matrix, source = _target(place)
     check_size(len(matrix))
     T = _preconditioner(place.precondition, place.target, len(matrix), place.damping)
-    made = reuse_design(old, check_target(matrix, place.damping), T, name=name, damping=place.damping, source=source)
+    target = check_target(matrix, place.damping, holds=lambda P: takes(old.board, P, T))
+    made = reuse_design(old, target, T, name=name, damping=place.damping, source=source)
     write_design(made, out, force)
     return made
-
-
-def check_samples(samples: int) -> None:
-    """Raise InputError unless a run can take this many readings a copy."""
-    if not BLOCK <= samples <= MOST_SAMPLES:
-        raise InputError(f"--samples is from {BLOCK} to {MOST_SAMPLES}, got {samples}")
-
-
-def verify(
-    folder: Path,
-    method: str = "both",
-    samples: int = 100_000,
-    seed: int = 0,
-    force: bool = False,
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """Run every copy in ngspice and write verification.json and statistics.npz."""
-    if method not in ("exact", "sampled", "both"):
-        raise InputError(f"--method is exact, sampled or both, got {method!r}")
-    check_samples(samples)
-    if seed < 0:
-        raise InputError(f"a seed is a whole number >= 0, got {seed}")
-    made, decks = load_design(folder)
-    if method != "exact" and discarded(made.program) > MOST_START_UP:
-        raise InputError(
-            f"sampling would discard {discarded(made.program):,} readings of start-up, because the slowest mode takes "
-            f"{made.program.settling:.3g} s; use --method exact, or design with a larger --damping or a --precondition"
-        )
-    for file in ("verification.json", "statistics.npz"):
-        refuse_existing(folder / file, force)
-    measured = measure(
-        made,
-        decks,
-        exact=method != "sampled",
-        samples=samples if method != "exact" else 0,
-        seed=seed,
-        chunks=folder / "chunks",
-        progress=progress,
-    )
-    result = describe_verification(compare(made, measured))
-    result["provenance"] = provenance(
-        board_sha256=sha256((folder / "board.json").read_bytes()),
-        seed=seed,
-        ngspice=ngspice_version(find_ngspice()),
-    )
-    save_measurements(folder / "statistics.npz", measured)
-    write_json(folder / "verification.json", result)
-    shutil.rmtree(folder / "chunks", ignore_errors=True)
-    return result
-
-
-def calibrate(folder: Path, route: str = "auto", force: bool = False, progress: Progress = silent) -> dict[str, Any]:
-    """Fit every copy to its runs and write device.json."""
-    if route not in ("auto", "exact", "sampled"):
-        raise InputError(f"--route is auto, exact or sampled, got {route!r}")
-    made, _ = load_design(folder)
-    refuse_existing(folder / "device.json", force)
-    measured = load_measurements(folder / "statistics.npz", made)
-    try:
-        ngspice = read_json(folder / "verification.json", "verify")["provenance"]["ngspice"]
-    except (KeyError, TypeError):
-        raise InputError(
-            f"{folder / 'verification.json'} is damaged; make it again with `tngd verify --force`"
-        ) from None
-    if route == "auto":
-        route = "exact" if measured[made.copies[0].name].exact else "sampled"
-    device, _ = fit_copies(made, measured, route, progress)
-    content = describe_device(device)
-    content["provenance"] = provenance(
-        board_sha256=sha256((folder / "board.json").read_bytes()),
-        statistics_sha256=sha256((folder / "statistics.npz").read_bytes()),
-        seed=made.seed,
-        ngspice=ngspice,
-    )
-    write_json(folder / "device.json", content)
-    return content
 
 
 def _target(place: Place) -> tuple[str, np.ndarray, str]:

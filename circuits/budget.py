@@ -1,0 +1,184 @@
+"""Where each per cent of the error comes from: every cause switched on alone, and off alone, in the exact route.
+
+With B(S) the inverse that a copy reads with the causes S on, and B(∅) = P⁻¹,
+
+    Δ_c = B({c}) - P⁻¹,   Δ = B(all) - P⁻¹ = Σ_c Δ_c + interaction,   share(X) = <X, Δ> / (||Δ|| ||P⁻¹||):
+
+shares are signed (a cause may undo part of another) and add up to the relative error ||Δ||/||P⁻¹|| exactly. B comes
+from the Lyapunov equation of the copy, which its AC runs agree with, on a resistive board from the mean. A sampled run
+adds two terms, holding (what is left of it after the nominal correction) and sampling, and its total has a law: squares
+of Gaussian deviations, summed up as a gamma law of the same mean and variance.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from circuits.assembly import Circuit, assemble, nominal_circuit, states
+from circuits.board import REFERENCE_CELSIUS, TEMPERATURES, TOLERANCE, Conditions, Copy, ideal_conditions
+from circuits.copies import spread_cause
+from circuits.design import Design
+from circuits.inversion import Inversion, triangle
+from circuits.ou import MOST_STATES, EstimateLaw
+from circuits.solve import circuit_inverses
+
+AMBIENT, ROUNDING, INTERACTION = "ambient", "rounding", "interaction"
+HOLDING, SAMPLING = "holding", "sampling"
+COVERAGE = 0.95  # of the interval of a sampled total
+NO_CAUSE = 1e-9  # relative error: what is below it is rounding of numbers
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Relative errors: of the cause alone, of everything without it (None for what is no switch), and its share."""
+
+    name: str
+    share: float
+    alone: float | None = None
+    without: float | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Shares of the causes of one copy's relative error `total`, or of the mean's; `route` is how the inverse is read.
+
+    A sampled total is expected in `interval` with a probability of COVERAGE.
+    """
+
+    name: str
+    route: str
+    total: float
+    causes: tuple[Cause, ...]
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Deviations:
+    """Δ (n, n) of one copy by cause, with every cause on (`total`) and all but one (`without`)."""
+
+    alone: dict[str, np.ndarray]
+    without: dict[str, np.ndarray]
+    total: np.ndarray
+
+
+def causes_of(design: Design, ambient: float = REFERENCE_CELSIUS) -> tuple[str, ...]:
+    """The causes that this design has, in the order in which they are shown."""
+    board = design.board
+    there = {entry.cause for entry in (*board.parts, *board.mutuals)}
+    spread = {spread_cause(entry) for entry in (*board.parts, *board.sources) if entry.tolerance}
+    return (
+        *(cause for cause in (TOLERANCE, TEMPERATURES) if cause in spread),
+        *[ROUNDING] * bool(design.rounding),
+        *sorted(there & ideal_conditions(board).off),
+        *[AMBIENT] * (ambient != REFERENCE_CELSIUS),
+    )
+
+
+def deviations(
+    design: Design, rule: Inversion, copies: Sequence[Copy], ambient: float = REFERENCE_CELSIUS
+) -> list[Deviations] | None:
+    """Deviations of every copy; None if the circuit has more states than a budget is worth."""
+    every = causes_of(design, ambient)
+    if states(nominal_circuit(design.board, design.program, Conditions())) > MOST_STATES:
+        return None
+    missing = _missing(design)
+
+    def off_by(copy: Copy, on: set[str]) -> np.ndarray:
+        conditions = Conditions(ambient if AMBIENT in on else REFERENCE_CELSIUS, frozenset(set(every) - on))
+        circuit = assemble(design.board, design.program, copy, conditions)
+        return (
+            circuit_inverses(design, rule, circuit if ROUNDING in on else _unrounded(circuit, missing)) - rule.inverse
+        )
+
+    return [
+        Deviations(
+            {cause: off_by(copy, {cause}) for cause in every},
+            {cause: off_by(copy, set(every) - {cause}) for cause in every},
+            off_by(copy, set(every)),
+        )
+        for copy in copies
+    ]
+
+
+def exact_budget(name: str, route: str, rule: Inversion, found: Deviations, measured: np.ndarray) -> Budget:
+    """Budget of an inverse (n, n) measured without sampling."""
+    return _budget(name, route, rule, found, measured - rule.inverse, {})
+
+
+def sampled_budget(
+    name: str, rule: Inversion, found: Deviations, measured: np.ndarray, law: EstimateLaw, correction: np.ndarray
+) -> Budget:
+    """Budget of an inverse (n, n) read from samples of this law, `correction` [V²] added to its covariance."""
+    expected = rule.read(law.mean + correction)
+    more = {HOLDING: expected - rule.inverse - found.total, SAMPLING: measured - expected}
+    return _budget(name, "sampled", rule, found, measured - rule.inverse, more, total_interval(rule, expected, law))
+
+
+def total_interval(rule: Inversion, expected: np.ndarray, law: EstimateLaw) -> tuple[float, float]:
+    """Interval of COVERAGE for the relative error of one estimate: ||Δ + ε||² of Gaussian ε, as a gamma law."""
+    scale = np.linalg.norm(rule.inverse)
+    offset = triangle((expected - rule.inverse) / scale)
+    V = rule.error_covariance(law)
+    mean = offset @ offset + np.trace(V)
+    variance = 4 * offset @ V @ offset + 2 * np.sum(V * V)
+    law_of_square = stats.gamma(mean**2 / variance, scale=variance / mean)
+    low, high = law_of_square.ppf([(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    return float(np.sqrt(low)), float(np.sqrt(high))
+
+
+def mean_deviations(found: Sequence[Deviations]) -> Deviations:
+    """Deviations of the mean of several copies."""
+    first = found[0]
+    return Deviations(
+        {cause: np.mean([each.alone[cause] for each in found], axis=0) for cause in first.alone},
+        {cause: np.mean([each.without[cause] for each in found], axis=0) for cause in first.without},
+        np.mean([each.total for each in found], axis=0),
+    )
+
+
+def _budget(
+    name: str,
+    route: str,
+    rule: Inversion,
+    found: Deviations,
+    total: np.ndarray,
+    more: dict[str, np.ndarray],
+    interval: tuple[float, float] | None = None,
+) -> Budget:
+    scale = np.linalg.norm(rule.inverse)
+    size = np.linalg.norm(total)
+    direction = total / size if size else total
+    terms = found.alone | {INTERACTION: found.total - sum(found.alone.values(), np.zeros_like(total))} | more
+    causes = tuple(
+        Cause(
+            cause,
+            float(np.sum(term * direction) / scale),
+            *(
+                float(np.linalg.norm(matrix) / scale)
+                for matrix in (found.alone.get(cause), found.without.get(cause))
+                if matrix is not None
+            ),
+        )
+        for cause, term in terms.items()
+    )
+    return Budget(name, route, float(size / scale), causes, interval)
+
+
+def _missing(design: Design) -> np.ndarray:
+    """What the ideal nominal board lacks of the matrix it is to hold, (n, n), as an element between the readings."""
+    board, program = design.board, design.program
+    circuit = nominal_circuit(board, program)
+    H = circuit.readout
+    held = circuit.conductance if board.inputs else circuit.capacitance
+    seen = np.linalg.inv(H @ np.linalg.solve(held, H.T))
+    return board.unit / board.nodes_per_cell * program.matrix - seen
+
+
+def _unrounded(circuit: Circuit, missing: np.ndarray) -> Circuit:
+    H = circuit.readout
+    more = H.T @ missing @ H
+    if circuit.inverse_inductance.size:
+        return replace(circuit, capacitance=circuit.capacitance + more)
+    return replace(circuit, conductance=circuit.conductance + more)

@@ -1,0 +1,137 @@
+"""What sampled readings say of an inverse, and what they can say: errors against samples, law, interval, joint χ².
+
+The law of an estimate comes from the copy's own values, never from a fit: lagged covariances under the recipe's noise.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from circuits.assembly import Circuit
+from circuits.budget import total_interval
+from circuits.design import Design
+from circuits.inversion import Inversion, hold_correction
+from circuits.measurement import Run
+from circuits.moments import Moments, running
+from circuits.ou import EstimateLaw, effective_samples, joint_chi_square
+from circuits.recorded import Recorded, recorded_law
+from circuits.sampled import chunks_law
+from circuits.store import Array
+
+CURVE_POINTS = 40
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Error and expected error against samples per copy."""
+
+    samples: tuple[int, ...]
+    relative_error: tuple[float, ...]
+    expected_error: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SampledResult:
+    """An inverse (n, n) read from `samples` readings; the last five are of single copies only.
+
+    `expected_error` is the root mean square error of the law, `expected_floor` its limit for endless samples,
+    `statistical_error` what sampling alone adds; in 95 of 100 records the error is within `interval`.
+    `effective_samples` are the independent ones in the slowest direction; with too few there is no χ². `residuals`
+    (n, n) are the entries of the covariance less their law's mean, in its standard deviations.
+    """
+
+    relative_error: float
+    scale_free_error: float
+    expected_error: float
+    expected_floor: float
+    statistical_error: float
+    interval: tuple[float, float]
+    samples: int
+    inverse: Array
+    curve: Curve
+    effective_samples: float | None = None
+    chi_square: float | None = None
+    degrees_of_freedom: int | None = None
+    p_value: float | None = None
+    residuals: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """Second moments of a record, the law of their mean, and what is added to a covariance before it is read [V²]."""
+
+    moments: Moments
+    law: EstimateLaw
+    correction: np.ndarray
+
+
+def estimates(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[Estimate]:
+    """The estimate of every copy, and last that of their mean, whose law is that of independent copies."""
+    recipe, period = runs[0].recipe, design.program.period
+    correction = np.zeros((len(design.board.cells),) * 2) if recipe.stepped else hold_correction(design)
+    laws = [
+        chunks_law(recipe, circuit, period, run.moments.samples) for circuit, run in zip(circuits, runs, strict=True)
+    ]
+    found = [Estimate(run.moments, law, correction) for run, law in zip(runs, laws, strict=True)]
+    return [*found, mean_estimate(found)]
+
+
+def recorded_estimate(design: Design, recorded: Recorded) -> Estimate:
+    """The estimate of a physical board, by the law of the nominal one; about the sample mean a covariance lacks V."""
+    moments = Moments(recorded.block_readings, recorded.moments)
+    return Estimate(moments, recorded_law(design, recorded), recorded.mean_covariance)
+
+
+def mean_estimate(found: list[Estimate]) -> Estimate:
+    """The estimate that is the mean of those of copies.
+
+    Of records of different lengths one block is left.
+    """
+    lengths = {tuple(each.moments.readings) for each in found}
+    moments = Moments(
+        found[0].moments.readings if len(lengths) == 1 else np.array([min(each.moments.samples for each in found)]),
+        np.mean([each.moments.means if len(lengths) == 1 else each.moments.mean[None] for each in found], axis=0),
+    )
+    law = EstimateLaw(
+        np.mean([each.law.mean for each in found], axis=0),
+        np.sum([each.law.covariance for each in found], axis=0) / len(found) ** 2,
+        found[0].law.samples,
+    )
+    return Estimate(moments, law, np.mean([each.correction for each in found], axis=0))
+
+
+def sampled_result(rule: Inversion, estimate: Estimate, copies: int = 1) -> SampledResult:
+    """What an estimate says; that of a single copy has a joint χ²."""
+    moments, law, correction = estimate.moments, estimate.law, estimate.correction
+    samples, partial = running(moments, CURVE_POINTS)
+    B = rule.read(partial + correction)
+    expected = rule.read(law.mean + correction)
+    floor, spread = float(rule.error(expected)), rule.spread(law)
+    return SampledResult(
+        relative_error=float(rule.error(B[-1])),
+        scale_free_error=rule.scale_free_error(B[-1]),
+        expected_error=float(np.hypot(floor, spread)),
+        expected_floor=floor,
+        statistical_error=spread,
+        interval=total_interval(rule, expected, law),
+        samples=moments.samples * copies,
+        inverse=B[-1],
+        curve=Curve(
+            tuple(samples.tolist()),
+            tuple(rule.error(B).tolist()),
+            tuple(np.hypot(floor, spread * np.sqrt(moments.samples / samples)).tolist()),
+        ),
+        **(_of_copy(moments.mean, law) if copies == 1 else {}),
+    )
+
+
+def _of_copy(covariance: np.ndarray, law: EstimateLaw) -> dict[str, object]:
+    """Effective samples, χ² (if the record is long enough) and residuals of a single copy."""
+    chi_square, degrees, p = joint_chi_square(covariance, law)
+    i, j = np.triu_indices(len(covariance))
+    residuals = np.empty_like(covariance)
+    residuals[i, j] = residuals[j, i] = (covariance - law.mean)[i, j] / np.sqrt(np.diag(law.covariance))
+    found = {"effective_samples": effective_samples(law), "residuals": residuals}
+    if p is not None:
+        found |= {"chi_square": chi_square, "degrees_of_freedom": degrees, "p_value": p}
+    return found

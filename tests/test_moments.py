@@ -1,0 +1,117 @@
+"""Memory does not grow with the record; a failed job costs itself alone; how many samples an error takes."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from cases import FAIR, FAIR_FACTOR
+from compare import assert_close
+from conftest import needs_ngspice
+
+from circuits import measurement
+from circuits.assembly import assemble
+from circuits.board import Conditions
+from circuits.deck import circuit_of
+from circuits.design import make_design
+from circuits.errors import SimulationError
+from circuits.handover import decks
+from circuits.inversion import inversion
+from circuits.measurement import Plan, measure, samples_for
+from circuits.moments import MOST_BLOCKS, Accumulator, running
+from circuits.ou import estimate_law
+from circuits.sampled import BLOCK, CHUNK, HELD
+
+TWO = make_design(np.array([[1.0, 0.3], [0.3, 1.0]]), copies=1)
+CIRCUITS = {name: circuit_of(text) for name, text in decks(TWO)}
+
+
+@pytest.mark.parametrize("blocks", [1, 7, MOST_BLOCKS, 3 * MOST_BLOCKS + 50])
+def test_blocks_in_any_order_give_the_moments_of_the_record(blocks):
+    rng = np.random.default_rng(blocks)
+    means = rng.normal(size=(blocks, 2, 2))
+    accumulator = Accumulator(blocks, 10, 2)
+    starts = np.arange(0, blocks, 3)
+    for start in rng.permutation(starts):
+        accumulator.add(int(start), means[start : start + 3])
+    found = accumulator.moments()
+    assert found.samples == 10 * blocks
+    assert len(found.readings) <= MOST_BLOCKS
+    assert_close(found.mean, means.mean(axis=0), 1e-12)
+    readings, partial = running(found, 20)
+    for count, moment in zip(readings // 10, partial, strict=True):
+        assert_close(moment, means[:count].mean(axis=0), 1e-12)
+    assert readings[-1] == 10 * blocks
+
+
+def test_fifty_million_readings_take_no_more_memory_than_one(monkeypatch):
+    # A fake engine delivers the chunks; what the package keeps of them is its own.
+    def chunk(board, program, deck, samples):
+        return np.full((samples // BLOCK, 2, 2), 1.0)
+
+    monkeypatch.setattr(measurement, "run_chunk", chunk)
+    monkeypatch.setattr(measurement, "chunk_deck", lambda *_: "deck")
+    monkeypatch.setattr(measurement, "recipe_for", lambda *_: HELD)
+    monkeypatch.setattr(measurement, "find_ngspice", lambda: "ngspice")
+    monkeypatch.setattr(measurement, "ngspice_version", lambda _: "0")
+    peaks = []
+    for samples in (1_000_000, 50_000_000):
+        tracemalloc.start()
+        run = measure(TWO, CIRCUITS, Plan(exact=False, samples=samples))["copy-1"]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert run.moments.samples == samples
+        assert_close(run.moments.mean, np.ones((2, 2)), 1e-12)
+    assert peaks[1] < peaks[0] + 3_000_000  # of which a list of 2,000 jobs is the larger part
+
+
+@needs_ngspice
+def test_a_job_that_fails_is_tried_again_when_the_others_are_done(monkeypatch):
+    real, seen, failing = measurement.run_chunk, [], 1
+
+    def chunk(board, program, deck, samples):
+        seen.append(deck)
+        if len(seen) <= failing:
+            raise SimulationError("ngspice crashed with signal 11")
+        return real(board, program, deck, samples)
+
+    monkeypatch.setattr(measurement, "run_chunk", chunk)
+    monkeypatch.setattr("circuits.sampled.CHUNK", 500)
+    plan = Plan(exact=False, samples=2000)
+    run = measure(TWO, CIRCUITS, plan)["copy-1"]
+    assert len(seen) == 5
+    assert seen[-1] == seen[0]
+    failing, seen[:] = 0, []
+    assert measure(TWO, CIRCUITS, plan)["copy-1"].moments.means.tobytes() == run.moments.means.tobytes()
+
+
+@needs_ngspice
+def test_a_job_that_fails_twice_ends_the_run_when_all_others_are_kept(monkeypatch, tmp_path):
+    real = measurement.run_chunk
+
+    def chunk(board, program, deck, samples):
+        if "seed=" in deck and deck == bad:
+            raise SimulationError("ngspice crashed with signal 11")
+        return real(board, program, deck, samples)
+
+    monkeypatch.setattr("circuits.sampled.CHUNK", 500)
+    bad = measurement.chunk_deck(TWO.board, TWO.program, CIRCUITS["copy-1"], measurement.chunk_seed(0, 1, 0), 500, HELD)
+    monkeypatch.setattr(measurement, "run_chunk", chunk)
+    with pytest.raises(SimulationError, match="signal 11"):
+        measure(TWO, CIRCUITS, Plan(exact=False, samples=2000), chunks=tmp_path)
+    assert len(list(tmp_path.glob("*.npz"))) == 3
+
+
+@pytest.mark.parametrize("factor", [None, FAIR_FACTOR])
+def test_samples_for_an_error_bring_the_law_of_every_copy_down_to_it(factor):
+    made = make_design(FAIR, factor)
+    rule = inversion(made)
+    for target in (0.03, 0.003):
+        samples = samples_for(made, rule, target, 27.0)
+        assert samples % BLOCK == 0
+        spreads = []
+        for copy in made.copies:
+            circuit = assemble(made.board, made.program, copy, Conditions())
+            law = estimate_law(circuit, made.program.period, max(samples, CHUNK), CHUNK)
+            spreads.append(rule.spread(law) * np.sqrt(max(samples, CHUNK) / samples))
+        assert max(spreads) <= target * (1 + 1e-12)
+        assert max(spreads) > target * np.sqrt(1 - 2 * BLOCK / samples)

@@ -1,0 +1,192 @@
+"""What the verbs that measure boards do with files: verify and calibrate.
+
+One at a time works on a folder. No result is replaced without `force`; every result says what it was made from: hashes
+of the inputs, seeds, versions, the ngspice that ran.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from circuits.board import REFERENCE_CELSIUS, Conditions
+from circuits.calibration import calibrate as fit_copies
+from circuits.deck import discarded
+from circuits.design import Design, load_design
+from circuits.device import describe_device
+from circuits.errors import InputError
+from circuits.inversion import inversion
+from circuits.measurement import Plan, load_measurements, measure, samples_for, save_measurements
+from circuits.netlist import circuit_text
+from circuits.ngspice import find_ngspice, ngspice_version
+from circuits.population import COPIES
+from circuits.recorded import read_recorded
+from circuits.sampled import BLOCK
+from circuits.store import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
+from circuits.target import two_digits
+from circuits.verification import describe_verification, verify_recorded
+from circuits.verification import verify as compare
+
+Progress = Callable[[int, int, str], None]
+MOST_SAMPLES = 100_000_000
+MOST_START_UP = 2_000_000  # readings of one chunk that are thrown away: some three minutes
+MOST_COPIES = 100_000
+COLDEST, HOTTEST = -55.0, 125.0  # °C
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Progress that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """What a verification is to find out.
+
+    `method` is exact, sampled or both; `samples` readings a copy, or as many as bring the statistical error of every
+    copy down to `target_error`; `charge`: the charge readout too; `ambient` [°C]; `copies` freshly drawn ones for the
+    population and the `bound` they are judged by; `measured`: recorded readings in place of ngspice.
+    """
+
+    method: str = "both"
+    samples: int = 100_000
+    target_error: float | None = None
+    seed: int = 0
+    charge: bool = False
+    ambient: float = REFERENCE_CELSIUS
+    copies: int = COPIES
+    bound: float | None = None
+    measured: Path | None = None
+
+
+def check_samples(samples: int) -> None:
+    """Raise InputError unless a run can take this many readings a copy."""
+    if not BLOCK <= samples <= MOST_SAMPLES:
+        raise InputError(f"--samples is from {BLOCK} to {MOST_SAMPLES}, got {samples}")
+
+
+def verify(folder: Path, inquiry: Inquiry, force: bool = False, progress: Progress = silent) -> dict[str, Any]:
+    """Run every copy in ngspice and write verification.json and statistics.npz.
+
+    From recorded readings measured.json is written instead, without ngspice.
+    """
+    _check(inquiry)
+    made, decks = load_design(folder)
+    with locked(folder):
+        if inquiry.measured:
+            return _verify_recorded(made, folder, inquiry, force)
+        for file in ("verification.json", "statistics.npz"):
+            refuse_existing(folder / file, force)
+        return _verify(made, decks, folder, inquiry, progress)
+
+
+def calibrate(folder: Path, route: str = "auto", force: bool = False, progress: Progress = silent) -> dict[str, Any]:
+    """Fit every copy to its runs and write device.json."""
+    if route not in ("auto", "exact", "sampled"):
+        raise InputError(f"--route is auto, exact or sampled, got {route!r}")
+    made, _ = load_design(folder)
+    with locked(folder):
+        refuse_existing(folder / "device.json", force)
+        measured = load_measurements(folder / "statistics.npz", made)
+        try:
+            about = read_json(folder / "verification.json", "verify")
+            ngspice, ambient = about["provenance"]["ngspice"], about["ambient"]
+        except (KeyError, TypeError):
+            raise InputError(
+                f"{folder / 'verification.json'} is damaged; make it again with `tngd verify --force`"
+            ) from None
+        if ambient != REFERENCE_CELSIUS:
+            raise InputError(
+                f"a device is calibrated at {REFERENCE_CELSIUS:g} °C, the runs in {folder} are of {ambient:g} °C; "
+                "run `tngd verify --force` without --ambient"
+            )
+        if route == "auto":
+            route = "exact" if measured[made.copies[0].name].exact else "sampled"
+        device, _ = fit_copies(made, measured, route, progress)
+        content = describe_device(device)
+        content["provenance"] = provenance(
+            board_sha256=sha256((folder / "board.json").read_bytes()),
+            statistics_sha256=sha256((folder / "statistics.npz").read_bytes()),
+            seed=made.seed,
+            ngspice=ngspice,
+        )
+        write_json(folder / "device.json", content)
+    return content
+
+
+def _check(inquiry: Inquiry) -> None:
+    if inquiry.method not in ("exact", "sampled", "both"):
+        raise InputError(f"--method is exact, sampled or both, got {inquiry.method!r}")
+    check_samples(inquiry.samples)
+    if inquiry.seed < 0:
+        raise InputError(f"a seed is a whole number >= 0, got {inquiry.seed}")
+    if not COLDEST <= inquiry.ambient <= HOTTEST:
+        raise InputError(f"--ambient is from {COLDEST:g} to {HOTTEST:g} °C, got {inquiry.ambient:g}")
+    if not 3 <= inquiry.copies <= MOST_COPIES:
+        raise InputError(f"--copies is from 3 to {MOST_COPIES} for a population, got {inquiry.copies}")
+    for option, value in (("--target-error", inquiry.target_error), ("--bound", inquiry.bound)):
+        if value is not None and not 0 < value < np.inf:
+            raise InputError(f"{option} is a relative error above 0 (0.01 is one per cent), got {value:g}")
+    if inquiry.measured and (inquiry.charge or inquiry.target_error or inquiry.ambient != REFERENCE_CELSIUS):
+        raise InputError("readings that are recorded already need no --charge, --target-error or --ambient")
+
+
+def _verify(made: Design, decks: dict[str, str], folder: Path, inquiry: Inquiry, progress: Progress) -> dict[str, Any]:
+    sampled = inquiry.method != "exact"
+    if sampled and discarded(made.program) > MOST_START_UP:
+        raise InputError(
+            f"sampling would discard {discarded(made.program):,} readings of start-up, because the slowest mode takes "
+            f"{made.program.settling:.3g} s; use --method exact, or design with a larger --damping or a --precondition"
+        )
+    if inquiry.charge and made.board.inputs:
+        raise InputError("charges are read on capacitive boards; a resistive one solves by its bias currents")
+    conditions = Conditions(inquiry.ambient)
+    circuits = {
+        copy.name: decks[copy.name]
+        if inquiry.ambient == REFERENCE_CELSIUS
+        else circuit_text(made.board, made.program, copy, conditions)
+        for copy in made.specimens
+    }
+    samples = _samples(made, inquiry) if sampled else 0
+    plan = Plan(inquiry.method != "sampled", samples, inquiry.seed, inquiry.charge, inquiry.ambient)
+    measured = measure(made, circuits, plan, chunks=folder / "chunks", progress=progress)
+    found = compare(made, measured, ambient=inquiry.ambient, copies=inquiry.copies, bound=inquiry.bound)
+    result = describe_verification(found)
+    result["provenance"] = provenance(
+        board_sha256=sha256((folder / "board.json").read_bytes()),
+        seed=inquiry.seed,
+        ngspice=ngspice_version(find_ngspice()),
+    )
+    save_measurements(folder / "statistics.npz", measured)
+    write_json(folder / "verification.json", result)
+    shutil.rmtree(folder / "chunks", ignore_errors=True)
+    return result
+
+
+def _samples(made: Design, inquiry: Inquiry) -> int:
+    """How many readings a copy takes, by the error that is wanted if one is."""
+    if inquiry.target_error is None:
+        return inquiry.samples
+    needed = samples_for(made, inversion(made), inquiry.target_error, inquiry.ambient)
+    if needed > MOST_SAMPLES:
+        would_do = two_digits(inquiry.target_error * (needed / MOST_SAMPLES) ** 0.5, up=True)
+        raise InputError(
+            f"a statistical error of {inquiry.target_error:g} takes {needed:,} readings a copy, more than "
+            f"{MOST_SAMPLES:,}; --target-error {would_do:.2g} would do"
+        )
+    return max(needed, BLOCK)
+
+
+def _verify_recorded(made: Design, folder: Path, inquiry: Inquiry, force: bool) -> dict[str, Any]:
+    refuse_existing(folder / "measured.json", force)
+    recorded = read_recorded(inquiry.measured, made)
+    result = describe_verification(verify_recorded(made, recorded, copies=inquiry.copies, bound=inquiry.bound))
+    result["provenance"] = provenance(
+        board_sha256=sha256((folder / "board.json").read_bytes()),
+        readings=inquiry.measured.name,
+        readings_sha256=file_sha256(inquiry.measured),
+    )
+    write_json(folder / "measured.json", result)
+    return result
