@@ -47,7 +47,7 @@ system:
 
 # One thread: ratios are of work, not of cores. A line of JSON for every result.
 bench: setup
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/rounding.py
+	for name in rounding exact sampling; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 # The three reference decks; a test compares them with what the writer writes.
 netlists: setup
