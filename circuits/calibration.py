@@ -23,8 +23,8 @@ from circuits.copies import draw_gains
 from circuits.design import Design
 from circuits.device import Device, Estimate, FittedCopy, reduced_circuit
 from circuits.errors import InputError
-from circuits.measurement import Run
 from circuits.ou import reading_covariance, spectrum
+from circuits.runs import Run
 from circuits.sampled import chunks_covariance, chunks_law
 
 DISCREPANCY_DRAWS = 256

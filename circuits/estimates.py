@@ -10,12 +10,13 @@ import numpy as np
 from circuits.assembly import Circuit
 from circuits.budget import total_interval
 from circuits.design import Design
+from circuits.equilibrium import Equilibrium, equilibrium
 from circuits.inversion import Inversion, hold_correction
-from circuits.measurement import Run
 from circuits.moments import Moments, running
 from circuits.ou import EstimateLaw, effective_samples, joint_chi_square
 from circuits.recorded import Recorded, recorded_law
-from circuits.sampled import chunks_law
+from circuits.runs import Run
+from circuits.sampled import chunk_sizes, chunks_lags, chunks_law
 from circuits.store import Array
 
 CURVE_POINTS = 40
@@ -32,12 +33,13 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class SampledResult:
-    """An inverse (n, n) read from `samples` readings; the last five are of single copies only.
+    """An inverse (n, n) read from `samples` readings; the last six are of single copies only.
 
     `expected_error` is the root mean square error of the law, `expected_floor` its limit for endless samples,
     `statistical_error` what sampling alone adds; in 95 of 100 records the error is within `interval`.
     `effective_samples` are the independent ones in the slowest direction; with too few there is no χ². `residuals`
-    (n, n) are the entries of the covariance less their law's mean, in its standard deviations.
+    (n, n) are the entries of the covariance less their law's mean, in its standard deviations; `equilibrium` judges
+    kurtosis and detailed balance.
     """
 
     relative_error: float
@@ -54,6 +56,7 @@ class SampledResult:
     degrees_of_freedom: int | None = None
     p_value: float | None = None
     residuals: Array | None = None
+    equilibrium: Equilibrium | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +66,7 @@ class Estimate:
     moments: Moments
     law: EstimateLaw
     correction: np.ndarray
+    equilibrium: Equilibrium | None = None
 
 
 def estimates(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[Estimate]:
@@ -72,7 +76,10 @@ def estimates(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[
     laws = [
         chunks_law(recipe, circuit, period, run.moments.samples) for circuit, run in zip(circuits, runs, strict=True)
     ]
-    found = [Estimate(run.moments, law, correction) for run, law in zip(runs, laws, strict=True)]
+    found = [
+        Estimate(run.moments, law, correction, _equilibrium(circuit, run, period))
+        for circuit, run, law in zip(circuits, runs, laws, strict=True)
+    ]
     return [*found, mean_estimate(found)]
 
 
@@ -121,8 +128,15 @@ def sampled_result(rule: Inversion, estimate: Estimate, copies: int = 1) -> Samp
             tuple(rule.error(B).tolist()),
             tuple(np.hypot(floor, spread * np.sqrt(moments.samples / samples)).tolist()),
         ),
-        **(_of_copy(moments.mean, law) if copies == 1 else {}),
+        **(_of_copy(moments.mean, law) | {"equilibrium": estimate.equilibrium} if copies == 1 else {}),
     )
+
+
+def _equilibrium(circuit: Circuit, run: Run, period: float) -> Equilibrium | None:
+    if run.sums is None:
+        return None
+    rho = chunks_lags(run.recipe, circuit, period)
+    return equilibrium(run.sums, run.moments.mean, rho, np.array(chunk_sizes(run.moments.samples)))
 
 
 def _of_copy(covariance: np.ndarray, law: EstimateLaw) -> dict[str, object]:

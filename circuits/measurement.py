@@ -5,10 +5,7 @@ the hash of its deck and of the ngspice that ran it, so an interrupted run goes 
 costs itself alone: the others go on, and it is tried once more at the end.
 """
 
-import contextlib
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -20,35 +17,36 @@ import numpy as np
 
 from circuits.assembly import assemble, source_power
 from circuits.board import REFERENCE_CELSIUS, Conditions
-from circuits.charge import ChargeRun, charge_run
+from circuits.charge import charge_run
 from circuits.copies import gains_of
 from circuits.design import Design
-from circuits.errors import InputError, SimulationError
-from circuits.exact import ExactRun, exact_run
+from circuits.equilibrium import Sums
+from circuits.errors import SimulationError
+from circuits.exact import exact_run
 from circuits.inversion import Inversion
-from circuits.moments import Accumulator, Moments
+from circuits.moments import Accumulator
 from circuits.ngspice import find_ngspice, ngspice_version
+from circuits.noise import noise_run
+from circuits.runs import Run, load_chunk, save_chunk
 from circuits.sampled import (
     BLOCK,
     CHUNK,
     HELD,
+    Chunk,
     Recipe,
     chunk_deck,
     chunk_seed,
     chunk_sizes,
     chunks_law,
     recipe_for,
-    recipe_named,
     run_chunk,
 )
-from circuits.solve import SolveRun, solve_run
-from circuits.store import sha256, write_npz
+from circuits.solve import solve_run
+from circuits.store import sha256
 
-EXACT, SOLVE, CHARGE = "exact", "solving", "charge"  # jobs of a copy that are no chunks
-CHARGED = ("charge", "times", "readings")
+EXACT, SOLVE, CHARGE, NOISE = "exact", "solving", "charge", "noise"  # jobs of a copy that are no chunks
 WAITING = 64  # jobs that wait for a process; more would only take memory
 Progress = Callable[[int, int, str], None]
-UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what a damaged .npz makes numpy raise
 
 
 @dataclass(frozen=True)
@@ -63,20 +61,6 @@ class Plan:
     seed: int = 0
     charge: bool = False
     ambient: float = REFERENCE_CELSIUS
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What ngspice returned for one copy: the exact run, and the second moments of the one sampled by `recipe`.
-
-    `solve` comes with the exact run of a resistive board, `charge` with a capacitive one if it was asked for.
-    """
-
-    exact: ExactRun | None
-    moments: Moments | None
-    solve: SolveRun | None = None
-    charge: ChargeRun | None = None
-    recipe: Recipe = HELD
 
 
 def spectral_frequencies(design: Design) -> np.ndarray:
@@ -103,24 +87,34 @@ def measure(
     recipe = recipe_for(design.board, design.program) if plan.samples else HELD
     sizes = chunk_sizes(plan.samples) if plan.samples else []
     blocks = sum(sizes) // BLOCK
-    sums = {copy.name: Accumulator(blocks, BLOCK, len(design.board.cells)) for copy in design.copies if blocks}
+    blocks_of = {copy.name: Accumulator(blocks, BLOCK, len(design.board.cells)) for copy in design.copies if blocks}
+    sums: dict[str, Sums] = {}
+    early: dict[str, dict[int, Chunk]] = {}  # chunks that came before one they follow
+    taken: dict[str, int] = {}
     single: dict[tuple[str, str], object] = {}
 
     def collect(key: tuple[str, str | int], result: object) -> None:
         name, what = key
-        if isinstance(what, int):
-            sums[name].add(sum(sizes[:what]) // BLOCK, result)
-        else:
+        if not isinstance(what, int):
             single[name, what] = result
+            return
+        early.setdefault(name, {})[what] = result
+        while (first := taken.get(name, 0)) in early[name]:  # in the order of the record, so that sums are the same
+            chunk = early[name].pop(first)
+            blocks_of[name].add(sum(sizes[:first]) // BLOCK, chunk.moments)
+            sums[name] = sums[name] + chunk.sums if name in sums else chunk.sums
+            taken[name] = first + 1
 
     jobs = _jobs(design, circuits, plan, sizes, recipe, chunks)
     _run_all(jobs, collect, progress)
     return {
         copy.name: Run(
             single.get((copy.name, EXACT)),
-            sums[copy.name].moments() if copy.name in sums else None,
+            blocks_of[copy.name].moments() if copy.name in blocks_of else None,
             single.get((copy.name, SOLVE)),
             single.get((copy.name, CHARGE)),
+            sums.get(copy.name),
+            single.get((copy.name, NOISE)),
             recipe,
         )
         for copy in design.specimens
@@ -141,74 +135,6 @@ def samples_for(design: Design, rule: Inversion, target: float, ambient: float) 
     return int(np.ceil(needed / BLOCK)) * BLOCK
 
 
-def save_measurements(path: Path, measured: dict[str, Run]) -> None:
-    """Write everything measured to one .npz, arrays named <copy>/<quantity>."""
-    arrays: dict[str, np.ndarray] = {}
-    for name, run in measured.items():
-        if run.exact:
-            arrays[f"{name}/covariance"] = run.exact.covariance
-            arrays[f"{name}/integration_error"] = np.array(run.exact.integration_error)
-            arrays[f"{name}/frequencies"] = run.exact.frequencies
-            arrays[f"{name}/spectra"] = run.exact.spectra
-        if run.solve:
-            fields = ("bias", "columns", "times", "settling")
-            arrays |= {f"{name}/solve_{field}": np.asarray(getattr(run.solve, field)) for field in fields}
-        if run.charge:
-            arrays |= {f"{name}/charge_{field}": np.asarray(getattr(run.charge, field)) for field in CHARGED}
-        if run.moments:
-            arrays |= {f"{name}/moments": run.moments.means, f"{name}/readings": run.moments.readings}
-            arrays[f"{name}/recipe"] = np.array(run.recipe.name)
-    write_npz(path, **arrays)
-
-
-def load_measurements(path: Path, design: Design) -> dict[str, Run]:
-    """Read what `save_measurements` wrote; InputError if it is missing or belongs to another design."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; make it with `tngd verify`")
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
-            arrays = dict(kept)
-        finite = all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind in "fiu")
-    except (*UNREADABLE, TypeError) as error:
-        raise InputError(f"{path} is not readable ({error}); make it again with `tngd verify --force`") from None
-    if not finite:
-        raise InputError(f"{path} holds numbers that are not finite; make it again with `tngd verify --force`")
-    n = len(design.board.cells)
-    try:
-        measured = {copy.name: _measurement(arrays, copy.name) for copy in design.specimens}
-    except (KeyError, TypeError):
-        measured = {}
-    matrices = [
-        S
-        for run in measured.values()
-        for S in (run.exact and run.exact.covariance[None], run.moments and run.moments.means)
-    ]
-    if not measured or any(S is not None and S.shape != (len(S), n, n) for S in matrices):
-        raise InputError(f"{path} belongs to another design; make it again with `tngd verify --force`")
-    return measured
-
-
-def _measurement(arrays: dict[str, np.ndarray], name: str) -> Run:
-    exact = None
-    if f"{name}/covariance" in arrays:
-        fields = ("covariance", "integration_error", "frequencies", "spectra")
-        covariance, error, frequencies, spectra = (arrays[f"{name}/{field}"] for field in fields)
-        exact = ExactRun(covariance, float(error), frequencies, spectra)
-    solve = None
-    if f"{name}/solve_columns" in arrays:
-        fields = ("bias", "columns", "times", "settling")
-        bias, *rest = (arrays[f"{name}/solve_{field}"] for field in fields)
-        solve = SolveRun(float(bias), *rest)
-    charge = None
-    if f"{name}/charge_times" in arrays:
-        amount, *rest = (arrays[f"{name}/charge_{field}"] for field in CHARGED)
-        charge = ChargeRun(float(amount), *rest)
-    if f"{name}/moments" not in arrays:
-        return Run(exact, None, solve, charge)
-    moments = Moments(arrays[f"{name}/readings"], arrays[f"{name}/moments"])
-    return Run(exact, moments, solve, charge, recipe_named(str(arrays[f"{name}/recipe"])))
-
-
 def _jobs(
     design: Design, circuits: dict[str, str], plan: Plan, sizes: list[int], recipe: Recipe, folder: Path | None
 ) -> dict[tuple[str, str | int], Callable[[], object]]:
@@ -224,6 +150,9 @@ def _jobs(
         if plan.exact:
             power = source_power(board, program, gains_of(board, [copy])[0], Conditions(plan.ambient))
             jobs[copy.name, EXACT] = partial(exact_run, board, program, text, wanted, power)
+        if plan.exact and k:
+            n = len(board.cells)
+            jobs[copy.name, NOISE] = partial(noise_run, board, program, text, sorted({0, n // 2, n - 1}))
         if plan.charge:
             jobs[copy.name, CHARGE] = partial(charge_run, board, program, text)
         for c, size in enumerate(sizes if k else []):
@@ -234,18 +163,18 @@ def _jobs(
 
 def _kept_chunk(
     design: Design, circuit: str, seed: int, size: int, recipe: Recipe, folder: Path | None, version: str
-) -> np.ndarray:
-    """Second moments of the blocks of a chunk, run now or before."""
+) -> Chunk:
+    """A chunk, run now or before."""
     board, program = design.board, design.program
     deck = chunk_deck(board, program, circuit, seed, size, recipe)
     path = folder and folder / f"{sha256(version + deck)[:32]}.npz"
-    if path and path.is_file():
-        with contextlib.suppress(*UNREADABLE), path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
-            return kept["moments"]
-    moments = run_chunk(board, program, deck, size)
+    kept = path and load_chunk(path)
+    if kept:
+        return kept
+    chunk = run_chunk(board, program, deck, size)
     if path:
-        write_npz(path, moments=moments)
-    return moments
+        save_chunk(path, chunk)
+    return chunk
 
 
 def _run_all(

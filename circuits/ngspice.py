@@ -20,6 +20,7 @@ import numpy as np
 from circuits.errors import SimulationError
 
 TIMEOUT = 3600.0  # s; a chunk takes a few seconds, that of 64 differential cells some minutes
+OLDEST = 29  # the first with `.option seed`
 LARGEST = 1e20  # V and Hz: far above anything real, and its powers are finite
 _FAILURE = re.compile(r"(fatal error|simulation\(s\) aborted|singular matrix|timestep too small|no such vector)", re.I)
 
@@ -64,6 +65,7 @@ def run_deck(
     but `plots` whole plots of finite numbers.
     """
     program = find_ngspice()
+    _check_version(program)
     with tempfile.TemporaryDirectory(prefix="tngd-") as folder:
         Path(folder, "deck.cir").write_text(deck)
         for name, content in (files or {}).items():
@@ -106,6 +108,15 @@ def parse_raw(content: bytes, nodes: Sequence[str]) -> list[Plot]:
         plots.append(Plot(table[:, 0].real.copy(), voltages))
         position = start + 8 + size
     return plots
+
+
+def _check_version(path: str) -> None:
+    """Raise SimulationError if the program says that it is older than OLDEST."""
+    number = re.match(r"\d+", ngspice_version(path))
+    if number and int(number[0]) < OLDEST:
+        raise SimulationError(
+            f"ngspice {number[0]} is too old: its noise follows no seed; install ngspice {OLDEST} or newer"
+        )
 
 
 def _run(program: str, folder: str, timeout: float) -> str:

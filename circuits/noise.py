@@ -27,8 +27,9 @@ DENSITY = "density"  # what the spectrum of an output is called in the raw file
 
 @dataclass(frozen=True, eq=False)
 class NoiseRun:
-    """Variances of the chosen readings (outputs,) [V²], and the relative error of their integration."""
+    """`variances` (outputs,) [V²] of the readings `outputs` (from 0), and the relative error of their integration."""
 
+    outputs: tuple[int, ...]
     variances: np.ndarray
     integration_error: float
 
@@ -45,7 +46,7 @@ def noise_run(board: Board, program: Program, circuit: str, outputs: Sequence[in
     heated = circuit + _heaters(board, circuit)
     chosen = [board.readings[output] for output in outputs]
     found = converged(board, program, lambda *grid: _measure(board, heated, chosen, *grid))
-    return NoiseRun(np.diag(found.value).copy(), found.error)
+    return NoiseRun(tuple(outputs), np.diag(found.value).copy(), found.error)
 
 
 def _heaters(board: Board, circuit: str) -> str:

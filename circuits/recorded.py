@@ -76,13 +76,11 @@ class RecordSummary:
         """Gaps, dropped and clipped readings in words; none for a record without faults."""
         found = []
         if self.gaps:
-            gaps = (
-                f"{self.gaps:,} gap{'s' * (self.gaps > 1)}, {self.missing:,} reading{'s' * (self.missing > 1)} missing"
-            )
-            found.append(f"{gaps}, the longest step {self.longest_gap:,} periods")
+            gaps, missing = _counted(self.gaps, "gap"), _counted(self.missing, "reading")
+            found.append(f"{gaps}, {missing} missing, the longest step {self.longest_gap:,} periods")
         if self.dropped:
             cells = ", ".join(f"{cell} {count:,}" for cell, count in self.dropped_by_cell.items())
-            found.append(f"{self.dropped:,} reading{'s' * (self.dropped > 1)} dropped for lack of a voltage ({cells})")
+            found.append(f"{_counted(self.dropped, 'reading')} dropped for lack of a voltage ({cells})")
         for clip in self.clipped:
             where = f"{clip.cell}: {clip.readings:,} readings at {clip.level_V:+.6g} V, {100 * clip.fraction:.2g} %"
             found.append(f"{where}, are clipped and bias the covariance")
@@ -148,6 +146,10 @@ def recorded_law(design: Design, recorded: Recorded, copy: Copy | None = None) -
     return law_about_mean(rho, recorded.pairs)
 
 
+def _counted(number: int, word: str) -> str:
+    return f"{number:,} {word}" + "s" * (number > 1)
+
+
 def _circuit(design: Design, copy: Copy | None = None) -> Circuit:
     """A copy, by default the nominal board, with all the parasitics that the design knows."""
     return assemble(design.board, design.program, copy or design.specimens[0], Conditions())
@@ -177,9 +179,8 @@ def _read_header(path: Path, board: Board) -> tuple[list[str], dict[str, float],
     names = [name for name, _ in columns]
     wrong = [field for field, name in zip(fields, names, strict=True) if name is None or names.count(name) > 1]
     if wrong:
-        raise InputError(
-            f"column {wrong[0][:40]!r} of {path} is unknown or there twice; the header must be like {example}"
-        )
+        field = wrong[0][:40]
+        raise InputError(f"column {field!r} of {path} is unknown or there twice; the header must be like {example}")
     lacking = [name for name in ("copy", "time", *cells) if name not in names]
     if lacking:
         raise InputError(f"{path} has no column for {lacking[0]}; the header must be like {example}")

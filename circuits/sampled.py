@@ -19,10 +19,11 @@ import numpy as np
 from circuits.assembly import Circuit, nominal_circuit, readout_matrix
 from circuits.board import Board, Conditions, Program
 from circuits.deck import START_UP, discarded, file_sources, file_widths, sampled_analysis, stepped_analysis
+from circuits.equilibrium import Sums, sums_of
 from circuits.errors import InputError, SimulationError
 from circuits.ngspice import find_ngspice, ngspice_version, run_deck
-from circuits.ou import EstimateLaw, estimate_law, held_covariance, reading_covariance
-from circuits.stepped import UNIT, alternating_currents, memory, stepped_estimate_law
+from circuits.ou import EstimateLaw, estimate_law, held_covariance, lagged_covariances, reading_covariance
+from circuits.stepped import UNIT, alternating_currents, memory, stepped_estimate_law, stepped_lagged_covariances
 
 BLOCK = 500  # readings
 NOISE_STREAM = 2  # of random numbers: not that of parts
@@ -42,6 +43,14 @@ class Recipe:
     name: str
     stepped: bool = False
     klu: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Second moments (samples / BLOCK, n, n) [V²] of the blocks of a chunk, and the sums of circuits.equilibrium."""
+
+    moments: np.ndarray
+    sums: Sums
 
 
 HELD = Recipe("held trrandom")
@@ -114,16 +123,29 @@ def chunk_deck(board: Board, program: Program, circuit: str, seed: int, samples:
     return quiet + file_sources(channels, program.period) + analysis
 
 
-def run_chunk(board: Board, program: Program, deck: str, samples: int) -> np.ndarray:
-    """Run one chunk; second moments of its blocks, (samples / BLOCK, n, n), V²."""
+def run_chunk(board: Board, program: Program, deck: str, samples: int) -> Chunk:
+    """Run one chunk."""
     plot = run_deck(deck, board.nodes, "chunk", 1, _noise_files(deck, len(board.sources)))[0]
     if len(plot.scale) < samples:
         raise SimulationError(f"ngspice stopped after {len(plot.scale)} of {samples} readings; is the circuit stable?")
     steps = plot.scale[:samples] / program.period
     if np.abs(steps - steps[0].round() - np.arange(samples)).max() > 1e-3:
         raise SimulationError("ngspice's readings are not on the sampling grid; a newer or older ngspice may do")
-    y = (plot.voltages[:samples] @ readout_matrix(board).T).reshape(-1, BLOCK, len(board.readings))
-    return np.einsum("bki,bkj->bij", y, y, optimize=True) / BLOCK
+    y = plot.voltages[:samples] @ readout_matrix(board).T
+    blocks = y.reshape(-1, BLOCK, len(board.readings))
+    return Chunk(np.einsum("bki,bkj->bij", blocks, blocks, optimize=True) / BLOCK, sums_of(y, lag_of(board, program)))
+
+
+def lag_of(board: Board, program: Program) -> int:
+    """The lag at which detailed balance is judged: a quarter period, or the time constant, of a cell of the unit."""
+    inductance = next((part.nominal for part in board.parts if part.kind == "L"), None)
+    time = np.pi / 2 * np.sqrt(inductance * board.unit) if inductance else board.capacitance / board.unit
+    return max(1, round(float(time) / program.period))
+
+
+def chunks_lags(recipe: Recipe, circuit: Circuit, period: float) -> np.ndarray:
+    """ρ(τ) of the readings of a circuit taken by this recipe, (lags, n, n), V²."""
+    return (stepped_lagged_covariances if recipe.stepped else lagged_covariances)(circuit, period)
 
 
 def chunks_law(recipe: Recipe, circuit: Circuit, period: float, samples: int) -> EstimateLaw:

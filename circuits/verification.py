@@ -20,10 +20,11 @@ from circuits.copies import nominal_copy
 from circuits.design import Design
 from circuits.estimates import Estimate, SampledResult, estimates, mean_estimate, recorded_estimate, sampled_result
 from circuits.inversion import Inversion, inversion
-from circuits.measurement import Run
+from circuits.noise import NoiseRun
 from circuits.ou import reading_covariance
 from circuits.population import COPIES, Population, population
 from circuits.recorded import Recorded, RecordSummary
+from circuits.runs import Run
 from circuits.solve import predicted_columns, predicted_settling, solved_inverse
 from circuits.store import Array, sha256
 from circuits.thermal import Sweep, sweep
@@ -37,13 +38,17 @@ FALSE_ALARM = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class ExactResult:
-    """An inverse (n, n) read without sampling; the last three are of single copies only."""
+    """An inverse (n, n) read without sampling; the last four are of single copies only.
+
+    `difference_to_noise` is the largest relative one of a few variances from those of ngspice's own noise analysis.
+    """
 
     relative_error: float
     scale_free_error: float
     inverse: Array
     predicted_error: float | None = None
     difference_to_lyapunov: float | None = None
+    difference_to_noise: float | None = None
     integration_error: float | None = None
 
 
@@ -67,8 +72,8 @@ class Reading:
 
     `agrees`, of single copies: the exact covariance equals the Lyapunov solution of the copy's own values to 1e-6, so
     do the solutions of a resistive board G⁻¹ (its settling, and the readings of charges, to 1e-4), and the χ² of the
-    sampled covariance is no rarer than FALSE_ALARM. `budget` says where its error comes from: that of the solution, or
-    of the exact and the sampled inverse.
+    sampled covariance, of its kurtoses and of what breaks detailed balance are no rarer than FALSE_ALARM. `budget` says
+    where its error comes from: that of the solution, or of the exact and the sampled inverse.
     """
 
     name: str
@@ -200,12 +205,20 @@ def _target(design: Design, rule: Inversion) -> Target:
 
 
 def _agrees(copy: Reading) -> bool:
-    exact = copy.exact is None or copy.exact.difference_to_lyapunov <= EXACT_AGREEMENT
-    sampled = copy.sampled is None or copy.sampled.p_value is None or copy.sampled.p_value >= FALSE_ALARM
+    found = copy.exact
+    exact = found is None or max(found.difference_to_lyapunov, found.difference_to_noise or 0) <= EXACT_AGREEMENT
+    sampled = copy.sampled is None or min(_p_values(copy.sampled)) >= FALSE_ALARM
     solve = copy.solve is None or (
         copy.solve.difference_to_law <= EXACT_AGREEMENT and copy.solve.settling_difference <= SETTLING_AGREEMENT
     )
     return exact and solve and sampled
+
+
+def _p_values(sampled: SampledResult) -> list[float]:
+    """p of every test of a record that is long enough for it: its χ², kurtoses, detailed balance."""
+    found = sampled.equilibrium
+    every = (sampled.p_value, *([found.kurtosis_p, found.asymmetry_p] if found else []))
+    return [1.0, *(p for p in every if p is not None)]
 
 
 def _budgets(
@@ -240,10 +253,16 @@ def _exact_copies(rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> 
                 found,
                 predicted_error=float(rule.error(rule.read(predicted))),
                 difference_to_lyapunov=float(np.linalg.norm(found - predicted) / np.linalg.norm(predicted)),
+                difference_to_noise=run.noise and _off_noise(run.noise, found),
                 integration_error=run.exact.integration_error,
             )
         )
     return [*results, _exact(rule, np.mean([run.exact.covariance for run in runs], axis=0))]
+
+
+def _off_noise(noise: NoiseRun, covariance: np.ndarray) -> float:
+    variances = np.diag(covariance)[list(noise.outputs)]
+    return float(np.abs(noise.variances / variances - 1).max())
 
 
 def _solved_copies(design: Design, rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> list[SolveResult]:

@@ -7,9 +7,10 @@ from circuits.board import Conditions
 from circuits.device import Device, Estimate, ideal_device
 from circuits.exact import ExactRun
 from circuits.layout import build_board
-from circuits.measurement import Run, spectral_frequencies
+from circuits.measurement import spectral_frequencies
 from circuits.moments import Moments
 from circuits.ou import estimate_law, reading_covariance, spectrum
+from circuits.runs import Run
 from circuits.sampled import BLOCK, CHUNK
 
 

@@ -241,7 +241,7 @@ def test_sampled_run_with_switches_follows_the_law_of_its_copy():
     board, program = design(M_MATRIX, choices=Choices(bank_bits=4))
     copy, samples = draw_copies(board, 3, 1)[0], 20_000
     text = circuit_text(board, program, copy, Conditions())
-    moments = run_chunk(board, program, chunk_deck(board, program, text, 17, samples), samples)
+    moments = run_chunk(board, program, chunk_deck(board, program, text, 17, samples), samples).moments
     law = estimate_law(assemble(board, program, copy, Conditions()), program.period, samples)
     assert joint_chi_square(moments.mean(axis=0), law)[2] > FALSE_ALARM
 

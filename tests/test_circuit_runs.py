@@ -65,7 +65,7 @@ def test_sampled_run_follows_the_law_of_its_copy(congruence):
     board, program = design(FAIR, congruence)
     copy = draw_copies(board, 3, 1)[0]
     deck = chunk_deck(board, program, circuit_text(board, program, copy, Conditions()), 17, SAMPLES)
-    moments = run_chunk(board, program, deck, SAMPLES)
+    moments = run_chunk(board, program, deck, SAMPLES).moments
     assert moments.shape == (SAMPLES // BLOCK, 8, 8)
     law = estimate_law(assemble(board, program, copy, Conditions()), program.period, SAMPLES)
     assert joint_chi_square(moments.mean(axis=0), law)[2] > FALSE_ALARM
@@ -77,7 +77,7 @@ def test_a_long_record_shows_no_bias_beyond_the_held_noise_law():
     copy = nominal_copy(board)
     samples = 400_000
     deck = chunk_deck(board, program, circuit_text(board, program, copy, Conditions()), 5, samples)
-    found = run_chunk(board, program, deck, samples).mean()
+    found = run_chunk(board, program, deck, samples).moments.mean()
     circuit = assemble(board, program, copy, Conditions())
     law = estimate_law(circuit, program.period, samples)
     assert abs(found - law.mean[0, 0]) < NORMAL_BOUND * np.sqrt(law.covariance[0, 0])

@@ -13,13 +13,14 @@ from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.deck import circuit_of
 from circuits.design import make_design
+from circuits.equilibrium import Sums
 from circuits.errors import SimulationError
 from circuits.handover import decks
 from circuits.inversion import inversion
 from circuits.measurement import Plan, measure, samples_for
 from circuits.moments import MOST_BLOCKS, Accumulator, running
 from circuits.ou import estimate_law
-from circuits.sampled import BLOCK, CHUNK, HELD
+from circuits.sampled import BLOCK, CHUNK, HELD, Chunk
 
 TWO = make_design(np.array([[1.0, 0.3], [0.3, 1.0]]), copies=1)
 CIRCUITS = {name: circuit_of(text) for name, text in decks(TWO)}
@@ -46,7 +47,7 @@ def test_blocks_in_any_order_give_the_moments_of_the_record(blocks):
 def test_fifty_million_readings_take_no_more_memory_than_one(monkeypatch):
     # A fake engine delivers the chunks; what the package keeps of them is its own.
     def chunk(board, program, deck, samples):
-        return np.full((samples // BLOCK, 2, 2), 1.0)
+        return Chunk(np.full((samples // BLOCK, 2, 2), 1.0), Sums(1, samples - 1, np.eye(2), samples, np.ones(2)))
 
     monkeypatch.setattr(measurement, "run_chunk", chunk)
     monkeypatch.setattr(measurement, "chunk_deck", lambda *_: "deck")

@@ -21,6 +21,7 @@ from circuits.choices import Choices
 from circuits.design import Design, make_design
 from circuits.errors import InputError
 from circuits.ou import effective_samples, joint_chi_square, lagged_covariances
+from circuits.parasitics import Parasitics
 from circuits.recorded import RecordSummary, read_recorded, recorded_law
 from circuits.sampled import BLOCK
 
@@ -30,8 +31,11 @@ PAIR = np.array([[1.5, -0.5], [-0.5, 1.0]])
 @cache
 def board(name: str = "pair", coupling: str = "capacitive", copies: int = 2, tolerance: float = 0.05) -> Design:
     target, congruence, _ = TARGETS.get(name, (PAIR, None, ""))
-    choices = Choices(coupling=coupling)
-    return make_design(target, congruence, copies=copies, tolerance=tolerance, seed=4, choices=choices)
+    extra = Parasitics(winding=20.0, coupled_coils=0.1, stray=3e-12) if coupling == "parasitic" else None
+    choices = Choices(coupling="resistive" if coupling == "resistive" else "capacitive")
+    return make_design(
+        target, congruence, copies=copies, tolerance=tolerance, seed=4, choices=choices, parasitics=extra
+    )
 
 
 def transition(circuit, period: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -94,6 +98,7 @@ def white(samples: int, cells: int = 2, seed: int = 0) -> np.ndarray:
         ("M-matrix", "resistive", 0.05, 30_000),
         ("fair, preconditioned", "capacitive", 0.05, 30_000),
         ("fair, raw", "capacitive", 0.01, 60_000),
+        ("M-matrix", "parasitic", 0.05, 30_000),
     ],
 )
 def test_record_of_a_copy_follows_its_law_at_any_period(tmp_path, name, coupling, tolerance, samples):

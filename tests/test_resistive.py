@@ -160,7 +160,7 @@ def test_sampled_run_follows_the_law_of_its_copy():
         program,
         chunk_deck(board, program, circuit_text(board, program, copy, Conditions()), 17, samples),
         samples,
-    )
+    ).moments
     law = estimate_law(assemble(board, program, copy, Conditions()), program.period, samples)
     assert joint_chi_square(moments.mean(axis=0), law)[2] > FALSE_ALARM
 

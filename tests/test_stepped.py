@@ -212,7 +212,7 @@ def test_ngspice_takes_the_steps_of_the_twin(name, monkeypatch):
 
     monkeypatch.setattr(sampled, "run_deck", kept)
     deck = chunk_deck(board, program, text, 23, samples, STEPPED)
-    moments = run_chunk(board, program, deck, samples)
+    moments = run_chunk(board, program, deck, samples).moments
     plot = run_deck(deck, board.nodes, "chunk", 1, taken)[0]
     first = round(plot.scale[0] / program.period)
     assert np.abs(plot.scale[:samples] / program.period - first - np.arange(samples)).max() < 1e-6
@@ -242,7 +242,7 @@ def test_ngspice_takes_the_steps_of_the_twin(name, monkeypatch):
 )
 def test_sampled_run_follows_the_law_of_its_copy(name, factor, samples):
     board, program, text, circuit = specimen(name, factor)
-    moments = run_chunk(board, program, chunk_deck(board, program, text, 17, samples, STEPPED), samples)
+    moments = run_chunk(board, program, chunk_deck(board, program, text, 17, samples, STEPPED), samples).moments
     assert moments.shape == (samples // BLOCK, len(board.cells), len(board.cells))
     law = stepped_estimate_law(circuit, program.period, samples)
     assert joint_chi_square(moments.mean(axis=0), law)[2] > FALSE_ALARM
@@ -257,7 +257,7 @@ def test_large_boards_follow_the_law(size, signs):
     text = circuit_text(board, program, copy, Conditions())
     recipe = recipe_for(board, program)
     assert recipe.stepped
-    moments = run_chunk(board, program, chunk_deck(board, program, text, 29, samples, recipe), samples)
+    moments = run_chunk(board, program, chunk_deck(board, program, text, 29, samples, recipe), samples).moments
     law = chunks_law(recipe, assemble(board, program, copy, Conditions()), program.period, samples)
     assert joint_chi_square(moments.mean(axis=0), law)[2] > FALSE_ALARM
 
@@ -267,7 +267,7 @@ def test_a_long_record_shows_the_variance_under_white_noise():
     # 400,000 readings of one cell: the variance is known to 0.2 %; held noise would take 3 % away.
     board, program, text, circuit = specimen("1x1")
     samples = 400_000
-    found = run_chunk(board, program, chunk_deck(board, program, text, 5, samples, STEPPED), samples).mean()
+    found = run_chunk(board, program, chunk_deck(board, program, text, 5, samples, STEPPED), samples).moments.mean()
     law = stepped_estimate_law(circuit, program.period, samples)
     bound = NORMAL_BOUND * np.sqrt(law.covariance[0, 0])
     assert abs(found - reading_covariance(circuit)[0, 0]) < bound
@@ -278,7 +278,7 @@ def test_a_long_record_shows_the_variance_under_white_noise():
 def test_a_chunk_is_all_in_its_deck():
     board, program, text, _ = specimen("plain")
     decks = [chunk_deck(board, program, text, seed, 1000, STEPPED) for seed in (1, 1, 2)]
-    first, again, other = (run_chunk(board, program, deck, 1000).tobytes() for deck in decks)
+    first, again, other = (run_chunk(board, program, deck, 1000).moments.tobytes() for deck in decks)
     assert decks[0] == decks[1] != decks[2]
     assert first == again != other
     assert "trrandom" not in decks[0]

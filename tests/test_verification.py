@@ -17,8 +17,9 @@ from circuits.device import draw_device
 from circuits.errors import InputError
 from circuits.handover import write_design
 from circuits.inversion import hold_correction, inversion
-from circuits.measurement import Plan, load_measurements, measure, save_measurements
+from circuits.measurement import Plan, measure
 from circuits.ou import estimate_law, reading_covariances
+from circuits.runs import load_measurements, save_measurements
 from circuits.sampled import chunk_seed, chunk_sizes, run_chunk
 from circuits.verification import describe_verification, verify
 from tngd import laboratory

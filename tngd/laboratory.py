@@ -19,11 +19,12 @@ from circuits.design import Design, load_design
 from circuits.device import describe_device
 from circuits.errors import InputError
 from circuits.inversion import inversion
-from circuits.measurement import Plan, load_measurements, measure, samples_for, save_measurements
+from circuits.measurement import Plan, measure, samples_for
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.population import COPIES
 from circuits.recorded import read_recorded
+from circuits.runs import load_measurements, save_measurements
 from circuits.sampled import BLOCK
 from circuits.store import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
 from circuits.target import two_digits

@@ -112,9 +112,11 @@ def temperature_table(found: dict[str, Any]) -> Table:
     titles = ("°C", "as it is", f"known at {found['known_at']:g} °C", f"known at {low:g} and {high:g} °C")
     for title in titles:
         table.add_column(title, justify="right")
-    for k in range(0, len(found["ambient"]), 2):
+    for k in (0, len(found["ambient"]) // 2, -1):  # the coldest, the middle, the hottest; the report has all
         values = (found[key][k] for key in ("as_it_is", "known_once", "known_twice"))
-        table.add_row(f"{found['ambient'][k]:g}", *(f"{value:.3%}" for value in values))
+        table.add_row(
+            f"{found['ambient'][k]:g}", *(f"{value:.2%}" if value > 1e-5 else f"{value:.0e}" for value in values)
+        )
     return table
 
 

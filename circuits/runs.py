@@ -1,0 +1,138 @@
+"""What ngspice returned for the copies of a design, and the file that keeps it: arrays named <copy>/<quantity>."""
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from circuits.charge import ChargeRun
+from circuits.design import Design
+from circuits.equilibrium import Sums
+from circuits.errors import InputError
+from circuits.exact import ExactRun
+from circuits.moments import Moments
+from circuits.noise import NoiseRun
+from circuits.sampled import HELD, Chunk, Recipe, recipe_named
+from circuits.solve import SolveRun
+from circuits.store import write_npz
+
+SUMMED = ("lag", "pairs", "lagged", "readings", "fourth")
+CHARGED = ("charge", "times", "readings")
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what a damaged .npz makes numpy raise
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What ngspice returned for one copy: the exact run, and the second moments of the one sampled by `recipe`.
+
+    `solve` comes with the exact run of a resistive board, `charge` with a capacitive one if it was asked for, `sums`
+    with the moments, `noise` (a few variances by another analysis) with the exact run of a copy.
+    """
+
+    exact: ExactRun | None
+    moments: Moments | None
+    solve: SolveRun | None = None
+    charge: ChargeRun | None = None
+    sums: Sums | None = None
+    noise: NoiseRun | None = None
+    recipe: Recipe = HELD
+
+
+def save_measurements(path: Path, measured: dict[str, Run]) -> None:
+    """Write everything measured to one .npz, arrays named <copy>/<quantity>."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, run in measured.items():
+        if run.exact:
+            arrays[f"{name}/covariance"] = run.exact.covariance
+            arrays[f"{name}/integration_error"] = np.array(run.exact.integration_error)
+            arrays[f"{name}/frequencies"] = run.exact.frequencies
+            arrays[f"{name}/spectra"] = run.exact.spectra
+        if run.noise:
+            fields = ("outputs", "variances", "integration_error")
+            arrays |= {f"{name}/noise_{field}": np.asarray(getattr(run.noise, field)) for field in fields}
+        if run.solve:
+            fields = ("bias", "columns", "times", "settling")
+            arrays |= {f"{name}/solve_{field}": np.asarray(getattr(run.solve, field)) for field in fields}
+        if run.charge:
+            arrays |= {f"{name}/charge_{field}": np.asarray(getattr(run.charge, field)) for field in CHARGED}
+        if run.moments:
+            arrays |= {f"{name}/moments": run.moments.means, f"{name}/readings": run.moments.readings}
+            arrays[f"{name}/recipe"] = np.array(run.recipe.name)
+        if run.sums:
+            arrays |= {f"{name}/sums_{field}": np.asarray(getattr(run.sums, field)) for field in SUMMED}
+    write_npz(path, **arrays)
+
+
+def load_measurements(path: Path, design: Design) -> dict[str, Run]:
+    """Read what `save_measurements` wrote; InputError if it is missing or belongs to another design."""
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; make it with `tngd verify`")
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
+            arrays = dict(kept)
+        finite = all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind in "fiu")
+    except (*UNREADABLE, TypeError) as error:
+        raise InputError(f"{path} is not readable ({error}); make it again with `tngd verify --force`") from None
+    if not finite:
+        raise InputError(f"{path} holds numbers that are not finite; make it again with `tngd verify --force`")
+    n = len(design.board.cells)
+    try:
+        measured = {copy.name: _measurement(arrays, copy.name) for copy in design.specimens}
+    except (KeyError, TypeError):
+        measured = {}
+    matrices = [
+        S
+        for run in measured.values()
+        for S in (run.exact and run.exact.covariance[None], run.moments and run.moments.means)
+    ]
+    if not measured or any(S is not None and S.shape != (len(S), n, n) for S in matrices):
+        raise InputError(f"{path} belongs to another design; make it again with `tngd verify --force`")
+    return measured
+
+
+def save_chunk(path: Path, chunk: Chunk) -> None:
+    """Write one chunk to an .npz."""
+    write_npz(path, moments=chunk.moments, **{field: np.asarray(getattr(chunk.sums, field)) for field in SUMMED})
+
+
+def load_chunk(path: Path) -> Chunk | None:
+    """A chunk that was written before; None if it is not there or damaged."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
+            return Chunk(kept["moments"], _sums(kept))
+    except (*UNREADABLE, KeyError):
+        return None
+
+
+def _measurement(arrays: dict[str, np.ndarray], name: str) -> Run:
+    exact = None
+    if f"{name}/covariance" in arrays:
+        fields = ("covariance", "integration_error", "frequencies", "spectra")
+        covariance, error, frequencies, spectra = (arrays[f"{name}/{field}"] for field in fields)
+        exact = ExactRun(covariance, float(error), frequencies, spectra)
+    solve = None
+    if f"{name}/solve_columns" in arrays:
+        fields = ("bias", "columns", "times", "settling")
+        bias, *rest = (arrays[f"{name}/solve_{field}"] for field in fields)
+        solve = SolveRun(float(bias), *rest)
+    charge = None
+    if f"{name}/charge_times" in arrays:
+        amount, *rest = (arrays[f"{name}/charge_{field}"] for field in CHARGED)
+        charge = ChargeRun(float(amount), *rest)
+    noise = None
+    if f"{name}/noise_outputs" in arrays:
+        outputs, variances, error = (arrays[f"{name}/noise_{f}"] for f in ("outputs", "variances", "integration_error"))
+        noise = NoiseRun(tuple(outputs.tolist()), variances, float(error))
+    if f"{name}/moments" not in arrays:
+        return Run(exact, None, solve, charge, noise=noise)
+    moments = Moments(arrays[f"{name}/readings"], arrays[f"{name}/moments"])
+    recipe = recipe_named(str(arrays[f"{name}/recipe"]))
+    return Run(exact, moments, solve, charge, _sums(arrays, f"{name}/sums_"), noise, recipe)
+
+
+def _sums(arrays: Mapping[str, np.ndarray], beginning: str = "") -> Sums:
+    lag, pairs, lagged, readings, fourth = (arrays[beginning + field] for field in SUMMED)
+    return Sums(int(lag), int(pairs), lagged, int(readings), fourth)
