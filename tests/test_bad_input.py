@@ -566,6 +566,11 @@ def test_simulator_that_hangs_is_stopped(method, board, simulator, refused, monk
     assert "did not finish within 0.2 s" in refused("verify", "board", "--method", method, "--samples", "500")
 
 
+def test_simulator_that_is_too_old_is_refused(board, fake_ngspice, refused):
+    fake_ngspice("echo '** ngspice-28 : Circuit level simulation program'; exit 0")
+    assert "ngspice 28 is too old: its noise follows no seed; install ngspice 29 or newer" in refused("verify", "board")
+
+
 def test_program_that_is_no_simulator_is_refused(board, fake_ngspice, refused):
     fake_ngspice("").write_bytes(b"\x00\x01\x02")
     assert "could not be started" in refused("verify", "board")
