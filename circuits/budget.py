@@ -18,14 +18,14 @@ from scipy import stats
 
 from circuits.assembly import Circuit, assemble, nominal_circuit, states
 from circuits.board import REFERENCE_CELSIUS, TEMPERATURES, TOLERANCE, Conditions, Copy, ideal_conditions
-from circuits.copies import spread_cause
+from circuits.copies import nominal_copy, spread_cause
 from circuits.design import Design
 from circuits.inversion import Inversion, triangle
 from circuits.ou import MOST_STATES, EstimateLaw
 from circuits.solve import circuit_inverses
 
 AMBIENT, ROUNDING, INTERACTION = "ambient", "rounding", "interaction"
-HOLDING, SAMPLING = "holding", "sampling"
+HOLDING, SAMPLING, PARTS_AND_SAMPLING = "holding", "sampling", "parts and sampling"
 COVERAGE = 0.95  # of the interval of a sampled total
 NO_CAUSE = 1e-9  # relative error: what is below it is rounding of numbers
 
@@ -114,6 +114,24 @@ def sampled_budget(
     expected = rule.read(law.mean + correction)
     more = {HOLDING: expected - rule.inverse - found.total, SAMPLING: measured - expected}
     return _budget(name, "sampled", rule, found, measured - rule.inverse, more, total_interval(rule, expected, law))
+
+
+def recorded_budget(
+    design: Design, name: str, rule: Inversion, measured: np.ndarray, law: EstimateLaw, correction: np.ndarray
+) -> Budget | None:
+    """Budget of an inverse (n, n) read on a physical board, whose parts nobody knows: that of the nominal board.
+
+    What parts and sampling do cannot be told apart in one record; `interval` is that of sampling on the nominal board.
+    """
+    found = deviations(design, rule, [nominal_copy(design.board)])
+    if found is None:
+        return None
+    known = {cause: matrix for cause, matrix in found[0].alone.items() if cause not in (TOLERANCE, TEMPERATURES)}
+    without = {cause: matrix for cause, matrix in found[0].without.items() if cause in known}
+    more = {PARTS_AND_SAMPLING: measured - rule.inverse - found[0].total}
+    interval = total_interval(rule, rule.read(law.mean + correction), law)
+    nominal = Deviations(known, without, found[0].total)
+    return _budget(name, "recorded", rule, nominal, measured - rule.inverse, more, interval)
 
 
 def total_interval(rule: Inversion, expected: np.ndarray, law: EstimateLaw) -> tuple[float, float]:

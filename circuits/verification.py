@@ -14,9 +14,16 @@ from pydantic import TypeAdapter
 
 from circuits.assembly import Circuit, assemble
 from circuits.board import REFERENCE_CELSIUS, Conditions
-from circuits.budget import Budget, Deviations, deviations, exact_budget, mean_deviations, sampled_budget
+from circuits.budget import (
+    Budget,
+    Deviations,
+    deviations,
+    exact_budget,
+    mean_deviations,
+    recorded_budget,
+    sampled_budget,
+)
 from circuits.charge import ChargeReadout, charge_readout
-from circuits.copies import nominal_copy
 from circuits.design import Design
 from circuits.estimates import Estimate, SampledResult, estimates, mean_estimate, recorded_estimate, sampled_result
 from circuits.inversion import Inversion, inversion
@@ -167,16 +174,12 @@ def verify_recorded(
 ) -> Verification:
     """Compare readings of physical boards with the target and with the law of the nominal board."""
     rule = inversion(design)
-    found = deviations(design, rule, [nominal_copy(design.board)])
     taken = [recorded_estimate(design, each) for each in recorded]
-    rows = [
-        Reading(
-            each.summary.name,
-            sampled=sampled_result(rule, estimate),
-            budget=_budgets(rule, each.summary.name, None, None, None, found and found[0], estimate),
-        )
-        for each, estimate in zip(recorded, taken, strict=True)
-    ]
+    rows = []
+    for each, estimate in zip(recorded, taken, strict=True):
+        name, result = each.summary.name, sampled_result(rule, estimate)
+        budget = recorded_budget(design, name, rule, result.inverse, estimate.law, estimate.correction)
+        rows.append(Reading(name, sampled=result, budget=(budget,) if budget else ()))
     mean = mean_estimate(taken)
     return Verification(
         design.program.name,

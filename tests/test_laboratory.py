@@ -68,7 +68,9 @@ def test_recorded_readings_take_the_place_of_ngspice(tmp_path, no_ngspice):
         low, high = copy["sampled"]["interval"]
         assert low < copy["sampled"]["expected_error"] < high
         assert "exact" not in copy
-        assert copy["budget"][0]["causes"][-1]["name"] == "sampling"
+        (budget,) = copy["budget"]
+        assert [cause["name"] for cause in budget["causes"]] == ["interaction", "parts and sampling"]
+        assert sum(cause["share"] for cause in budget["causes"]) == pytest.approx(budget["total"], rel=1e-9)
     assert result["recorded"][0]["readings"] == 3000
     assert json.loads((tmp_path / "run" / "measured.json").read_text())["provenance"]["readings"] == "readings.csv"
     assert not (tmp_path / "run" / "verification.json").exists()

@@ -81,7 +81,7 @@ def error_curves(verification: dict[str, Any]) -> str:
                 linestyle=LINES[k % 7],
                 marker="_" if len(curve["samples"]) == 1 else None,
             )
-        axes.plot([], [], color="0.4", label="predicted, from each copy's own values")
+        axes.plot([], [], color="0.4", label="predicted")
         axes.set_xlabel("samples per copy")
         axes.set_ylabel("relative error of the inverse")
         axes.legend(fontsize=8)
