@@ -174,7 +174,9 @@ def _solving(board: Board) -> list[str]:
 def _expected(board: Board, program: Program, copy: Copy, conditions: Conditions) -> list[str]:
     """The covariance that this copy's own values give, as rows of numbers; too wide to read beyond WIDEST cells."""
     if len(board.cells) > (WIDEST_BANKED if board.banks else WIDEST):
-        return [f"Expected covariance of the readings: {board.nodes_per_cell} kT/c M^-1 on the nominal board."]
+        return [
+            f"Expected covariance of the recorded readings: {board.nodes_per_cell} kT/c M^-1 - K on the nominal board."
+        ]
     covariance = held_covariance(assemble(board, program, copy, conditions), program.period)
     rows = ("  " + " ".join(f"{entry:+.6e}" for entry in row) for row in covariance)
     return ["Expected covariance of the recorded readings [V^2], for the noise as it is held here:", *rows]

@@ -12,6 +12,7 @@ from conftest import needs_ngspice
 
 from circuits.assembly import assemble, readout_matrix
 from circuits.board import Conditions
+from circuits.choices import Choices
 from circuits.copies import draw_copies, nominal_copy
 from circuits.design import make_design
 from circuits.exact import exact_run
@@ -20,6 +21,7 @@ from circuits.inversion import hold_correction, inversion
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck
 from circuits.ou import estimate_law, joint_chi_square, reading_covariance, spectrum
+from circuits.parasitics import Parasitics
 from circuits.sampled import BLOCK, CHUNK, chunk_deck, run_chunk
 from circuits.synthesis import design
 
@@ -69,6 +71,26 @@ def test_sampled_run_follows_the_law_of_its_copy(congruence):
     assert moments.shape == (SAMPLES // BLOCK, 8, 8)
     law = estimate_law(assemble(board, program, copy, Conditions()), program.period, SAMPLES)
     assert joint_chi_square(moments.mean(axis=0), law)[2] > FALSE_ALARM
+
+
+FAST = {
+    "resistive with ESR": (2 * np.eye(5) - np.eye(5, k=1) - np.eye(5, k=-1), None, {"esr": 0.05}, 0),
+    "resistive banks": (FAIR, FAIR_FACTOR, {}, 6),
+    "ESR of 10 milliohm": (FAIR, FAIR_FACTOR, {"esr": 0.01}, 0),
+}
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_the_grid_reaches_the_fast_modes_that_parasitics_make(name):
+    # Poles of hundreds of gigahertz, where a board without parasitics has none beyond a few megahertz.
+    target, factor, parasitics, bits = FAST[name]
+    choices = Choices(coupling="resistive", bank_bits=bits)
+    made = make_design(target, factor, choices=choices, parasitics=Parasitics(**parasitics), copies=1)
+    copy = made.copies[0]
+    text = circuit_text(made.board, made.program, copy, Conditions())
+    run = exact_run(made.board, made.program, text, np.array([1e5]))
+    circuit = assemble(made.board, made.program, copy, Conditions())
+    assert_close(run.covariance, reading_covariance(circuit), 1e-6)
 
 
 def test_a_long_record_shows_no_bias_beyond_the_held_noise_law():
