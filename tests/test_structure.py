@@ -69,6 +69,7 @@ ORDER = {
         "process",
         "tiles",
         "losses",
+        "mnist",
         "curvature",
         "optimizer",
         "baselines",
