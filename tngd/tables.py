@@ -15,7 +15,9 @@ def show(table: Table) -> None:
 
 def verification_table(results: dict[str, dict[str, Any]]) -> Table:
     """Errors of the inverse of every copy, from the contents of verification.json by board."""
-    table = Table(title="Relative error of the inverse", title_justify="left")
+    recipes = sorted({result["recipe"] for result in results.values() if "recipe" in result})
+    title = "Relative error of the inverse" + (f"; sampled with {', '.join(recipes)}" if recipes else "")
+    table = Table(title=title, title_justify="left")
     solves = any("solve" in result["nominal"] for result in results.values())
     columns = (
         "board",
