@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from circuits.board import GROUND, Bank, Bit, Board, Element, Part, Program
-from circuits.choices import TEMPCO, Choices
+from circuits.choices import TEMPCO, BoardError, Choices
 from circuits.copies import codes
-from circuits.errors import InputError
 from circuits.target import two_digits
 
 PARASITIC_TOLERANCE = 0.2  # of what nobody specifies
+MOST_SWITCH = 0.5  # of the resistance of a bit may be its switch's, whose spread would else be all of the bit's
+GOOD_SWITCH = 0.1  # of it: what is advised
 
 
 def parasitic(
@@ -30,11 +31,24 @@ def parasitic(
 
 
 def bank_of(straight: Element, crossed: Element | None, choices: Choices, largest: float) -> Bank:
-    """The bank of the couplings of two cells; `largest` is what it reaches, in units."""
+    """The bank of the couplings of two cells; `largest` is what it reaches, in units.
+
+    BoardError if the switches leave no room in the resistors of its highest bit.
+    """
     bits = choices.bank_bits
     names = tuple(element.name for element in (straight, crossed) if element)
     name = "bank_" + "_".join(str(i + 1) for i in straight.cells)
-    return Bank(name, straight.cells, names, choices.unit * largest / (2**bits - 1), bits)
+    bank = Bank(name, straight.cells, names, choices.unit * largest / (2**bits - 1), bits)
+    highest = bank.unit * 2 ** (bits - 1)
+    share = highest * choices.switch_resistance
+    if choices.coupling == "resistive" and share > MOST_SWITCH:
+        raise BoardError(
+            f"switches of {choices.switch_resistance:g} ohm leave no room in {name}, which reaches {bank.reach:.3g} S "
+            f"and whose highest bit is to be {1 / highest:.3g} ohm with its switch",
+            {"unit_conductance": two_digits(choices.unit * GOOD_SWITCH / share, up=False)},
+            {"switch_resistance": two_digits(GOOD_SWITCH / highest, up=False)},
+        )
+    return bank
 
 
 def bank_parts(
@@ -53,15 +67,17 @@ def bank_parts(
 def unloaded_capacitances(cells: int, poles: int, choices: Choices) -> list[float]:
     """What is soldered from the nodes of every cell to ground, so that it is one unit with the pads at half codes [F].
 
-    InputError if the pads alone are more.
+    BoardError if the pads alone are more.
     """
     inner = choices.pad_capacitance * choices.bank_bits * poles  # of a bank, per near node; open: there, closed: far
     pads = [(cells - 1) * inner / 2 + i * choices.pad_capacitance * choices.bank_bits * poles for i in range(cells)]
+    spare = choices.unit_capacitance / 4
     if pads[-1] > 0.9 * choices.unit_capacitance:
-        enough = two_digits(4 * pads[-1], up=True)
-        raise InputError(
+        raise BoardError(
             f"the pads of the switches load {cells} cells with up to {pads[-1]:.3g} F, which leaves too little of the "
-            f"unit capacitance of {choices.unit_capacitance:.3g} F; --unit-capacitance {enough:.2g} would do"
+            f"unit capacitance of {choices.unit_capacitance:.3g} F",
+            {"unit_capacitance": two_digits(4 * pads[-1], up=True)},
+            {"pad_capacitance": two_digits(choices.pad_capacitance * spare / pads[-1], up=False)},
         )
     return [choices.unit_capacitance - load for load in pads]
 

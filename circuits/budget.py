@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from circuits.assembly import Circuit, assemble, nominal_circuit, states
 from circuits.board import REFERENCE_CELSIUS, TEMPERATURES, TOLERANCE, Conditions, Copy, ideal_conditions
@@ -141,8 +141,8 @@ def total_interval(rule: Inversion, expected: np.ndarray, law: EstimateLaw) -> t
     V = rule.error_covariance(law)
     mean = offset @ offset + np.trace(V)
     variance = 4 * offset @ V @ offset + 2 * np.sum(V * V)
-    law_of_square = stats.gamma(mean**2 / variance, scale=variance / mean)
-    low, high = law_of_square.ppf([(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    tails = np.array([(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    low, high = special.gammaincinv(mean**2 / variance, tails) * variance / mean
     return float(np.sqrt(low)), float(np.sqrt(high))
 
 

@@ -10,10 +10,24 @@ from circuits.target import two_digits
 # Relative change per kelvin of ordinary parts, thin film, ferrite core, C0G, and of the power of a noise source whose
 # amplitude goes with a reference and a few resistors.
 TEMPCO = {"R": 25e-6, "L": 100e-6, "C": 30e-6, "I": 100e-6}
+MOST_RANGE = 1e6  # units that a bank may reach: targets of a larger condition are beyond parts of any tolerance
 COUPLINGS = ("capacitive", "resistive")
 SERIES = ("E6", "E12", "E24", "E48", "E96")
 LARGEST = {"capacitive": 1e-6, "resistive": 1.0}  # element, F or S
 INDUCTORS, RESISTORS = (1e-9, 1.0), (0.1, 1e8)  # what can be bought, H and ohm
+SMALLEST_PART = {"F": 1e-13, "S": 1e-8}  # a capacitor of 0.1 pF and a resistor of 100 megaohm can be bought
+# What only some boards have. Set on another board, an option would do nothing, so it is refused.
+ONLY_WITH_BANKS = ("bank_range", "switch_resistance", "pad_capacitance")
+ONLY_WITH = {"capacitive": ("resonance", "quality"), "resistive": ("unit_conductance",)}
+
+
+class BoardError(InputError):
+    """No board can be made of these choices; `changes` of them, {field: value} each, may do, `otherwise` in words."""
+
+    def __init__(self, words: str, *changes: dict[str, float], otherwise: str = ""):
+        super().__init__(words)
+        self.changes = changes
+        self.otherwise = otherwise
 
 
 @dataclass(frozen=True)
@@ -77,8 +91,16 @@ def check_ranges(record: object, ranges: dict[str, tuple[float, float, str]]) ->
     for name, (low, high, unit) in ranges.items():
         value = getattr(record, name)
         if value is not None and not low <= value <= high:
-            option = name.replace("_", "-")
-            raise InputError(f"--{option} is from {low:g} to {high:g} {unit}".rstrip() + f", got {value:g}")
+            raise InputError(f"{option(name)} is from {low:g} to {high:g} {unit}".rstrip() + f", got {value:g}")
+
+
+def option(name: str) -> str:
+    """The option of a field.
+
+    >>> option("bank_bits")
+    '--bank-bits'
+    """
+    return "--" + name.replace("_", "-")
 
 
 def check_choices(choices: Choices) -> Choices:
@@ -88,6 +110,7 @@ def check_choices(choices: Choices) -> Choices:
     if choices.series not in (None, *SERIES):
         raise InputError(f"--series is one of {', '.join(SERIES)}, got {choices.series!r}")
     ranges = {
+        "largest_element": (1e-15, 1e3, "F or S"),  # first, for it bounds the smallest
         "unit_capacitance": (1e-12, 1e-6, "F"),
         "unit_conductance": (1e-9, 1.0, "S"),
         "resonance": (1e2, 1e9, "Hz"),
@@ -95,25 +118,31 @@ def check_choices(choices: Choices) -> Choices:
         "reading_rms": (1e-6, 100.0, "V"),
         "hold_bias": (1e-6, 0.2, ""),
         "smallest_element": (0.0, choices.largest, "F or S"),
-        "largest_element": (1e-15, 1e3, "F or S"),
         "parallel": (1, 2, ""),
         "bank_bits": (0, 12, ""),
-        "bank_range": (2.0**-10, 16.0, ""),
+        "bank_range": (2.0**-10, MOST_RANGE, ""),
         "switch_resistance": (1e-3, 1e4, "ohm"),
         "pad_capacitance": (0.0, 1e-9, "F"),
         "source_tolerance": (0.0, 0.9, ""),
     }
     check_ranges(choices, ranges)
+    _check_used(choices)
     if choices.bank_bits and (choices.parallel > 1 or choices.series):
         raise InputError("banks hold every element by themselves; leave out --parallel and --series, or --bank-bits")
     if choices.coupling == "capacitive":
         _check_resonator(choices)
-    elif choices.bank_bits and choices.unit_conductance * choices.switch_resistance > 0.5:
-        raise InputError(
-            f"switches of {choices.switch_resistance:g} ohm leave no room in bits of {choices.unit_conductance:g} S; "
-            f"--unit-conductance {0.1 / choices.switch_resistance:.2g} would do"
-        )
     return choices
+
+
+def _check_used(choices: Choices) -> None:
+    """Raise InputError for an option that this board has no use for."""
+    needs = {} if choices.bank_bits else dict.fromkeys(ONLY_WITH_BANKS, "--bank-bits")
+    for coupling, names in ONLY_WITH.items():
+        if coupling != choices.coupling:
+            needs |= dict.fromkeys(names, f"--coupling {coupling}")
+    for name, other in needs.items():
+        if getattr(choices, name) != getattr(Choices(), name):
+            raise InputError(f"{option(name)} has no effect on a board without {other}; leave it out, or give {other}")
 
 
 def _check_resonator(choices: Choices) -> None:

@@ -14,8 +14,9 @@ from dataclasses import replace
 import numpy as np
 
 from circuits.board import Bank, Board, Program
+from circuits.choices import MOST_RANGE, BoardError
 from circuits.elements import element_values, static_load
-from circuits.errors import CoarseBankError, InputError
+from circuits.errors import CoarseBankError
 from circuits.rounding import refitted, round_to_grid
 from circuits.target import two_digits
 
@@ -29,7 +30,7 @@ NEWTON_STEPS = 200
 def coded(board: Board, draft: Program) -> Program:
     """The draft with codes, and the scaling that suits them, in place of whatever scaling it had but for the signs.
 
-    CoarseBankError if no codes near the target hold its inverse better than MOST_ERROR, InputError beyond a bank's
+    CoarseBankError if no codes near the target hold its inverse better than MOST_ERROR, BoardError beyond a bank's
     reach. Every code gives a positive definite matrix: the ground elements are there, and nothing is negative.
     """
     load = static_load(board, replace(draft, values={}))
@@ -44,11 +45,19 @@ def coded(board: Board, draft: Program) -> Program:
 
 
 def needed_range(matrix: np.ndarray) -> float:
-    """HEADROOM times the largest coupling of a target as programmed, in units, every ground element being one unit."""
+    """HEADROOM times the largest coupling of a target as programmed, in units, every ground element being one unit.
+
+    For a target without couplings one unit. BoardError if it would be beyond MOST_RANGE.
+    """
     U = np.abs(_unit_diagonal(matrix)[1])
     d = row_sum_scaling(2 * np.diag(np.diag(U)) - U, np.ones(len(U)))
     largest = np.abs(d[:, None] * (U - np.diag(np.diag(U))) * d).max()
-    return two_digits(max(HEADROOM * float(largest), 2.0**-10), up=True)
+    if largest == 0:
+        return 1.0
+    if largest > MOST_RANGE:
+        words = f"banks reach at most {MOST_RANGE:g} units, the target needs {largest:.3g}"
+        raise BoardError(words, otherwise="a --precondition")
+    return two_digits(min(max(HEADROOM * float(largest), 2.0**-10), MOST_RANGE), up=True)
 
 
 def row_sum_scaling(comparison: np.ndarray, sums: np.ndarray) -> np.ndarray:
@@ -87,10 +96,10 @@ def _exact(board: Board, draft: Program, sums: np.ndarray) -> Program:
     values = element_values(board, scaled.matrix)
     for name, bank in _banks(board).items():
         if values.get(name, 0.0) > bank.reach + bank.unit / 2:
-            needed = two_digits(values[name] / board.unit, up=True)
-            raise InputError(
-                f"coupling {name} needs {values[name]:.3g} {board.element_unit}, its bank reaches {bank.reach:.3g}; "
-                f"--bank-range {needed:.2g} or a --precondition would do"
+            raise BoardError(
+                f"coupling {name} needs {values[name]:.3g} {board.element_unit}, its bank reaches {bank.reach:.3g}",
+                {"bank_range": two_digits(values[name] / board.unit, up=True)},
+                otherwise="a --precondition",
             )
     return replace(scaled, values=values)
 

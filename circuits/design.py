@@ -19,6 +19,7 @@ from circuits.choices import Choices, check_choices
 from circuits.copies import draw_copies, draw_gains, gains_of, nominal_copy
 from circuits.deck import circuit_of
 from circuits.errors import InputError, UnstableCopyError
+from circuits.ladder import precondition
 from circuits.netlist import check_name, noise_amplitude
 from circuits.ou import nominal_hold_correction
 from circuits.parasitics import Parasitics, check_parasitics
@@ -30,6 +31,7 @@ from circuits.target import DOUBLINGS, least_damping, two_digits
 SCHEMA = "tngd.board/3"
 YIELD_DRAWS = 400
 GOOD_YIELD = 0.99
+MOST_COPIES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,14 +76,14 @@ def make_design(
     check_name(name)
     check_options(copies, tolerance, seed)
     made, extra = check_choices(choices or Choices()), check_parasitics(parasitics or Parasitics())
-    board, program = synthesise(target, congruence, name, tolerance, cells, made, extra)
+    board, program = synthesise(target, congruence, name, tolerance, cells, made, extra, damping)
     _check_nominal(board, program)
     drawn = draw_copies(board, seed, copies)
     definite = _stable(board, program, gains_of(board, drawn))
     fraction = float(_stable(board, program, draw_gains(board, seed, YIELD_DRAWS)).mean())
     if not definite.all():
         failed = drawn[int(np.argmin(definite))].name
-        remedies = _remedies(board, program, copies, tolerance, seed, damping, cells, made)
+        remedies = _remedies(board, program, copies, tolerance, seed, damping, cells, made, extra)
         raise UnstableCopyError(
             f"{failed} is not positive definite: at ±{tolerance:.3g} parts {fraction:.0%} of the copies hold this "
             f"target; {remedies} would do"
@@ -102,7 +104,7 @@ def reuse_design(
 
     InputError if its board has none, is of another size, or holds no such target.
     """
-    program = reprogram(old.board, target, congruence, check_name(name))
+    program = reprogram(old.board, target, congruence, check_name(name), damping)
     definite = _stable(old.board, program, gains_of(old.board, old.copies))
     if not definite.all():
         failed = old.copies[int(np.argmin(definite))].name
@@ -113,8 +115,8 @@ def reuse_design(
 
 def check_options(copies: int, tolerance: float, seed: int) -> None:
     """Raise InputError unless copies can be drawn with these."""
-    if copies < 1:
-        raise InputError(f"at least one copy is needed, got --copies {copies}")
+    if not 1 <= copies <= MOST_COPIES:
+        raise InputError(f"from 1 to {MOST_COPIES} copies can be drawn, got --copies {copies}")
     if not 0 <= tolerance < 1:
         raise InputError(f"tolerance is a fraction from 0 to below 1 (0.01 is one per cent), got {tolerance}")
     if seed < 0:
@@ -129,10 +131,11 @@ def holds(
     seed: int,
     cells: str,
     choices: Choices | None = None,
+    parasitics: Parasitics | None = None,
 ) -> bool:
     """Whether the drawn copies, and 99 % of all, hold a checked target."""
     try:
-        board, program = synthesise(target, congruence, "board", tolerance, cells, choices)
+        board, program = synthesise(target, congruence, "board", tolerance, cells, choices, parasitics)
     except InputError:
         return False
     return _all_hold(board, program, draw_gains(board, seed, max(copies, YIELD_DRAWS)), copies)
@@ -269,15 +272,22 @@ def _remedies(
     damping: float,
     cells: str,
     choices: Choices,
+    parasitics: Parasitics,
 ) -> str:
     """What would do in words: the tolerance and the damping at which these copies and 99 % of all hold this target."""
     gains = draw_gains(board, seed, max(copies, YIELD_DRAWS))
+    # Parts that come with others, and sources, keep the spread they have whatever the tolerance is.
+    soldered = np.array(
+        [not part.cause and part.role != "input" for part in board.parts] + [False] * len(board.sources)
+    )
     halved = (two_digits(tolerance / 2**k, up=False) for k in range(1, DOUBLINGS) if tolerance)
-    smaller = next((t for t in halved if _all_hold(board, program, 1 + (gains - 1) * t / tolerance, copies)), None)
+    scaled = ((t, 1 + (gains - 1) * np.where(soldered, t / tolerance, 1.0)) for t in halved)
+    smaller = next((t for t, less in scaled if _all_hold(board, program, less, copies)), None)
     n = len(program.target)
     raw = program.target - damping * np.eye(n)
     first = damping + 1e-6 * float(np.trace(program.target)) / n
-    larger = least_damping(raw, first, lambda P: holds(P, program.congruence, copies, tolerance, seed, cells, choices))
+    wanted = (program.congruence, copies, tolerance, seed, cells, choices, parasitics)
+    larger = least_damping(raw, first, lambda P: holds(P, *wanted))
     found = (("--tolerance", smaller), ("--damping", larger))
     words = [f"{option} {value:.2g}" for option, value in found if value is not None]
-    return " or ".join(filter(None, [", ".join(words), "a --precondition from an older matrix"]))
+    return " or ".join(filter(None, [", ".join(words), precondition(program.congruence)]))

@@ -4,17 +4,23 @@ The formulas come from circuits.derivation. The static load of a board, pads, co
 ground for good, is known, and taken from the ground elements.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from circuits.assembly import nominal_circuit
 from circuits.board import Board, Cell, Program
+from circuits.choices import BoardError
 from circuits.derivation import element_formulas
-from circuits.errors import InputError
 from circuits.ladder import SLACK_MINIMUM
 from circuits.rounding import held_matrix
 from circuits.target import two_digits
 
 GROUND_MINIMUM = 0.1  # of the unit: ground element that keeps the common mode definite
+
+
+class LoadError(BoardError):
+    """A ground element is smaller than what loads its cell anyway."""
 
 
 def element_values(board: Board, matrix: np.ndarray) -> dict[str, float]:
@@ -52,7 +58,7 @@ def static_load(board: Board, program: Program) -> np.ndarray:
 def unloaded(board: Board, values: dict[str, float], load: np.ndarray) -> dict[str, float]:
     """The values with the load of every cell (n, n) [F or S] taken from its ground element.
 
-    InputError if one has less than that, with what would do.
+    LoadError if one has less than that.
     """
     left = dict(values)
     for element in board.elements:
@@ -62,22 +68,23 @@ def unloaded(board: Board, values: dict[str, float], load: np.ndarray) -> dict[s
         held = values.get(element.name, 0.0)
         if held < own:
             cell = board.cells[element.cells[0]]
-            raise InputError(
+            raise LoadError(
                 f"{cell.name} is loaded with {own:.3g} F by coils and inputs, but element {element.name} is only "
-                f"{held:.3g} F; {_enough(board, cell, held, own)}a --precondition would do"
+                f"{held:.3g} F",
+                *_enough(board, cell, held, own),
+                otherwise="a --precondition" if own < board.unit else "",
             )
         left[element.name] = float(held - own)
     return left
 
 
-def _enough(board: Board, cell: Cell, held: float, load: float) -> str:
-    """The option that makes the ground element large enough, if one does: coils grow with the unit, inputs do not."""
+def _enough(board: Board, cell: Cell, held: float, load: float) -> Iterator[dict[str, float]]:
+    """What makes the ground element large enough, if anything: coils grow with the unit, inputs do not."""
     coil = next((part.nominal for part in board.parts if part.name == f"CW{cell.nodes[0]}"), 0.0)
     rest = load - coil
     if rest > 0 and held > coil:
-        return f"--unit-capacitance {two_digits(1.05 * board.unit * rest / (held - coil), up=True):.2g} or "
+        yield {"unit_capacitance": two_digits(1.05 * board.unit * rest / (held - coil), up=True)}
     if coil and held > rest:
         inductance = next(part.nominal for part in board.parts if part.name == f"L{cell.nodes[0]}")
         needed = 1 / (2 * np.pi * np.sqrt(inductance * 0.95 * (held - rest)))
-        return f"--self-resonance {two_digits(float(needed), up=True):.2g} or "
-    return ""
+        yield {"self_resonance": two_digits(float(needed), up=True)}

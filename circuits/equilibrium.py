@@ -14,7 +14,7 @@ Unequal ones leave a part a(L) = (C - Cᵀ)/2 that is known, ρ(L) being the cop
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 LONG_RECORD = 400.0  # effective samples of every reading from which the χ² of kurtoses keeps its false-alarm rate
 
@@ -76,7 +76,7 @@ def equilibrium(sums: Sums, covariance: np.ndarray, rho: np.ndarray, records: np
     V = _antisymmetric_covariance(rho, L, records)
     i, j = np.triu_indices(n, 1)
     deviation = (found - predicted)[i, j]
-    p = float(stats.chi2.sf(deviation @ np.linalg.solve(V, deviation), len(i))) if n > 1 else None
+    p = float(special.chdtrc(len(i), deviation @ np.linalg.solve(V, deviation))) if n > 1 else None
     return Equilibrium(
         L,
         kurtosis,
@@ -103,7 +103,7 @@ def _gaussian(sums: Sums, covariance: np.ndarray, rho: np.ndarray, records: np.n
     deviation = np.sqrt(np.diag(V))
     z = _normal(excess / deviation, 24 / np.diag(V))
     R = V / deviation / deviation[:, None]
-    return worst, float(stats.chi2.sf(z @ np.linalg.solve(R, z), len(z)))
+    return worst, float(special.chdtrc(len(z), z @ np.linalg.solve(R, z)))
 
 
 def _normal(x: np.ndarray, n: np.ndarray) -> np.ndarray:

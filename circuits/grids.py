@@ -9,10 +9,10 @@ import eseries
 import numpy as np
 
 from circuits.board import Board, Program
+from circuits.choices import SMALLEST_PART
 from circuits.rounding import round_to_grid
 
 NEAR = 4  # values of the grid that are considered for an element
-SMALLEST_PART = {"F": 1e-13, "S": 1e-8}  # a capacitor of 0.1 pF and a resistor of 100 megaohm can be bought
 
 
 def round_to_series(board: Board, program: Program, series: str, load: np.ndarray) -> Program:

@@ -33,13 +33,21 @@ class Plan:
     reason: str
 
 
-def plan(target: np.ndarray, congruence: np.ndarray, cells: str = "auto", negative: bool = True) -> Plan:
+def plan(
+    target: np.ndarray,
+    congruence: np.ndarray,
+    cells: str = "auto",
+    negative: bool = True,
+    grounded: bool = False,
+    damping: float = 0.0,
+) -> Plan:
     """The cheapest plan that holds T P Tᵀ; `cells` other than "auto" leaves only that kind.
 
-    Without `negative` elements (switched banks hold none) only passive plans are left.
+    Without `negative` elements (switched banks hold none) only passive plans are left. A `grounded` plan scales where
+    it need not, so that every ground element is there: a row sum of zero leaves nothing to take a load from.
 
     "plain" and "differential" are passive, "active" is differential with negative elements where they are needed.
-    InputError says what would do if the kind asked for does not hold the target.
+    InputError says what would do if the kind asked for does not hold the target, `damping` being in it already.
     """
     if cells not in CELLS:
         raise InputError(f"--cells is one of {', '.join(CELLS)}, got {cells!r}")
@@ -48,22 +56,32 @@ def plan(target: np.ndarray, congruence: np.ndarray, cells: str = "auto", negati
     U = unit[:, None] * M * unit
     np.fill_diagonal(U, 1.0)
     if cells in ("auto", "plain"):
-        found = _plain(U, unit, M)
+        found = _plain(U, unit, M, grounded)
         if found:
             return found
         if cells == "plain":
             raise InputError(f"plain cells do not hold the target: {UNBALANCED}; use --cells differential or active")
-    found = _differential(U, unit, M, cells)
+    found = _differential(U, unit, M, cells, grounded)
     if found:
         return found
     if cells == "differential" or not negative:
-        damping = passive_damping(target, congruence)
-        words = [f"--damping {damping:.2g}"] if damping else []
-        words += ["a --precondition from an older matrix"] + ["--cells active"] * negative
+        words = without_negative(target, congruence, damping) + ["--cells active"] * negative
         raise InputError(
             f"passive differential cells do not hold the target: {_undominated(U)}; {' or '.join(words)} would do"
         )
     return Plan("differential", unit, "differential cells with negative elements", _undominated(U))
+
+
+def without_negative(target: np.ndarray, congruence: np.ndarray, damping: float = 0.0) -> list[str]:
+    """What would do without negative elements, in words: the whole damping, `damping` being in it already, and a T."""
+    more = passive_damping(target, congruence)
+    return ([f"--damping {two_digits(damping + more, up=True):.2g}"] if more else []) + [precondition(congruence)]
+
+
+def precondition(congruence: np.ndarray) -> str:
+    """The factor that would do in words, T (n, n) being the one that is used already."""
+    given = not np.array_equal(congruence, np.eye(len(congruence)))
+    return f"a --precondition from {'a matrix nearer to the target' if given else 'an older matrix'}"
 
 
 def passive_damping(target: np.ndarray, congruence: np.ndarray) -> float | None:
@@ -113,20 +131,22 @@ def reading_signs(matrix: np.ndarray) -> np.ndarray | None:
 UNBALANCED = "no reading signs make all its off-diagonal entries negative"
 
 
-def _plain(U: np.ndarray, unit: np.ndarray, M: np.ndarray) -> Plan | None:
+def _plain(U: np.ndarray, unit: np.ndarray, M: np.ndarray, grounded: bool) -> Plan | None:
     signs = reading_signs(U)
-    dominant = _slack(U).min() >= 0
+    dominant = _slack(U).min() >= 0 and not grounded
     weights = np.ones(len(U)) if dominant else _dominance(U)
     if signs is None or weights is None:
         return None
     words = ["plain cells"] + ["reading signs"] * bool((signs < 0).any()) + ["scaled to dominance"] * (not dominant)
     reason = "its off-diagonal entries are negative" + (" for some reading signs" if (signs < 0).any() else "")
+    if not np.any(U - np.eye(len(U))):
+        reason = "it is diagonal, there is nothing to couple"
     return Plan("plain", _normalised(signs * unit * weights, M), ", ".join(words), reason)
 
 
-def _differential(U: np.ndarray, unit: np.ndarray, M: np.ndarray, cells: str) -> Plan | None:
-    why = UNBALANCED if reading_signs(U) is None else f"--cells {cells} was asked for"
-    if _slack(U).min() >= SLACK_MINIMUM:
+def _differential(U: np.ndarray, unit: np.ndarray, M: np.ndarray, cells: str, grounded: bool) -> Plan | None:
+    why = UNBALANCED if reading_signs(U) is None else f"the cells are to be {cells}"
+    if _slack(U).min() >= SLACK_MINIMUM and not grounded:
         return Plan("differential", unit, "differential cells", why)
     weights = _dominance(U)
     if weights is None or weights.max() > SCALING_LIMIT:

@@ -14,7 +14,7 @@ c(τ) = Σ_r (N_r - τ)₊ in independent records of N_r; gaps in a record take 
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 from scipy.linalg import expm, solve_continuous_lyapunov, solve_discrete_lyapunov
 
 from circuits.assembly import Circuit
@@ -212,7 +212,7 @@ def joint_chi_square(estimate: np.ndarray, law: EstimateLaw) -> tuple[float, int
     values, U = np.linalg.eigh(whiten @ estimate @ whiten.T)
     deviation = ((U * np.log(values)) @ U.T + np.einsum("abbc->ac", spread) / 2)[i, j]
     value = float(deviation @ np.linalg.solve(spread[i, j][:, i, j], deviation))
-    return value, len(i), float(stats.chi2.sf(value, len(i)))
+    return value, len(i), float(special.chdtrc(len(i), value))
 
 
 def decay_time(circuit: Circuit) -> float:

@@ -19,10 +19,12 @@ import numpy as np
 
 from circuits.banks import parasitic
 from circuits.board import GROUND, Board, Mutual, Part
-from circuits.choices import check_ranges
+from circuits.choices import BoardError, check_ranges
 from circuits.errors import InputError
+from circuits.target import two_digits
 
 INPUT_CAPACITANCE = 5e-12  # F, of an amplifier and the trace to it
+MOST_INPUT = 0.9  # of a capacitor may be taken for it
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,18 @@ def check_parasitics(parasitics: Parasitics) -> Parasitics:
 
 
 def with_parasitics(board: Board, parasitics: Parasitics) -> Board:
-    """The board with its parasitics; InputError for those of inductors on a board that has none."""
+    """The board with its parasitics; InputError for those of inductors on a board that has none.
+
+    BoardError if the input of an amplifier is as much as the capacitor that it is taken from.
+    """
     coils = parasitics.winding or parasitics.self_resonance or parasitics.coupled_coils
     if coils and board.coupling == "resistive":
         raise InputError(
             "a resistive board has no inductors; leave out --winding, --self-resonance and --coupled-coils"
         )
     spread = max(part.tolerance for part in board.parts)
+    if parasitics.esr:
+        _check_inputs(board)
     parts = [made for part in board.parts for made in _with_series(part, parasitics, spread)]
     parts += [made for part in board.parts if part.kind == "L" for made in _across(part, parasitics, spread)]
     if parasitics.esr:
@@ -76,6 +83,24 @@ def with_parasitics(board: Board, parasitics: Parasitics) -> Board:
     return replace(board, parts=tuple(parts), mutuals=mutuals if parasitics.coupled_coils else ())
 
 
+def _check_inputs(board: Board) -> None:
+    """Raise BoardError if a capacitor that is soldered for good is no larger than the input that is taken from it."""
+    fixed = [part for part in board.parts if _gives_way(part)]
+    least = min(fixed, key=lambda part: part.nominal, default=None)
+    if least and MOST_INPUT * least.nominal < INPUT_CAPACITANCE:
+        raise BoardError(
+            f"behind ESR every node needs the input of an amplifier, {INPUT_CAPACITANCE:.3g} F, taken from its "
+            f"capacitor, but {least.name} is only {least.nominal:.3g} F",
+            {"unit_capacitance": two_digits(board.capacitance + 4 * INPUT_CAPACITANCE, up=True)},
+            {"esr": 0.0},
+        )
+
+
+def _gives_way(part: Part) -> bool:
+    """Whether the input capacitance is taken from this part: a capacitor to ground that no program sets."""
+    return part.kind == "C" and part.role in ("storage", "ground") and part.nominal is not None
+
+
 def _with_series(part: Part, parasitics: Parasitics, spread: float) -> Iterator[Part]:
     """The part, and what is in series with it at its far end."""
     holds = part.kind == "C" and not part.cause and part.role not in ("negative", "bit")
@@ -88,7 +113,7 @@ def _with_series(part: Part, parasitics: Parasitics, spread: float) -> Iterator[
         yield part
         return
     inner = f"{letter}{part.name}".lower()
-    nominal = part.nominal - INPUT_CAPACITANCE if part.role in ("storage", "ground") and part.nominal else part.nominal
+    nominal = part.nominal - INPUT_CAPACITANCE if _gives_way(part) else part.nominal
     yield replace(part, nodes=(part.nodes[0], inner), nominal=nominal)
     series = parasitic(f"R{inner}", "R", (inner, part.nodes[1]), cause, resistance, cause, spread)
     yield replace(series, wire=True, beside=part.element)

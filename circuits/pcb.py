@@ -10,9 +10,8 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from circuits.bill import bill_lines
+from circuits.bill import bill_lines, soldered_parts
 from circuits.board import GROUND, Board, Program
-from circuits.copies import populated_parts
 from circuits.errors import SimulationError
 
 TIMEOUT = 300.0  # s; a board of 64 cells takes some two
@@ -20,7 +19,7 @@ TIMEOUT = 300.0  # s; a board of 64 cells takes some two
 
 def pcb_netlist(board: Board, program: Program) -> str:
     """Text of the netlist; SimulationError if skidl does not deliver."""
-    nodes = {part.name: part.nodes for part, _ in populated_parts(board, program)}
+    nodes = {part.name: part.nodes for part, _ in soldered_parts(board, program)}
     nodes |= {entry.name: (entry.node, GROUND) for entry in (*board.sources, *board.inputs)}
     parts: list[dict] = []
     for line in bill_lines(board, program):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from circuits.assembly import assemble_gains, is_stable, nominal_circuit, states
 from circuits.board import REFERENCE_CELSIUS, Conditions, ideal_conditions
@@ -105,7 +105,9 @@ def population(
 def yield_at(errors: np.ndarray, copies: int, bound: float) -> Yield:
     """Share of `copies` whose error is at most `bound`; those without an error (unstable) are not."""
     good = int((errors <= bound).sum())
-    low, high = stats.binomtest(good, copies).proportion_ci(CONFIDENCE, method="exact")
+    outside = (1 - CONFIDENCE) / 2
+    low = special.betaincinv(good, copies - good + 1, outside) if good else 0.0
+    high = special.betaincinv(good + 1, copies - good, 1 - outside) if good < copies else 1.0
     return Yield(float(bound), good / copies, (float(low), float(high)))
 
 

@@ -6,25 +6,22 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from circuits.assembly import nominal_circuit
-from circuits.bill import engineering
-from circuits.board import Board, Conditions, Program, RoundingCost
-from circuits.copies import populated_parts
-from circuits.deck import START_UP
+from circuits.bill import engineering, soldered_parts
+from circuits.board import RoundingCost
+from circuits.bringup import Bringup, bringup
+from circuits.deck import START_UP, WIDEST, WIDEST_BANKED
 from circuits.design import YIELD_DRAWS, Design
-from circuits.inversion import inversion
-from circuits.ladder import passive_damping
+from circuits.imperfections import errors_in_words, nominal_errors, small_elements, unwelcome
+from circuits.ladder import without_negative
 from circuits.netlist import noise_amplitude
-from circuits.ou import reading_covariance
-from circuits.sensitivity import expected_error, part_sensitivities
-from circuits.solve import predicted_columns
+from circuits.sensitivity import PartSensitivity, differentiated, expected_error, part_sensitivities
 from circuits.store import sha256
-from circuits.target import two_digits
 
 WORST = 10
+WORST_LISTED = 3  # on the screen
+MOST_NODES = 16  # whose measurements are listed
 UNITS = {"R": "Ω", "L": "H", "C": "F"}
 KINDS = {"R": "resistors", "L": "inductors", "C": "capacitors"}
-STRAY = 0.2e-12  # F: no layout is better
-MOST_STATES = 600  # of a circuit whose Lyapunov equation is solved for a review
 
 
 def review_text(design: Design) -> str:
@@ -36,8 +33,11 @@ def review_text(design: Design) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )  # Markdown, so nothing is escaped; names were checked
+    plan = _frequencies(design)
+    measured = np.sort(plan["corners"]) * ([0, 1, 1] if design.board.inputs else 1)  # an ohmmeter does without coils
+    numbers = bringup(design, measured, plan["bias_current"])
     return environment.get_template("design.md.j2").render(
-        **_what(design), **_frequencies(design), kinds=part_counts(design), worst=worst_parts(design)
+        **_what(design), **plan, **_measurements(numbers), kinds=part_counts(design), worst=worst_parts(design)
     )
 
 
@@ -45,40 +45,27 @@ def review_lines(design: Design) -> list[str]:
     """The review in a few lines: why, what would avoid it, parts, expected error and the parts it comes from."""
     lines = [f"why: {design.program.reason}"]
     if any(value < 0 for value in design.program.values.values()):
-        damping = avoiding_damping(design)
-        words = [f"--damping {damping:.2g}"] if damping else []
-        lines.append(f"without negative elements: {' or '.join([*words, 'a --precondition from an older matrix'])}")
-    imperfect = nominal_error(design) if _unwelcome(design.board, design.program) else None
-    if imperfect is not None:
-        lines.append(f"exact parts, with switches and parasitics: {100 * imperfect:.2g} % error of the inverse")
+        lines.append(f"without negative elements: {avoiding_negative(design)}")
+    if unwelcome(design.board, design.program):
+        imperfect = errors_in_words(nominal_errors(design))
+        lines += [f"exact parts, with switches and parasitics: {imperfect}"] if imperfect else []
     if design.rounding:
         lines.append(f"rounded to {design.rounding.series}: {_rounded(design.rounding)}")
-    lines.append("parts: " + ", ".join(f"{row['count']} {row['kind']}" for row in part_counts(design)))
-    worst = ", ".join(f"{entry.part} ({entry.value:.2g})" for entry in worst_parts(design)[:3])
+    tiny = small_elements(design)
+    lines += [f"small: {tiny}"] if tiny else []
+    lines.append("parts: " + ", ".join(_counted(row) for row in part_counts(design)))
     error = 100 * expected_error(design.board, design.program)
-    lines.append(f"error of the inverse at ±{100 * design.tolerance:.3g} %: {error:.2g} % expected; most from {worst}")
+    worst = worst_parts(design)[:WORST_LISTED]
+    words = "most from" if error else "it depends most on"
+    parts = ", ".join(f"{entry.part} ({entry.value:.2g} × ±{100 * entry.tolerance:.3g} %)" for entry in worst)
+    most = f"; {words} {parts}" if parts else ""
+    lines.append(f"error of the inverse at ±{100 * design.tolerance:.3g} %: {error:.2g} % expected{most}")
     return lines
-
-
-def nominal_error(design: Design) -> float | None:
-    """Relative error of the inverse on the nominal board with all that is not ideal; None if it has too many nodes.
-
-    By the Lyapunov equation, or on a resistive board by the mean.
-    """
-    board, program = design.board, design.program
-    circuit = nominal_circuit(board, program, Conditions())
-    rule = inversion(design)
-    if board.inputs:
-        columns = predicted_columns(board, circuit, 1.0)
-        return float(rule.error(program.mapping.T @ (board.unit * columns) @ program.mapping))
-    if sum(circuit.coils.shape) > MOST_STATES:
-        return None
-    return float(rule.error(rule.read(reading_covariance(circuit))))
 
 
 def part_counts(design: Design) -> list[dict[str, Any]]:
     """Soldered parts by kind, with their number and range; switches and negative elements count apart."""
-    parts = populated_parts(design.board, design.program)
+    parts = soldered_parts(design.board, design.program)
     solid = [(part, value) for part, value in parts if not part.bit]
     groups = {KINDS[kind]: [value for part, value in solid if part.kind == kind and value > 0] for kind in KINDS}
     groups["switches"] = [value for part, value in parts if part.bit]
@@ -97,19 +84,18 @@ def part_counts(design: Design) -> list[dict[str, Any]]:
     ]
 
 
-def worst_parts(design: Design) -> list:
-    """The ten parts that the inverse depends on most."""
-    every = part_sensitivities(design.board, design.program)
+def worst_parts(design: Design) -> list[PartSensitivity]:
+    """The ten parts that the error of the inverse comes from, or with exact parts those that it depends on most."""
+    every = [entry for entry in part_sensitivities(design.board, design.program) if entry.value > 0]
     # Parts of a matched pair are equal but for rounding; so that they come in one order everywhere, six digits count.
-    return sorted(every, key=lambda entry: -float(f"{entry.value:.6g}"))[:WORST]
+    return sorted(every, key=lambda entry: (-float(f"{entry.contribution:.6g}"), -float(f"{entry.value:.6g}")))[:WORST]
 
 
-def avoiding_damping(design: Design) -> float | None:
-    """The whole --damping that would do without negative elements; None if there are none, or if no damping would."""
+def avoiding_negative(design: Design) -> str:
+    """What would do without negative elements, in words: the whole --damping, or a factor; "" if there are none."""
     if not any(value < 0 for value in design.program.values.values()):
-        return None
-    more = passive_damping(design.program.target, design.program.congruence)
-    return more and two_digits(design.damping + more, up=True)
+        return ""
+    return " or ".join(without_negative(design.program.target, design.program.congruence, design.damping))
 
 
 def _rounded(cost: RoundingCost) -> str:
@@ -118,10 +104,17 @@ def _rounded(cost: RoundingCost) -> str:
     return f"{100 * cost.error:.2g} % error of the nominal inverse, where the nearest values {nearest}"
 
 
+def _counted(row: dict[str, Any]) -> str:
+    """A row of part counts in words."""
+    one = {"switches": "switch"}.get(row["kind"], row["kind"].removesuffix("s"))
+    return f"{row['count']} {row['kind'] if row['count'] > 1 else one}"
+
+
 def _what(design: Design) -> dict[str, Any]:
     board, program = design.board, design.program
-    unwelcome = _unwelcome(board, program)
+    causes = unwelcome(board, program)
     nodes = [f"{reading.plus} {reading.minus or ''}".strip() for reading in board.readings]
+    inputs = " and every bias input" if board.inputs else ""
     return {
         "name": program.name,
         "size": len(program.target),
@@ -133,7 +126,7 @@ def _what(design: Design) -> dict[str, Any]:
         "congruence": not np.array_equal(program.congruence, np.eye(len(program.target))),
         "step": program.step,
         "reason": program.reason,
-        "passive_damping": avoiding_damping(design),
+        "avoiding_negative": avoiding_negative(design),
         "copies": len(design.copies),
         "tolerance": design.tolerance,
         "seed": design.seed,
@@ -144,10 +137,13 @@ def _what(design: Design) -> dict[str, Any]:
         "differential": board.kind == "differential",
         "banks": board.banks,
         "full_scale": ", ".join({engineering(bank.reach, board.element_unit) for bank in board.banks}),
-        "parasitics": unwelcome,
-        "nominal_error": nominal_error(design) if unwelcome else None,
-        "tiny": _tiny(board, program),
-        "test_points": ", ".join(nodes) + " (the readings), and every noise input",
+        "parasitics": causes,
+        "nominal_error": errors_in_words(nominal_errors(design)) if causes else "",
+        "tiny": small_elements(design),
+        "negative": any(value < 0 for value in program.values.values()),
+        "differentiated": differentiated(board, program),
+        "covariance_in_deck": len(board.cells) <= (WIDEST_BANKED if board.banks else WIDEST),
+        "test_points": ", ".join(nodes) + " (the readings), and every noise input" + inputs,
     }
 
 
@@ -172,8 +168,10 @@ def _frequencies(design: Design) -> dict[str, Any]:
         "coupling": board.coupling,
         "unit": engineering(board.unit, unit) + ("" if capacitive else f" ({engineering(1 / board.unit, 'Ω')})"),
         "capacitance": engineering(board.capacitance, "F"),
+        "bias_current": board.limits.reading_rms / gain,
         "bias": engineering(board.limits.reading_rms / gain, "A"),
         "resonance": engineering(corners[0], "Hz"),
+        "corners": corners,
         "lowest": engineering(corners[1], "Hz"),
         "highest": engineering(corners[2], "Hz"),
         "quality": quality,
@@ -190,33 +188,26 @@ def _frequencies(design: Design) -> dict[str, Any]:
     }
 
 
-def _unwelcome(board: Board, program: Program) -> list[str]:
-    """Parasitics by cause: how many parts, and their value."""
-    found: dict[str, list] = {}
-    for part in board.parts:
-        there = part.beside is None or part.beside in program.values
-        if there and (part.cause or part.role == "input") and part.role != "pad":
-            found.setdefault(part.cause or "inputs", []).append(part)
-    lines = [
-        f"{cause}: {len(parts)} × {engineering(parts[0].nominal, UNITS[parts[0].kind])}"
-        for cause, parts in found.items()
+def _measurements(numbers: Bringup) -> dict[str, Any]:
+    """What to measure, in words: the first nodes, and all readings for a bias into the first cell."""
+    columns = [] if numbers.columns is None else numbers.columns
+    poles = len(numbers.nodes) // max(len(columns), 1)
+    nodes = [
+        {
+            "node": node,
+            "impedances": [engineering(value, "Ω") for value in numbers.impedances[k]],
+            "alone": engineering(numbers.alone[k], "V"),
+            "solved": engineering(columns[k // poles][k // poles], "V") if len(columns) else "",
+        }
+        for k, node in enumerate(numbers.nodes[:MOST_NODES])
     ]
-    pads = sum(part.nominal for part in board.parts if part.role == "pad")
-    if pads:
-        lines.append(f"pads of the switches: {engineering(pads, 'F')} in all, taken from the capacitors to ground")
-    if board.mutuals:
-        lines.append(f"coupled coils: {len(board.mutuals)} pairs with a factor of {board.mutuals[0].coefficient:g}")
-    return lines
-
-
-def _tiny(board: Board, program: Program) -> str | None:
-    """Elements that are smaller than what traces have anyway, in words."""
-    stray = STRAY if board.coupling == "capacitive" else board.unit * 1e-4
-    small = [name for name, value in program.values.items() if abs(value) < stray]
-    if not small or board.banks:
-        return None
-    word = engineering(stray, board.element_unit)
-    return f"{len(small)} of {len(program.values)} elements are below {word}: layout strays are as large"
+    return {
+        "measured": nodes,
+        "every_node": len(numbers.nodes),
+        "measured_at": [engineering(frequency, "Hz") for frequency in numbers.frequencies],
+        "spread": numbers.spread,
+        "first_column": [engineering(row[0], "V") for row in columns[:MOST_NODES]],
+    }
 
 
 def _common_mode(nodes_per_cell: int, capacitance: np.ndarray) -> float:

@@ -149,7 +149,7 @@ def _fitted(problem: _Problem, values: np.ndarray, steps: int = FIT_STEPS) -> tu
 def _beam(columns: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     """Picks (FINALISTS, elements) into offsets (elements, choices) with small ||columns @ offset||."""
     count = len(offsets)
-    A = np.vstack([columns, REGULARISATION * np.linalg.norm(columns, axis=0).max() * np.eye(count)])
+    A = np.vstack([columns, REGULARISATION * np.linalg.norm(columns, axis=0).max(initial=0.0) * np.eye(count)])
     order = _weakest_first(A)
     R = np.linalg.qr(A[:, order], mode="r")
     ordered = offsets[order]
@@ -177,7 +177,7 @@ def _weakest_first(A: np.ndarray) -> np.ndarray:
         order.append(k)
         q = rest[:, k] / (np.linalg.norm(rest[:, k]) or 1.0)
         rest[:, left] -= np.outer(q, q @ rest[:, left])
-    return np.array(order)
+    return np.array(order, dtype=np.int64)
 
 
 def _exchanged(problem: _Problem, grid: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -189,11 +189,12 @@ def _exchanged(problem: _Problem, grid: np.ndarray, values: np.ndarray) -> np.nd
     pairs = list(combinations(singles, 2)) if count <= MOST_PAIRS else []
     moves = np.array([*zip(singles, singles, strict=True), *pairs])
     rows = np.arange(len(moves))
-    while True:
+    while len(moves):  # a diagonal target on banks has nothing to round
         trials = np.repeat(best[None], len(moves), axis=0)
         for side in moves.T:
             trials[rows, element[side]] = grid.reshape(-1)[side]
         errors = _fitted(problem, trials, steps=2)[0]
         if not errors.min() < error * (1 - 1e-9):
-            return best
+            break
         best, error = trials[errors.argmin()], float(errors.min())
+    return best

@@ -4,12 +4,18 @@ Drawn for the board at hand: the first cell that has parts of every kind, the fi
 cell i stands on the diagonal and the coupling of i and j where row and column meet.
 """
 
-import schemdraw
-from schemdraw import elements as elm
+import sys
 
-from circuits.bill import engineering
+from circuits.bill import engineering, soldered_parts
 from circuits.board import Bank, Board, Program
-from circuits.copies import codes, populated_parts
+from circuits.copies import codes
+
+# schemdraw does without its matplotlib backend where that cannot be imported; drawing SVG needs none, and importing it
+# takes longer than drawing. None makes the import of this one module fail.
+sys.modules.setdefault("schemdraw.backends.mpl", None)
+
+import schemdraw  # noqa: E402
+from schemdraw import elements as elm  # noqa: E402
 
 CELLS = {
     "capacitive": (("R", elm.Resistor), ("L", elm.Inductor2), ("CG", elm.Capacitor)),
@@ -23,7 +29,7 @@ FONT = "sans-serif"
 
 def schematic_svg(board: Board, program: Program) -> str:
     """The drawing as SVG text."""
-    values = {part.name: engineering(value, UNITS[part.kind]) for part, value in populated_parts(board, program)}
+    values = {part.name: engineering(value, UNITS[part.kind]) for part, value in soldered_parts(board, program)}
     schemdraw.use("svg")
     with schemdraw.Drawing(show=False, fontsize=10, font=FONT, unit=2.2) as drawing:
         _cell(drawing, board, values)
@@ -82,7 +88,7 @@ def _coupling(drawing: schemdraw.Drawing, board: Board, program: Program, values
     if bank:
         _highest_bit(drawing, board, bank, values, symbol, top)
         return
-    held = [part for part, _ in populated_parts(board, program) if part.element in (element.name, f"{element.name}b")]
+    held = [part for part, _ in soldered_parts(board, program) if part.element in (element.name, f"{element.name}b")]
     for row, part in enumerate(held):
         y = top - 1.5 - 1.6 * row
         a, b = part.nodes
@@ -123,7 +129,7 @@ def _arrangement(drawing: schemdraw.Drawing, board: Board, program: Program, val
         words = [f"{cell.name}: {' '.join(cell.nodes)}", *(f"{values[k]} {w}" for k, w in held if k in values)]
         _field(drawing, left + width * i, top - 1 - height * i, words, "#dbe9f6")
     parts_of: dict[str | None, list[str]] = {}
-    for part, _ in populated_parts(board, program):
+    for part, _ in soldered_parts(board, program):
         parts_of.setdefault(part.element, []).append(part.name)
     banks = {name: bank.name for bank in board.banks for name in bank.elements}
     for bank in board.banks:

@@ -1,41 +1,92 @@
-"""First-order sensitivity of the inverse to every part, in closed form.
+"""First-order sensitivity of the inverse to every part.
 
-A capacitor x with stamp s moves C by x s sᵀ, hence the inverse by  dB/dlog x = - x c0/k w wᵀ,  w = Xᵀ H C⁻¹ s: a
-matrix of rank one with the norm x c0/k |w|². A resistor moves the temperature of its node (the source does not follow
-it), and with equal G, Γ everywhere the modes c of C separate:
+Of the board as it is meant, in closed form. A capacitor x with stamp s moves C by x s sᵀ, hence the inverse by
+dB/dlog x = - x c0/k w wᵀ,  w = Xᵀ H C⁻¹ s: a matrix of rank one with the norm x c0/k |w|². A resistor moves the
+temperature of its node (the source does not follow it), and with equal G, Γ everywhere the modes c of C separate:
 
     dCov(v)/dlog R_i = V [ 2 kT g (V_ia V_ib) / (g (c_a + c_b) + Γ (c_a - c_b)²/(2 g)) ] Vᵀ.
 
 A source's power does as much as its resistor. An inductor moves nothing. On a resistive board the inverse is read from
 the mean, <v> = G⁻¹ i, so the first law holds with G for C and a conductance for x, and capacitors move nothing.
 
-For independent parts, uniform within ±tolerance, the expected relative error of the inverse is tolerance/sqrt(3) times
-the root of the sum of squares.
+Of a capacitive board with parasitics as it is (circuits.gradient): there inductors and parasitics move the inverse too.
+
+For independent parts, uniform within ±tolerance, the expected relative error of the inverse is the root of the sum of
+the squares of the parts' contributions, sensitivity · tolerance / sqrt(3).
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from circuits.assembly import nominal_circuit, stamp_vectors
 from circuits.board import Board, Conditions, Program, ideal_conditions
 from circuits.copies import gains_of, nominal_copy, part_values, wiring
+from circuits.gradient import reading_gradients
+
+MOST_NODES = 150  # and inductors of a circuit with parasitics whose parts are all differentiated, a second
 
 
 @dataclass(frozen=True)
 class PartSensitivity:
-    """Relative change of the inverse for a relative change of one part: ||dP⁻¹/dlog x|| / ||P⁻¹||."""
+    """Relative change of the inverse for a relative change of one part: ||dP⁻¹/dlog x|| / ||P⁻¹||.
+
+    `contribution` is the root mean square of the relative error that its own `tolerance` gives.
+    """
 
     part: str
     role: str
     value: float
+    tolerance: float
+
+    @property
+    def contribution(self) -> float:
+        """value · tolerance / sqrt(3)."""
+        return self.value * self.tolerance / float(np.sqrt(3))
 
 
+@lru_cache(maxsize=8)
 def part_sensitivities(board: Board, program: Program) -> tuple[PartSensitivity, ...]:
     """Sensitivity to every part of the nominal board, switches closed or open, in the order of the board's parts.
 
     And then to every source, if their power has a tolerance.
     """
+    sizes, there = _as_it_is(board, program) if differentiated(board, program) else _as_meant(board, program)
+    reference = np.linalg.norm(np.linalg.inv(program.target))
+    entries = [*((part, part.role) for part in board.parts), *((source, "noise source") for source in board.sources)]
+    return tuple(
+        PartSensitivity(entry.name, role, float(size / reference), entry.tolerance)
+        for (entry, role), size, counts in zip(entries, sizes, there, strict=True)
+        if counts
+    )
+
+
+def differentiated(board: Board, program: Program) -> bool:
+    """Whether sensitivities are those of the board with its parasitics: if it has any, and is not too large."""
+    dynamic = {part.cause for part in board.parts} | {mutual.cause for mutual in board.mutuals}
+    if board.coupling == "resistive" or not dynamic & ideal_conditions(board).off:
+        return False
+    coils = sum(part.kind == "L" for part in board.parts)
+    return len(wiring(board, program, Conditions()).nodes) + coils <= MOST_NODES
+
+
+def expected_error(board: Board, program: Program) -> float:
+    """Root mean square relative error of the inverse over copies, to first order in the parts' tolerances."""
+    return float(np.sqrt(sum(entry.contribution**2 for entry in part_sensitivities(board, program))))
+
+
+def _as_it_is(board: Board, program: Program) -> tuple[np.ndarray, np.ndarray]:
+    """Norms of the inverse's change, (parts + sources,), and which are there, of the circuit with all it has."""
+    scale = board.capacitance / (board.nodes_per_cell * program.energy)
+    X = program.mapping * np.sqrt(scale)
+    change = X.T @ reading_gradients(board, program) @ X
+    present = wiring(board, program, Conditions()).present
+    return np.linalg.norm(change, axis=(-2, -1)), np.array([*present, *_felt(board)])
+
+
+def _as_meant(board: Board, program: Program) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the ideal circuit, in closed form."""
     conditions = Conditions(off=ideal_conditions(board).off | {"switches"})
     values = part_values(board, program, gains_of(board, [nominal_copy(board)])[0], conditions)
     wired = wiring(board, program, conditions)
@@ -52,27 +103,18 @@ def part_sensitivities(board: Board, program: Program) -> tuple[PartSensitivity,
     scale = board.unit / board.nodes_per_cell
     sizes = np.zeros(len(board.parts))
     sizes[holds] = held * scale * ((reach @ stamps[:, holds]) ** 2).sum(axis=0)
-    sources = [source for source in board.sources if source.tolerance and capacitive]
+    of_sources = np.zeros(len(board.sources))
     if capacitive:
         resistors = (kinds == "R") & wired.present
-        sizes[resistors] = _of_heat(board, program, stamps[:, resistors], X, scale)
-    at_sources = np.eye(len(board.nodes))[:, [board.nodes.index(source.node) for source in sources]]
-    sizes = np.concatenate([sizes, _of_heat(board, program, at_sources, X, scale) if sources else []])
-    reference = np.linalg.norm(np.linalg.inv(program.target))
-    there = [*wired.present, *[True] * len(sources)]
-    named = [(part.name, part.role) for part in board.parts] + [(source.name, "noise source") for source in sources]
-    return tuple(
-        PartSensitivity(*names, float(size / reference))
-        for names, size, counts in zip(named, sizes, there, strict=True)
-        if counts
-    )
+        at_sources = np.eye(len(board.nodes))[:, [board.nodes.index(source.node) for source in board.sources]]
+        heat = _of_heat(board, program, np.hstack([stamps[:, resistors], at_sources]), X, scale)
+        sizes[resistors], of_sources = np.split(heat, [resistors.sum()])
+    return np.concatenate([sizes, of_sources]), np.array([*wired.present, *_felt(board)])
 
 
-def expected_error(board: Board, program: Program) -> float:
-    """Root mean square relative error of the inverse over copies, to first order in the parts' tolerances."""
-    tolerance = {entry.name: entry.tolerance for entry in (*board.parts, *board.sources)}
-    squares = [(s.value * tolerance[s.part]) ** 2 for s in part_sensitivities(board, program)]
-    return float(np.sqrt(np.sum(squares) / 3))
+def _felt(board: Board) -> list[bool]:
+    """Which sources count: those whose power has a tolerance, where the inverse is read from the covariance."""
+    return [board.coupling == "capacitive" and source.tolerance > 0 for source in board.sources]
 
 
 def _of_heat(board: Board, program: Program, stamps: np.ndarray, X: np.ndarray, scale: float) -> np.ndarray:

@@ -5,23 +5,25 @@ matrix of the returned elements and of all static loads, as the readings see it,
 the codes of banks it is as near to that as the inverse allows.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from circuits.assembly import nominal_circuit
 from circuits.board import Board, Program
-from circuits.choices import Choices
+from circuits.choices import BoardError, Choices
 from circuits.coding import coded, needed_range
-from circuits.elements import element_values, static_load, unloaded
+from circuits.elements import LoadError, element_values, static_load, unloaded
 from circuits.errors import CoarseBankError, InputError
 from circuits.grids import halved, round_fixed, round_to_series
-from circuits.ladder import Plan, plan
+from circuits.ladder import Plan, passive_damping, plan, precondition
 from circuits.layout import build_board
 from circuits.ou import hold_period, settling_time
 from circuits.parasitics import Parasitics, with_parasitics
-from circuits.target import two_digits
+from circuits.remedies import refused
+from circuits.target import least_damping, two_digits
 
 LARGEST = 64  # cells
 LARGEST_BANKED = 16  # cells of a board with banks, every bit of which is a node
@@ -37,30 +39,45 @@ def design(
     cells: str = "auto",
     choices: Choices | None = None,
     parasitics: Parasitics | None = None,
+    damping: float = 0.0,
 ) -> tuple[Board, Program]:
-    """Board and program for a checked target P (n, n), n <= 64, and a checked congruence T (default: identity)."""
-    made = choices or Choices()
-    check_size(len(target), bool(made.bank_bits))
-    if made.bank_bits and len(target) == 1:
+    """Board and program for a checked target P (n, n), n <= 64, and a checked congruence T (default: identity).
+
+    InputError says what would do where no such board can be made: changes of the choices that were tried, or a damping
+    of which `damping` is in the target already.
+    """
+    given, unwelcome = choices or Choices(), parasitics or Parasitics()
+    n = len(target)
+    check_size(n, bool(given.bank_bits))
+    if given.bank_bits and n == 1:
         raise InputError("a board of one cell has no coupling to switch; leave out --bank-bits")
-    T = np.eye(len(target)) if congruence is None else congruence
-    chosen = plan(target, T, cells, negative=not made.bank_bits)
+    T = np.eye(n) if congruence is None else congruence
 
-    def built(bits: int) -> Board:
-        return _board(target, T, chosen, tolerance, replace(made, bank_bits=bits), parasitics)
+    def make(choices: Choices, parasitics: Parasitics, target: np.ndarray = target) -> tuple[Board, Program]:
+        return _attempt(target, T, name, tolerance, cells, choices, parasitics, damping)
 
-    board = built(made.bank_bits)
+    def holds(P: np.ndarray) -> bool:
+        try:
+            make(given, unwelcome, P)
+        except InputError:
+            return False
+        return True
+
     try:
-        return board, program(board, target, T, chosen, name, made.series)
-    except CoarseBankError as error:
-        more = range(made.bank_bits + 1, MOST_BITS + 1)
-        enough = next((bits for bits in more if _goes(built, bits, target, T, chosen)), None)
-        remedy = f"--bank-bits {enough} would do" if enough else "use a larger --damping or a --precondition"
-        raise InputError(f"{error}; {remedy}") from None
+        return make(given, unwelcome)
+    except BoardError as error:
+        first = damping + 1e-6 * float(np.trace(target)) / n
+        larger = partial(least_damping, target - damping * np.eye(n), first, holds)
+        raise refused(error, given, unwelcome, make, larger) from None
 
 
-def reprogram(board: Board, target: np.ndarray, congruence: np.ndarray | None, name: str) -> Program:
-    """Put another checked target on a board with banks; InputError if it does not go there."""
+def reprogram(
+    board: Board, target: np.ndarray, congruence: np.ndarray | None, name: str, damping: float = 0.0
+) -> Program:
+    """Put another checked target on a board with banks; InputError if it does not go there, with what would.
+
+    `damping` is in the target already.
+    """
     if not board.banks:
         raise InputError("the board has no banks: its parts are soldered for one target; design one with --bank-bits")
     n = len(target)
@@ -70,11 +87,24 @@ def reprogram(board: Board, target: np.ndarray, congruence: np.ndarray | None, n
     try:
         return program(board, target, T, plan(target, T, board.kind, negative=False), name)
     except InputError as error:
-        words = str(error).split("; ")[0]
+        more = passive_damping(target, T) or 1e-6 * float(np.trace(target)) / n
+        larger = least_damping(target - damping * np.eye(n), damping + more, lambda P: takes(board, P, T))
+        words = [f"--damping {larger:.2g}"] if larger else []
+        words += [precondition(T), "another board"]
         raise InputError(
-            f"the board of {board.kind} cells does not take this target: {words}; use a --precondition, a larger "
-            "--damping, or another board"
+            f"the board of {board.kind} cells does not take this target: {str(error).split('; ')[0]}; "
+            f"{', '.join(words[:-1])} or {words[-1]} would do"
         ) from None
+
+
+def takes(board: Board, target: np.ndarray, congruence: np.ndarray | None) -> bool:
+    """Whether a checked target goes on a board with banks."""
+    T = np.eye(len(target)) if congruence is None else congruence
+    try:
+        program(board, target, T, plan(target, T, board.kind, negative=False), "board")
+    except InputError:
+        return False
+    return True
 
 
 def check_size(size: int, banks: bool = False) -> None:
@@ -99,12 +129,39 @@ def program(
         return levelled(board, coded(board, draft))
     load = static_load(board, draft)
     draft = replace(draft, values=unloaded(board, values, load))
-    _check_limits(board, draft.values)
+    parallel = any(element.second for element in board.elements)
     if series:
+        check_limits(board, draft.values, at_most=parallel + 1)
         draft = round_to_series(board, draft, series, load)
-    elif any(element.second for element in board.elements):
-        draft = replace(draft, values=halved(draft.values))
+    else:
+        draft = replace(draft, values=halved(draft.values)) if parallel else draft
+        check_limits(board, draft.values)
     return levelled(board, draft)
+
+
+def check_limits(board: Board, values: dict[str, float], at_most: int = 1) -> None:
+    """Raise BoardError that names the value [F or S] farthest outside the board's limits.
+
+    One of `at_most` parts is held to the largest only with its share.
+    """
+    if not values:
+        return
+    smallest, largest = board.limits.smallest, board.limits.largest
+    sizes = {name: abs(value) for name, value in values.items()}
+    low, high = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
+    if sizes[high] > largest * at_most:
+        name, limit, word, ratio = high, largest, "largest", largest * at_most / sizes[high]
+    elif sizes[low] < smallest:
+        name, limit, word, ratio = low, smallest, "smallest", smallest / sizes[low]
+    else:
+        return
+    kind = "part" if board.banks else "element"
+    raise BoardError(
+        f"{kind} {name} needs {values[name]:.3g} {board.element_unit}, beyond the {word} this board may have, "
+        f"{limit:.3g} {board.element_unit}",
+        *_changes_of_size(board, ratio),
+        {f"{word}_element": two_digits(sizes[name] / at_most, up=word == "largest")},
+    )
 
 
 def levelled(board: Board, draft: Program) -> Program:
@@ -122,30 +179,68 @@ def levelled(board: Board, draft: Program) -> Program:
     )
 
 
-def _board(
+def _attempt(
+    target: np.ndarray,
+    congruence: np.ndarray,
+    name: str,
+    tolerance: float,
+    cells: str,
+    choices: Choices,
+    parasitics: Parasitics,
+    damping: float,
+) -> tuple[Board, Program]:
+    """Board and program by the cheapest plan, or where that leaves no ground element to take a load from, grounded."""
+    chosen = plan(target, congruence, cells, negative=not choices.bank_bits, damping=damping)
+    try:
+        return _made(target, congruence, chosen, name, tolerance, choices, parasitics)
+    except LoadError as error:
+        try:
+            grounded = plan(target, congruence, cells, negative=False, grounded=True)
+            return _made(target, congruence, grounded, name, tolerance, choices, parasitics)
+        except InputError:
+            raise error from None
+
+
+def _made(
     target: np.ndarray,
     congruence: np.ndarray,
     chosen: Plan,
+    name: str,
     tolerance: float,
     choices: Choices,
-    parasitics: Parasitics | None,
-) -> Board:
+    parasitics: Parasitics,
+) -> tuple[Board, Program]:
+    """Board and program by a plan; BoardError says which changes may do."""
     reach = choices.bank_range
     if choices.bank_bits and reach is None:
         reach = needed_range(_programmed(target, chosen.scaling[:, None] * congruence))
     board = build_board(len(target), chosen.kind, tolerance, choices, reach or 1.0)
+    check_limits(board, _soldered_for_good(board))
     if choices.series:
         board = round_fixed(board, choices.series)
-    return with_parasitics(board, parasitics) if parasitics else board
-
-
-def _goes(built: Callable[[int], Board], bits: int, target: np.ndarray, congruence: np.ndarray, chosen: Plan) -> bool:
-    """Whether a board with banks of so many bits can be built and takes the target."""
+    board = with_parasitics(board, parasitics)
     try:
-        program(built(bits), target, congruence, chosen, "board")
-    except InputError:
-        return False
-    return True
+        return board, program(board, target, congruence, chosen, name, choices.series)
+    except CoarseBankError as error:
+        more = range(choices.bank_bits + 1, MOST_BITS + 1)
+        raise BoardError(str(error), *({"bank_bits": bits} for bits in more)) from None
+
+
+def _changes_of_size(board: Board, ratio: float) -> Iterator[dict[str, float]]:
+    """What makes the parts of a board larger (`ratio` above 1) or smaller."""
+    unit = "unit_capacitance" if board.coupling == "capacitive" else "unit_conductance"
+    yield {unit: two_digits(board.unit * ratio, up=ratio > 1)}
+    if any(element.second for element in board.elements):
+        yield {"parallel": 1}
+    for bank in board.banks[:1]:
+        yield from ({"bank_bits": bits} for bits in range(bank.bits - 1, 0, -1) if ratio > 1)
+        yield {"bank_range": two_digits(bank.reach / board.unit * ratio, up=ratio > 1)}
+
+
+def _soldered_for_good(board: Board) -> dict[str, float]:
+    """What the bits of banks, and what leads to ground beside them, are [F or S], by part; nothing without banks."""
+    held = [part for part in board.parts if part.role in ("bit", "ground") and part.nominal is not None]
+    return {part.name: part.nominal if part.kind == "C" else 1 / part.nominal for part in held if board.banks}
 
 
 def _programmed(target: np.ndarray, mapping: np.ndarray) -> np.ndarray:
@@ -156,28 +251,3 @@ def _programmed(target: np.ndarray, mapping: np.ndarray) -> np.ndarray:
             "the matrix as programmed is singular in double precision; use a larger --damping or a --precondition"
         )
     return (M + M.T) / 2
-
-
-def _check_limits(board: Board, values: dict[str, float]) -> None:
-    """Raise InputError that names the element farthest outside the board's limits, and what would bring it inside."""
-    unit, option = board.element_unit, "--unit-capacitance" if board.coupling == "capacitive" else "--unit-conductance"
-    smallest, largest = board.limits.smallest, board.limits.largest
-    sizes = {name: abs(value) for name, value in values.items()}
-    low, high = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
-    if sizes[high] > largest:
-        name, limit, word = high, largest, "largest"
-        would_do = two_digits(board.unit * largest / sizes[high], up=False)
-    elif sizes[low] < smallest:
-        name, limit, word = low, smallest, "smallest"
-        would_do = two_digits(board.unit * smallest / sizes[low], up=True)
-    else:
-        return
-    ratio = would_do / board.unit
-    fits = smallest <= sizes[low] * ratio and sizes[high] * ratio <= largest
-    remedy = (
-        f"{option} {would_do:.2g}" if fits else f"--{word}-element {two_digits(sizes[name], word == 'largest'):.2g}"
-    )
-    raise InputError(
-        f"element {name} needs {values[name]:.3g} {unit}, beyond the {word} this board may have, {limit:.3g} {unit}; "
-        f"{remedy} would do"
-    )

@@ -1,7 +1,7 @@
 """Target matrices: read from a file or an array, and checked once, at the border.
 
-A target is real, finite, square, symmetric to rounding and positive definite. Everything behind this file may rely
-on that.
+A target is real, finite, square, symmetric to rounding and positive definite, whatever the units of its rows: that is
+judged once its diagonal is 1. Everything behind this file may rely on that.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import numpy as np
 from circuits.errors import InputError
 
 SYMMETRY = 1e-8  # relative asymmetry that still counts as rounding
-SMALLEST_PIVOT = 1e-14  # relative to the largest eigenvalue: below it the matrix is singular in double precision
+SMALLEST_PIVOT = 1e-14  # of a matrix of unit diagonal, relative to its largest: below it rounding makes it singular
 DOUBLINGS = 60  # of a remedy, before it is given up
 LARGEST_ENTRY = 1e100  # beyond it, and below its inverse, products of three matrices leave double precision
 
@@ -26,11 +26,11 @@ def read_matrix(path: Path, what: str = "matrix") -> np.ndarray:
         if path.suffix == ".npy":
             with path.open("rb") as stream:
                 return np.lib.format.read_array(stream, allow_pickle=False)
-        text = path.read_text().replace(",", " ")
-        rows = [line.split() for line in text.splitlines() if line.strip()]
-        return np.array([[float(word) for word in row] for row in rows])
+        return _numbers(path.read_text(encoding="utf-8-sig"))  # spreadsheets begin a file with a byte order mark
     except FileNotFoundError:
         raise InputError(f"{what} {path} does not exist") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{what} {path} is not readable: it is no UTF-8 text; save it as CSV in UTF-8") from None
     except (OSError, ValueError, EOFError, TokenError, MemoryError, OverflowError) as error:
         raise InputError(f"{what} {path} is not readable: {error}") from None
 
@@ -86,7 +86,10 @@ def check_target(
         scale = float(np.trace(damped)) / len(P) if np.trace(damped) > 0 else float(largest) or 1.0
         remedy = least_damping(P, damping + max(-smallest, 0.0) + 0.01 * scale, holds)
         would_do = f"; --damping {remedy:.2g} would do" if remedy is not None else ""
-        raise InputError(f"{what} must be positive definite, its smallest eigenvalue is {smallest:.4g}{would_do}")
+        to_rounding = ", zero to rounding" if smallest > 0 else ""
+        raise InputError(
+            f"{what} must be positive definite, its smallest eigenvalue is {smallest:.4g}{to_rounding}{would_do}"
+        )
     return damped
 
 
@@ -108,17 +111,12 @@ def two_digits(value: float, up: bool) -> float:
     return float(f"{near + step:.1e}")
 
 
-def _is_definite(P: np.ndarray) -> bool:
-    eigenvalues = np.linalg.eigvalsh(P)
-    return bool(eigenvalues[0] > SMALLEST_PIVOT * abs(eigenvalues[-1]))
-
-
 def check_congruence(matrix: np.ndarray, size: int) -> np.ndarray:
     """Return the preconditioner T, (n, n), invertible, or raise InputError."""
     T = check_square(matrix, "preconditioner")
     if len(T) != size:
         raise InputError(f"preconditioner must be {size} x {size} like the target, got {len(T)} x {len(T)}")
-    singular = np.linalg.svd(T, compute_uv=False)
+    singular = np.linalg.svd(_equilibrated(T), compute_uv=False)
     if singular[-1] <= SMALLEST_PIVOT * singular[0]:
         raise InputError(f"preconditioner must be invertible, its smallest singular value is {singular[-1]:.4g}")
     return T
@@ -128,3 +126,42 @@ def inverse_factor(matrix: np.ndarray) -> np.ndarray:
     """T, (n, n), lower triangular, with T P Tᵀ = I: the preconditioner made from an older P."""
     L = np.linalg.cholesky(matrix)
     return np.linalg.inv(L)
+
+
+def _numbers(text: str) -> np.ndarray:
+    """The numbers of a text, a row a line; ValueError names the row that is none."""
+    rows = [line.replace(",", " ").split() for line in text.splitlines() if line.strip()]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(rows[0]):
+            raise ValueError(
+                f"expected {len(rows[0])} numbers in row {number} as in row 1, got {len(row)}; fill it up, or cut it"
+            )
+        for column, word in enumerate(row, start=1):
+            if not _is_number(word):
+                raise ValueError(f"row {number}, column {column} is {word!r}; give numbers with a decimal point alone")
+    return np.array([[float(word) for word in row] for row in rows])
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_definite(P: np.ndarray) -> bool:
+    """Whether P is positive definite in double precision, whatever the units of its rows: once its diagonal is 1."""
+    diagonal = np.diag(P)
+    if diagonal.min() <= 0:
+        return False
+    eigenvalues = np.linalg.eigvalsh(P / np.sqrt(diagonal[:, None] * diagonal))
+    return bool(eigenvalues[0] > SMALLEST_PIVOT * eigenvalues[-1])
+
+
+def _equilibrated(T: np.ndarray) -> np.ndarray:
+    """T with rows, then columns, of unit length: their units make it no more singular. Rows of zeros stay."""
+    for axis in (1, 0):
+        length = np.linalg.norm(T, axis=axis, keepdims=True)
+        T = T / np.where(length > 0, length, 1.0)
+    return T

@@ -30,7 +30,7 @@ def banks(target, works) -> str:
         (["--coupling", "inductive"], "--coupling is capacitive or resistive, got 'inductive'"),
         (["--bank-bits", "-1"], "--bank-bits is from 0 to 12, got -1"),
         (["--bank-bits", "13"], "--bank-bits is from 0 to 12, got 13"),
-        (["--bank-range", "100"], "--bank-range is from"),
+        ([*BANKS, "--bank-range", "1e7"], "--bank-range is from"),
         (["--switch-resistance", "0"], "--switch-resistance is from"),
         (["--pad-capacitance", "1"], "--pad-capacitance is from"),
         (["--parallel", "3"], "--parallel is from 1 to 2, got 3"),
@@ -38,6 +38,15 @@ def banks(target, works) -> str:
         (["--unit-conductance", "nan"], "--unit-conductance is from"),
         (["--smallest-element", "2e-6"], "--smallest-element is from 0 to 1e-06"),
         (["--largest-element", "0"], "--largest-element is from"),
+        (["--largest-element", "nan"], "--largest-element is from 1e-15 to 1000 F or S, got nan"),
+        (["--smallest-element", "nan"], "--smallest-element is from 0 to 1e-06 F or S, got nan"),
+        (["--copies", "1001"], "from 1 to 1000 copies can be drawn, got --copies 1001"),
+        (["--bank-range", "0.5"], "--bank-range has no effect on a board without --bank-bits; leave it out, or give"),
+        (["--switch-resistance", "5"], "--switch-resistance has no effect on a board without --bank-bits"),
+        (["--pad-capacitance", "1e-12"], "--pad-capacitance has no effect on a board without --bank-bits"),
+        (["--unit-conductance", "1e-4"], "--unit-conductance has no effect on a board without --coupling resistive"),
+        (["--coupling", "resistive", "--quality", "2"], "--quality has no effect on a board without --coupling capa"),
+        (["--coupling", "resistive", "--resonance", "1e5"], "--resonance has no effect on a board without --coupling"),
         (["--winding", "-1"], "--winding is from"),
         (["--esr", "inf"], "--esr is from"),
         (["--coupled-coils", "0.99"], "--coupled-coils is from"),
@@ -142,8 +151,8 @@ def test_another_target_on_the_same_board(banks, works):
 
 
 def test_boards_calibration_is_not_for_are_refused_by_name(target, banks, refused, works, monkeypatch):
-    monkeypatch.setattr("tngd.verbs.load_measurements", lambda *_: {})
-    monkeypatch.setattr("tngd.verbs.read_json", lambda *_: {"provenance": {"ngspice": "39"}})
+    monkeypatch.setattr("tngd.laboratory.load_measurements", lambda *_: {})
+    monkeypatch.setattr("tngd.laboratory.read_json", lambda *_: {"provenance": {"ngspice": "39"}, "ambient": 27.0})
     works("design", target, "--coupling", "resistive", "--out", "solver")
     assert "this one is resistive" in refused("calibrate", "solver", "--route", "exact")
     assert "with switched banks" in refused("calibrate", banks, "--route", "exact")

@@ -20,7 +20,7 @@ from circuits.parasitics import Parasitics
 from circuits.population import COPIES
 from circuits.review import review_lines
 from circuits.store import read_json
-from tngd import laboratory, verbs
+from tngd import verbs
 from tngd.stages import Stages
 from tngd.tables import more_tables, show, training_table, verification_table
 
@@ -175,6 +175,7 @@ def verify(
     force: Force = False,
 ) -> None:
     """Run every copy in ngspice, or take recorded readings, and compare the inverse with the target's."""
+    laboratory = _loaded("laboratory")
     inquiry = laboratory.Inquiry(method, samples, target_error, seed, charge, ambient, copies, bound, measured)
     with Stages(announce=False) as stage:
         result = laboratory.verify(folder, inquiry, force, stage("verify"))
@@ -191,7 +192,7 @@ def calibrate(
 ) -> None:
     """Fit the reduced-order model of every copy to its runs."""
     with Stages(announce=False) as stage:
-        content = laboratory.calibrate(folder, route, force, stage("calibrate"))
+        content = _loaded("laboratory").calibrate(folder, route, force, stage("calibrate"))
     for name, fit in content["fitted_on"]["copies"].items():
         before, after = fit["rms_residual_uncalibrated"], fit["rms_residual"]
         print(f"{name}: rms residual {before:.3g} -> {after:.3g} standard deviations")
