@@ -45,6 +45,7 @@ from circuits.solve import solve_run
 from circuits.store import sha256
 
 EXACT, SOLVE, CHARGE, NOISE = "exact", "solving", "charge", "noise"  # jobs of a copy that are no chunks
+TRIALS = 2  # of a job
 WAITING = 64  # jobs that wait for a process; more would only take memory
 Progress = Callable[[int, int, str], None]
 
@@ -186,18 +187,20 @@ def _run_all(
 
     At Ctrl-C the waiting ones are dropped.
     """
-    failed: list[tuple[str, str | int]] = []
-    done = 0
-    for last, todo in ((False, list(jobs)), (True, failed)):
+    todo, done = list(jobs), 0
+    for _ in range(TRIALS):
+        failed: dict[tuple[str, str | int], SimulationError] = {}
         for key, result, error in _finished(jobs, todo):
-            if error and last:
-                raise error
             if error:
-                failed.append(key)
+                failed[key] = error
                 continue
             collect(key, result)
             done += 1
             progress(done, len(jobs), f"{key[0]} {'sampled' if isinstance(key[1], int) else key[1]}")
+        todo = [key for key in todo if key in failed]
+        if not todo:
+            return
+    raise failed[todo[0]]  # the first in order, whichever failed first
 
 
 def _finished(
