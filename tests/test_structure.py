@@ -70,7 +70,11 @@ ORDER = {
         "calibration",
     ],
     "tngd": [
+        "transition",
         "process",
+        "scan",
+        "paths",
+        "likelihood",
         "tiles",
         "losses",
         "mnist",

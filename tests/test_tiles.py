@@ -1,13 +1,10 @@
-"""Tiles on the copies against the numpy route through the same device, and the torch process against Lyapunov."""
-
-from dataclasses import replace
+"""Tiles on the copies against the numpy route through the same device."""
 
 import numpy as np
 import pytest
 import torch
 from cases import FAIR, FAIR_FACTOR, random_target
 from compare import assert_close
-from reference import kronecker_lyapunov
 from simulated import measured_exactly, rough_device
 
 from circuits import ou
@@ -19,7 +16,6 @@ from circuits.device import Device, draw_device, ideal_device, predict
 from circuits.errors import InputError
 from circuits.layout import build_board
 from circuits.synthesis import design as synthesise
-from tngd.process import Process, circuit_process, program_process, stationary_covariance, stationary_mean
 from tngd.tiles import invert_tiles, tile_board
 
 # Condition numbers from 1 to 1e6, both signs, dominated and not.
@@ -109,35 +105,3 @@ def test_turning_the_board_renumbers_its_copies():
     assert torch.equal(turned.ground[0], board.ground[1])
     assert torch.equal(turned.temperature[2], board.temperature[0])
     assert torch.equal(board.turned(3).crossed, board.crossed)
-
-
-def test_process_of_a_copy_has_the_covariance_of_its_reduced_circuit():
-    made = make_design(FAIR)
-    device, _ = calibrate(made, measured_exactly(made), "exact")
-    for copy in range(3):
-        process = program_process(device, copy, made.program)
-        expected = ou.reading_covariance(predict(device, copy, made.program))
-        assert_close(stationary_covariance(process), expected, 1e-10)
-        assert torch.count_nonzero(stationary_mean(process)) == 0
-    with pytest.raises(InputError, match="copies 0 to 2"):
-        program_process(device, 3, made.program)
-
-
-def test_process_solves_lyapunov_for_singular_noise_and_batches():
-    rng = np.random.default_rng(0)
-    A = rng.normal(size=(5, 3, 3)) + 4 * np.eye(3)
-    factor = rng.normal(size=(5, 3, 1))
-    D = factor @ factor.transpose(0, 2, 1)
-    process = Process(torch.tensor(A), torch.tensor(D), torch.ones(5, 3).double(), torch.eye(3).double())
-    found = stationary_covariance(process)
-    for k in range(5):
-        assert_close(found[k], kronecker_lyapunov(A[k], D[k]), 1e-11)
-    assert_close(stationary_mean(process)[2], np.linalg.solve(A[2], np.ones(3)), 1e-12)
-
-
-def test_process_of_an_unstable_circuit_is_refused():
-    made = make_design(FAIR)
-    circuit = assemble(made.board, made.program, made.copies[0], Conditions())
-    broken = replace(circuit, conductance=-circuit.conductance)
-    with pytest.raises(InputError, match="unstable"):
-        stationary_covariance(circuit_process(broken))

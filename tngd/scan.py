@@ -1,31 +1,65 @@
-"""The linear recursion x_k = Φ x_{k-1} + w_k over many steps, in place, as a few wide matrix products.
+"""The random recursion x_k = Φ x_{k-1} + β + F z_k over many equal steps, as few and wide matrix products.
 
-The N steps are cut into blocks of B. The ends of the blocks from a zero start, e = Σ Φ^{B-1-j} w_j, need one product a
-step of all blocks at once; the true ends are the same recursion with Φ^B; from them all blocks are walked through
-together. Rows are states, so a step is X Φᵀ. Small systems, whose products are too small to be worth a call, take
-several steps in one product instead: a block of B rows (w_1 … w_B) times the block Toeplitz matrix of powers of Φ.
+Rows are states, so a step is X Φᵀ. Many sequences of one system are walked through together, step by step. Few long
+ones are cut into blocks of B steps: from a zero start all blocks are walked through at once to their ends e; the true
+ends obey the same recursion with Φ^B; from them all blocks are walked through again, which is exact and takes one
+product more a step. Small systems, whose products are not worth a call, take several steps in one product: a row of
+noises (w_1 … w_m) times the block Toeplitz matrix of the powers of Φ, and so on for the ends.
 """
 
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-WIDE = 32  # rows of one product from which walking step by step costs less than two passes
-SHORT = 24  # steps that are walked through one by one
-TOEPLITZ = 64  # rows of the matrix of several steps
+WIDE = 32  # rows of one product from which walking step by step costs less than walking twice
+SMALL = 16  # states of a system that takes several steps in one product
+TOEPLITZ = 128  # rows of the matrix of several steps
+SCRATCH = 8 << 20  # bytes of noise at a time: what a cache holds
+PIECE = 1 << 16  # random numbers at a time, likewise
 
 
-def scan_in_place(matrix: Tensor, noise: Tensor) -> None:
-    """Turn w_0 … w_{N-1} into x_0 = w_0, x_k = Φ x_{k-1} + w_k.
+@dataclass(frozen=True, eq=False)
+class Recursion:
+    """One step of each of b systems."""
 
-    `matrix` Φ (b, d, d), `noise` w (b, s, N, d): s sequences of every one of b systems.
-    """
-    systems, sequences, steps, d = noise.shape
-    if steps <= SHORT or sequences >= WIDE:
-        _walk(matrix, noise)
-    elif systems * sequences * d <= TOEPLITZ and 2 * d <= TOEPLITZ:
-        _leap(matrix, noise, TOEPLITZ // d)
-    else:
-        _in_blocks(matrix, noise)
+    matrix: Tensor  # (b, d, d), Φ
+    drive: Tensor  # (b, d), β
+    factor: Tensor  # (b, d, d), F
+
+    def __getitem__(self, part: slice) -> "Recursion":
+        """Some of the systems."""
+        return Recursion(self.matrix[part], self.drive[part], self.factor[part])
+
+
+def run(recursion: Recursion, path: Tensor, generator: Generator) -> None:
+    """Fill `path` (b, s, N, d), s sequences of every system, from its first states path[:, :, 0]."""
+    systems, sequences, points, d = path.shape
+    each = max(1, SCRATCH // (sequences * points * d * path.element_size()))
+    for first in range(0, systems, each):
+        part = slice(first, first + each)
+        some, there = recursion[part], path[part]
+        if sequences >= WIDE or points <= WIDE:
+            _walk(some, there, generator)
+        elif d <= SMALL and there.shape[0] * sequences < WIDE:
+            _leap(some, there, generator)
+        else:
+            _in_blocks(some, there, generator)
+
+
+def standard_normal(out: Tensor, generator: Generator) -> Tensor:
+    """Fill `out`, contiguous, with independent N(0, 1): in float64 by Box and Muller, twice as fast as torch's own."""
+    if out.dtype != torch.float64:
+        return out.normal_(generator=generator)
+    for piece in out.view(-1).split(PIECE):
+        half = (len(piece) + 1) // 2
+        radius = torch.rand(half, dtype=out.dtype, device=out.device, generator=generator)
+        angle = torch.rand(half, dtype=out.dtype, device=out.device, generator=generator).mul_(2 * torch.pi)
+        radius = radius.neg_().log1p_().mul_(-2).sqrt_()
+        torch.cos(angle, out=piece[:half]).mul_(radius)
+        rest = len(piece) - half
+        torch.sin(angle[:rest], out=piece[half:]).mul_(radius[:rest])
+    return out
 
 
 def powers(matrix: Tensor, count: int) -> Tensor:
@@ -37,51 +71,81 @@ def powers(matrix: Tensor, count: int) -> Tensor:
     return found
 
 
-def _walk(matrix: Tensor, noise: Tensor) -> None:
-    step = matrix.mT
-    rows = noise[:, :, 0].clone()
-    for k in range(1, noise.shape[2]):
-        rows = torch.bmm(rows, step).add_(noise[:, :, k])
-        noise[:, :, k] = rows
+def _walk(recursion: Recursion, path: Tensor, generator: Generator) -> None:
+    step, factor, drive = recursion.matrix.mT, recursion.factor.mT, recursion.drive[:, None]
+    rows = path[:, :, 0].contiguous()
+    z = torch.empty_like(rows)
+    for k in range(1, path.shape[2]):
+        moved = torch.baddbmm(drive, standard_normal(z, generator), factor)
+        rows = moved.baddbmm_(rows, step)
+        path[:, :, k] = rows
 
 
-def _in_blocks(matrix: Tensor, noise: Tensor) -> None:
-    systems, sequences, steps, d = noise.shape
-    block = int(steps**0.5)
-    blocks = steps // block
-    whole = noise[:, :, : blocks * block].unflatten(2, (blocks, block))
-    by_step = [whole[:, :, :, j].reshape(systems, -1, d) for j in range(block)]
-    step = matrix.mT
-    end = by_step[0]
-    for part in by_step[1:]:
+def _in_blocks(recursion: Recursion, path: Tensor, generator: Generator) -> None:
+    systems, sequences, points, d = path.shape
+    block, blocks = _division(points - 1)
+    step, factor, drive = recursion.matrix.mT, recursion.factor.mT, recursion.drive[:, None]
+    noise = path.new_empty(block, systems, sequences * blocks, d)
+    z = torch.empty_like(noise[0])
+    end = torch.baddbmm(drive, standard_normal(z, generator), factor, out=noise[0])
+    for part in noise[1:]:
+        torch.baddbmm(drive, standard_normal(z, generator), factor, out=part)
         end = torch.baddbmm(part, end, step)
     ends = end.view(systems, sequences, blocks, d)
-    scan_in_place(torch.linalg.matrix_power(matrix, block), ends)
-    rows = torch.zeros_like(ends)
-    rows[:, :, 1:] = ends[:, :, :-1]
+    rows = torch.empty_like(ends)
+    rows[:, :, 0] = path[:, :, 0]
+    leap = torch.linalg.matrix_power(recursion.matrix, block).mT
+    for k in range(1, blocks):
+        rows[:, :, k] = torch.baddbmm(ends[:, :, k - 1], rows[:, :, k - 1], leap)
     rows = rows.view(systems, -1, d)
-    for j, part in enumerate(by_step):
-        rows = torch.baddbmm(part, rows, step)
-        whole[:, :, :, j] = rows.view(systems, sequences, blocks, d)
-    if blocks * block < steps:
-        _walk(matrix, noise[:, :, blocks * block - 1 :])
+    for part in noise:
+        rows = part.baddbmm_(rows, step)
+    # From (step of the block, …, block, d) to time in order; the last block may reach beyond the end.
+    ordered = noise.view(block, systems, sequences, blocks, d).permute(1, 2, 3, 0, 4)
+    whole = (blocks - 1) * block
+    path[:, :, 1 : whole + 1].unflatten(2, (blocks - 1, block)).copy_(ordered[:, :, :-1])
+    path[:, :, whole + 1 :] = ordered[:, :, -1, : points - 1 - whole]
 
 
-def _leap(matrix: Tensor, noise: Tensor, block: int) -> None:
+def _division(steps: int) -> tuple[int, int]:
+    """Length and number of blocks, about alike, that waste few steps."""
+    root = int(steps**0.5)
+    block = min(range(max(1, root - root // 4), root + 1), key=lambda size: (-(-steps // size) * size, -size))
+    return block, -(-steps // block)
+
+
+def _leap(recursion: Recursion, path: Tensor, generator: Generator) -> None:
+    systems, sequences, points, d = path.shape
+    z = standard_normal(path.new_empty(systems, sequences * (points - 1), d), generator)
+    noise = torch.baddbmm(recursion.drive[:, None], z, recursion.factor.mT)
+    noise = noise.view(systems, sequences, points - 1, d)
+    noise[:, :, 0] += path[:, :, 0] @ recursion.matrix.mT
+    path[:, :, 1:] = _sums(recursion.matrix, noise)
+
+
+def _sums(matrix: Tensor, noise: Tensor) -> Tensor:
+    """Σ_{i ≤ k} Φ^{k-i} w_i of w (b, s, N, d), by blocks, their ends, and so on."""
     systems, sequences, steps, d = noise.shape
-    blocks = steps // block
-    ladder = powers(matrix, block).mT  # Φᵀ, Φ²ᵀ, …
-    lags = torch.arange(block, device=noise.device)[None, :] - torch.arange(block, device=noise.device)[:, None]
-    eye = torch.eye(d, dtype=noise.dtype, device=noise.device).expand(systems, 1, d, d)
-    toeplitz = torch.cat([eye, ladder], dim=1)[:, lags.clamp(min=0)] * (lags >= 0)[:, :, None, None]
-    toeplitz = toeplitz.transpose(2, 3).reshape(systems, block * d, block * d)
-    onward = ladder.transpose(1, 2).reshape(systems, d, block * d)
-    whole = noise[:, :, : blocks * block].reshape(systems, -1, block * d) @ toeplitz
-    whole = whole.view(systems, sequences, blocks, block * d)
-    ends = whole[..., -d:].clone()
-    scan_in_place(matrix @ ladder[:, -2].mT if block > 1 else matrix, ends)
-    starts = ends[:, :, :-1].reshape(systems, -1, d)
-    whole[:, :, 1:] += (starts @ onward).view(systems, sequences, blocks - 1, block * d)
-    noise[:, :, : blocks * block] = whole.view(systems, sequences, blocks * block, d)
-    if blocks * block < steps:
-        _walk(matrix, noise[:, :, blocks * block - 1 :])
+    block = min(steps, TOEPLITZ // d)
+    blocks = -(-steps // block)
+    if blocks * block > steps:
+        noise = torch.nn.functional.pad(noise, (0, 0, 0, blocks * block - steps))
+    ladder = powers(matrix, block)
+    found = noise.reshape(systems, sequences * blocks, block * d) @ _toeplitz(ladder)
+    found = found.view(systems, sequences, blocks, block * d)
+    if blocks > 1:
+        ends = _sums(ladder[:, -1], found[:, :, :-1, -d:])
+        onward = ladder.mT.transpose(1, 2).reshape(systems, d, block * d)
+        found[:, :, 1:] += (ends.reshape(systems, -1, d) @ onward).view(systems, sequences, blocks - 1, block * d)
+    return found.view(systems, sequences, blocks * block, d)[:, :, :steps]
+
+
+def _toeplitz(ladder: Tensor) -> Tensor:
+    """(b, m d, m d): what a row of m noises makes of the states after each of them."""
+    systems, block, d, _ = ladder.shape
+    # One row of blocks 0 … 0 I Φᵀ … ; row i of the matrix starts i blocks earlier.
+    row = ladder.new_zeros(systems, d, 2 * block - 1, d)
+    row[:, :, block - 1] = torch.eye(d, dtype=ladder.dtype, device=ladder.device)
+    row[:, :, block:] = ladder[:, :-1].mT.transpose(1, 2)
+    windows = row.unfold(2, block, 1).flip(2)  # (b, d, i, d', j)
+    return windows.permute(0, 2, 1, 4, 3).reshape(systems, block * d, block * d)

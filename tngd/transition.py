@@ -16,9 +16,9 @@ from torch import Tensor
 from circuits.errors import InputError
 
 SHORT = 0.5  # |A| h of the series
-TERMS = {torch.float64: (4, 18), torch.float32: (3, 11)}  # fours of powers of Φ - I, powers of Σ: below rounding
+TERMS = {torch.float64: (4, 17), torch.float32: (2, 9)}  # fours of powers of Φ - I, powers of Σ: below rounding
 SETTLED = {torch.float64: 1e-9, torch.float32: 1e-5}  # of Φ: what is left of Σ(∞) is its square
-MOST_DOUBLINGS = 70  # after which rounding has taken the slowest mode
+MOST_DOUBLINGS = {torch.float64: 46, torch.float32: 21}  # more, and rounding alone makes a mode die out
 BALANCINGS = 12
 MOST_BITS = 60  # of a unit
 
@@ -34,37 +34,39 @@ class Transition:
 
 def exact_transition(A: Tensor, D: Tensor, b: Tensor, times: Tensor) -> Transition:
     """The transition over `times` (…) [s]; A, D (…, d, d) and b (…, d), all axes but the last ones broadcast."""
-    batch = torch.broadcast_shapes(A.shape[:-2], D.shape[:-2], b.shape[:-1], times.shape)
+    batch, d = torch.broadcast_shapes(A.shape[:-2], D.shape[:-2], b.shape[:-1], times.shape), A.shape[-1]
     unit = balancing_units(A)
     A, D, b = _scaled(A, D, b, unit)
     doublings = _doublings(A, times)
-    step = times * 0.5**doublings
-    psi, beta, sigma = _short_step(A, D, b, step)
+    step = (times * 0.5**doublings).expand(batch).reshape(-1)
+    A, D = A.expand(*batch, d, d).reshape(-1, d, d), D.expand(*batch, d, d).reshape(-1, d, d)
+    driven = bool(b.count_nonzero())
+    psi, beta, sigma = _short_step(A, D, b.expand(*batch, d).reshape(-1, d, 1) if driven else None, step)
     for _ in range(doublings):
         psi, beta, sigma = _doubled(psi, beta, sigma)
-    phi = psi + torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    return Transition(
-        (phi * (unit[..., :, None] / unit[..., None, :])).expand(*batch, *A.shape[-2:]),
-        (beta * unit).expand(*batch, A.shape[-1]),
-        (sigma * (unit[..., :, None] * unit[..., None, :])).expand(*batch, *A.shape[-2:]),
-    )
+    psi.diagonal(dim1=-2, dim2=-1).add_(1)
+    drive = beta.view(*batch, d) * unit if driven else b.new_zeros(*batch, d)
+    row, column = unit[..., :, None], unit[..., None, :]
+    return Transition(psi.view(*batch, d, d) * (row / column), drive, sigma.view(*batch, d, d) * (row * column))
 
 
 def lyapunov(A: Tensor, D: Tensor) -> Tensor:
     """Σ, (…, d, d), with A Σ + Σ Aᵀ = D; InputError if A (…, d, d) has an eigenvalue of real part zero or less."""
+    batch, d = torch.broadcast_shapes(A.shape[:-2], D.shape[:-2]), A.shape[-1]
     unit = balancing_units(A)
     drift, D, _ = _scaled(A, D, torch.zeros_like(unit), unit)
-    norm = _norm(drift)[..., None, None]
-    psi, _, sigma = _short_step(drift / norm, D / norm, torch.zeros_like(unit), norm.new_tensor(SHORT))
-    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
-    for _ in range(MOST_DOUBLINGS):
+    drift, D = drift.expand(*batch, d, d).reshape(-1, d, d), D.expand(*batch, d, d).reshape(-1, d, d)
+    psi, _, sigma = _short_step(drift, D, None, SHORT / _norm(drift))
+    eye = torch.eye(d, dtype=A.dtype, device=A.device)
+    for _ in range(MOST_DOUBLINGS[A.dtype]):
         left = (psi + eye).abs().amax((-2, -1))
         if bool((left <= SETTLED[A.dtype]).all()):
-            return sigma * (unit[..., :, None] * unit[..., None, :])
+            return sigma.view(*batch, d, d) * (unit[..., :, None] * unit[..., None, :])
         if not bool(torch.isfinite(left).all()):
             break
         psi, _, sigma = _doubled(psi, None, sigma)
-    raise _unstable(A, ~(left <= SETTLED[A.dtype]))
+    unsettled = ~(left <= SETTLED[A.dtype]).view(batch)
+    raise _unstable(A.expand(*batch, d, d), unsettled)
 
 
 def noise_factor(covariance: Tensor) -> Tensor:
@@ -120,37 +122,39 @@ def _doublings(A: Tensor, times: Tensor) -> int:
     return max(0, int(torch.tensor(reach, dtype=torch.float64).log2().ceil())) if reach > 0 else 0
 
 
-def _short_step(A: Tensor, D: Tensor, b: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Φ - I, β and Σ over a step (…) with |A| step ≤ SHORT, by their Taylor series."""
+def _short_step(A: Tensor, D: Tensor, b: Tensor | None, step: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Φ - I, β and Σ (b, d, d or 1) over steps (b,) with |A| step ≤ SHORT, by their Taylor series; no b makes no β."""
     fours, terms = TERMS[A.dtype]
-    X = -A * step[..., None, None]
-    psi = _expm1(X, fours)
-    sigma, beta = D, b
+    step = step[:, None, None]
+    X = A * -step
+    psi, sigma, beta = _expm1(X, fours), D, b
     for k in range(terms + 1, 1, -1):  # Σ = h Σ_k L^k D / (k + 1)!, L S = X S + S Xᵀ; β likewise
-        half = X @ sigma / k
-        sigma = D + half + half.mT
-        beta = b + (X @ beta[..., None])[..., 0] / k
-    return psi, beta * step[..., None], sigma * step[..., None, None]
+        half = torch.baddbmm(D, X, sigma, beta=0, alpha=1 / k)
+        sigma = (D + half).add_(half.mT)
+        if b is not None:
+            beta = torch.baddbmm(b, X, beta, alpha=1 / k)
+    return psi, None if b is None else beta * step, sigma * step
 
 
 def _expm1(X: Tensor, fours: int) -> Tensor:
-    """e^X - I by its series to the power 4 `fours`, from X, X², X³ and X⁴."""
-    square = X @ X
-    powers = torch.stack([X, square, square @ X, square @ square])
+    """e^X - I, (b, d, d), by its series to the power 4 `fours`, from X, X², X³ and X⁴."""
+    square = torch.bmm(X, X)
+    fourth = torch.bmm(square, square)
+    powers = torch.stack([X, square, torch.bmm(square, X), fourth])
     factorials = torch.arange(1, 4 * fours + 1, dtype=X.dtype, device=X.device).cumprod(0).reciprocal()
-    parts = torch.tensordot(factorials.reshape(fours, 4), powers, 1)
+    parts = torch.tensordot(factorials.view(fours, 4), powers, 1)
     total = parts[-1]
     for part in parts[:-1].flip(0):
-        total = part + powers[3] @ total
+        total = torch.baddbmm(part, fourth, total)
     return total
 
 
 def _doubled(psi: Tensor, beta: Tensor | None, sigma: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    carried = sigma + psi @ sigma  # Φ Σ
-    moved = carried + carried @ psi.mT
+    carried = torch.baddbmm(sigma, psi, sigma)  # Φ Σ
+    half = torch.baddbmm(sigma + carried, carried, psi.mT).mul_(0.5)
     if beta is not None:
-        beta = 2 * beta + (psi @ beta[..., None])[..., 0]
-    return 2 * psi + psi @ psi, beta, sigma + (moved + moved.mT) / 2
+        beta = torch.baddbmm(beta, psi, beta, beta=2)
+    return torch.baddbmm(psi, psi, psi, beta=2), beta, half + half.mT
 
 
 def _unstable(A: Tensor, unsettled: Tensor) -> InputError:
@@ -158,10 +162,15 @@ def _unstable(A: Tensor, unsettled: Tensor) -> InputError:
     places = unsettled.nonzero()
     if not bool(torch.isfinite(A).all()):
         return InputError("expected finite entries in the drift, got inf or nan")
-    lowest = torch.linalg.eigvals(A[unsettled]).real.amin(dim=-1)
-    worst = int(lowest.argmin())
-    where = f" at batch index {tuple(places[worst].tolist())}" if places.shape[-1] else ""
+    values = torch.linalg.eigvals(A[unsettled])
+    lowest, worst = values.real.amin(dim=-1).min(dim=0)
+    where = f" at batch index {tuple(places[int(worst)].tolist())}" if places.shape[-1] else ""
+    if float(lowest) > 0:
+        return InputError(
+            f"the drift{where} is too close to unstable for this precision: its slowest mode has the rate "
+            f"{float(lowest):.3g} 1/s, its fastest {float(values[worst].abs().max()):.3g} 1/s; take out the fast ones"
+        )
     return InputError(
-        f"the drift is unstable{where}: an eigenvalue has the real part {float(lowest[worst]):.3g} 1/s, "
+        f"the drift is unstable{where}: an eigenvalue has the real part {float(lowest):.3g} 1/s, "
         "expected all above zero; there is no stationary state"
     )

@@ -1,0 +1,93 @@
+"""Exact paths of dx = -(A x - b) dt + N(0, D dt) on any grid of times, and draws of its stationary state.
+
+From one time to the next x ← Φ x + β + F z with z ~ N(0, I) and F Fᵀ = Σ (tngd.transition): no step is too long.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor
+
+from circuits.errors import InputError
+from tngd.process import Process, stationary_law, transition
+from tngd.scan import Recursion, run, standard_normal
+from tngd.transition import noise_factor
+
+ROUNDING = 16  # units in the last place of the latest time within which steps are equal
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What paths on one grid of T times need, once for all: u distinct steps of processes with batch axes (…)."""
+
+    times: Tensor  # (T,), s
+    matrix: Tensor  # (…, u, d, d), Φ
+    drive: Tensor  # (…, u, d), β
+    factor: Tensor  # (…, u, d, d), F
+    which: Tensor  # (T - 1,), which of the u steps
+
+
+def prepare_steps(process: Process, times: Tensor | Sequence[float]) -> Steps:
+    """Transitions and noise factors of a process over a grid of times (T,) [s], increasing.
+
+    Equal steps, equal to rounding, share one; then paths are fast. Memory grows with the number of distinct steps.
+    InputError if the times do not increase or the diffusion is not positive semidefinite.
+    """
+    times = torch.as_tensor(times, dtype=torch.float64)
+    distinct, which = distinct_steps(times)
+    over = transition(process, distinct)
+    return Steps(times, over.matrix, over.drive, noise_factor(over.covariance), which)
+
+
+def distinct_steps(times: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct steps (u,) [s] of times (T,), which comes when (T - 1,); InputError if the times do not increase."""
+    if times.ndim != 1 or len(times) < 2 or not bool(torch.isfinite(times).all()):
+        raise InputError(f"expected two or more finite times in one row, got shape {tuple(times.shape)}")
+    steps = times.diff()
+    if not float(steps.min()) > 0:
+        raise InputError(f"expected increasing times, got a step of {float(steps.min()):g} s at {int(steps.argmin())}")
+    close = ROUNDING * torch.finfo(times.dtype).eps * float(times.abs().max())
+    if float(steps.max() - steps.min()) <= close:
+        return (times[-1:] - times[:1]) / len(steps), torch.zeros(len(steps), dtype=torch.long)
+    order = steps.argsort()
+    jumps = steps[order].diff() > close
+    which = torch.empty_like(order)
+    which[order] = torch.cat([torch.zeros(1, dtype=torch.long), jumps.cumsum(0)])
+    count = torch.bincount(which)
+    return torch.zeros(len(count), dtype=times.dtype).index_add_(0, which, steps) / count, which
+
+
+def paths(steps: Steps, start: Tensor, seed: int | Generator, samples: int | None = None) -> Tensor:
+    """Exact paths of the state, (…, T, d), the first state `start` (…, d); with `samples` (…, samples, T, d).
+
+    A start has the batch axes of the process, then one for samples or none; fewer axes broadcast. The same seed, or
+    generator (on the device of the process) in the same state, gives the same bytes.
+    """
+    batch, d = steps.matrix.shape[:-3], steps.matrix.shape[-1]
+    several = () if samples is None else (samples,)
+    if samples is not None and start.ndim == len(batch) + 1:
+        start = start[..., None, :]
+    path = steps.matrix.new_empty(*batch, *several, len(steps.times), d)
+    path[..., 0, :] = start
+    flat = path.view(-1, samples or 1, len(steps.times), d)
+    generator = generator_of(seed, path)
+    parts = [part.reshape(-1, *part.shape[len(batch) :]) for part in (steps.matrix, steps.drive, steps.factor)]
+    if steps.matrix.shape[-3] == 1:
+        run(Recursion(*(part[:, 0] for part in parts)), flat, generator)
+        return path
+    for k, step in enumerate(steps.which.tolist()):
+        run(Recursion(*(part[:, step] for part in parts)), flat[:, :, k : k + 2], generator)
+    return path
+
+
+def stationary_draws(process: Process, samples: int, seed: int | Generator) -> Tensor:
+    """Independent draws of the stationary state, (…, samples, d)."""
+    law = stationary_law(process)
+    z = law.mean.new_empty(*law.mean.shape[:-1], samples, law.mean.shape[-1])
+    return law.mean[..., None, :] + standard_normal(z, generator_of(seed, z)) @ noise_factor(law.covariance).mT
+
+
+def generator_of(seed: int | Generator, like: Tensor) -> Generator:
+    """The generator itself, or a new one with this seed on the device of `like`."""
+    return seed if isinstance(seed, Generator) else Generator(like.device).manual_seed(seed)
