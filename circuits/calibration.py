@@ -21,9 +21,12 @@ from circuits.assembly import Circuit, assemble_gains, is_stable
 from circuits.board import Board, Conditions, Program
 from circuits.copies import draw_gains
 from circuits.design import Design
-from circuits.device import Device, Estimate, FittedCopy, reduced_circuit
+from circuits.device import Device, Estimate, FittedCopy, copy_of, reduced_circuit
 from circuits.errors import InputError
+from circuits.evidence import draw_mismatch, evidence_of
+from circuits.fitting import Fit, fit, observed
 from circuits.ou import reading_covariance, spectrum
+from circuits.pairs import pair_model
 from circuits.runs import Run
 from circuits.sampled import chunks_covariance, chunks_law
 
@@ -58,16 +61,6 @@ class Misfit:
     covariance: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """One copy's fit: parameters, their covariance, and the weighted residuals of the data before and after."""
-
-    values: np.ndarray
-    covariance: np.ndarray
-    residuals_nominal: np.ndarray
-    residuals: np.ndarray
-
-
 def calibrate(
     design: Design,
     measured: dict[str, Run],
@@ -76,11 +69,10 @@ def calibrate(
 ) -> tuple[Device, dict[str, Fit]]:
     """Fit every copy to its `route` ("exact" or "sampled") run; the device, and the fits by copy."""
     board, program = design.board, design.program
-    if board.banks or board.coupling == "resistive":
-        raise InputError(
-            f"calibration is for capacitive boards of fixed parts, this one is {board.coupling}"
-            + " with switched banks" * bool(board.banks)
-        )
+    if board.banks:
+        raise InputError("one program does not show all parts of a board with banks; use calibrate_banks")
+    if board.coupling == "resistive":
+        return _calibrate_resistive(design, measured, route, progress)
     layout = Layout(tuple(e.name for e in board.elements if e.name in program.values), len(board.cells))
     missing = [copy.name for copy in design.copies if getattr(measured[copy.name], _FIELD[route]) is None]
     if missing:
@@ -123,6 +115,29 @@ def model_circuit(board: Board, program: Program, layout: Layout, theta: np.ndar
     gains = dict.fromkeys((element.name for element in board.elements), 1.0)
     gains |= dict(zip(layout.elements, theta[:count].tolist(), strict=True))
     return reduced_circuit(board, program, gains, theta[count : count + n], theta[count + n :])
+
+
+def _calibrate_resistive(
+    design: Design, measured: dict[str, Run], route: str, progress: Callable[[int, int, str], None]
+) -> tuple[Device, dict[str, Fit]]:
+    """Pair by pair, from the columns of the solution, which sources do not enter, and the spectra, which storage does.
+
+    The spectra's integral, the covariance, then says nothing new.
+    """
+    board, model = design.board, pair_model(design.board)
+    runs = [measured[copy.name] for copy in design.copies]
+    if route != "exact" or any(run.exact is None or run.solve is None for run in runs):
+        raise InputError("a resistive board is calibrated on exact runs; make them with `tngd verify --method exact`")
+    mismatch = draw_mismatch(model, design.seed)
+    expected = evidence_of(model, design.program, runs[0].exact.frequencies, mismatch, columns=True)
+    fits = {}
+    for k, (copy, run) in enumerate(zip(design.copies, runs, strict=True)):
+        progress(k, len(runs), f"fitting {copy.name}")
+        evidence, data = observed(expected, run.exact, run.solve)
+        fits[copy.name] = fit(model, [evidence], [data])
+        progress(k + 1, len(runs), f"fitting {copy.name}")
+    copies = tuple(copy_of(board, name, model, found.values, found.covariance) for name, found in fits.items())
+    return Device(board, copies, _summary(design, route, fits)), fits
 
 
 _FIELD = {"exact": "exact", "sampled": "moments"}

@@ -7,11 +7,14 @@ With the element values e of a program
     M~_ii = Σ e_coupling γ + e_ground γ + 2 e_negative γ,   M~_ij = (e_crossed γ - e_straight γ),
     C = M~,  G = diag(g/t_i),  Γ = diag(1/(L l_i)),  Q = k kT g I  (k nodes a cell),
 
-and the law of the readings is that of circuits.ou. Mismatch inside a pair enters in second order only.
+and the law of the readings is that of circuits.ou. Mismatch inside a pair enters in second order only. A board with
+banks, and a resistive one, has a gain of every pair of parts (circuits.pairs): bits, switches, pads, what leads to
+ground; its reduced circuit keeps the nodes behind switches.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +24,10 @@ from pydantic import TypeAdapter, ValidationError
 from circuits.assembly import Circuit
 from circuits.board import Board, Program
 from circuits.errors import InputError
+from circuits.pairs import PairModel, half_circuit, half_of, pair_model
 from circuits.store import read_json, sha256
 
-SCHEMA = "tngd.device/2"
+SCHEMA = "tngd.device/3"
 DEVICE_STREAM = 3  # of random numbers: not that of parts or noise
 
 
@@ -38,7 +42,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class FittedCopy:
-    """Estimates of one copy: gain of every element by name, relative temperature and inductance of every cell."""
+    """Estimates of one copy: gain of every element by name, relative temperature and inductance of every cell.
+
+    On boards with banks and resistive boards `gains` are those of all pairs of parts, and of the power of sources.
+    """
 
     name: str
     gains: dict[str, Estimate]
@@ -48,19 +55,21 @@ class FittedCopy:
 
 @dataclass(frozen=True)
 class Device:
-    """Fitted copies of one board, and what they were fitted on (route, number of data, χ², names of programs)."""
+    """Fitted copies of a board, what they were fitted on (route, number of data, χ², programs), held-out targets."""
 
     board: Board
     copies: tuple[FittedCopy, ...]
     fitted_on: dict[str, Any]
+    held_out: dict[str, Any] = field(default_factory=dict)
 
 
 def ideal_device(board: Board, copies: int = 1) -> Device:
     """The device whose every copy is exactly nominal."""
     exact = Estimate(1.0, 0.0, False)
     each = tuple(exact for _ in board.cells)
-    gains = {element.name: exact for element in board.elements}
-    fitted = tuple(FittedCopy(f"ideal-{k}", gains, each, each) for k in range(1, copies + 1))
+    gains = dict.fromkeys(_gain_names(board), exact)
+    cells = each if board.coupling == "capacitive" else ()
+    fitted = tuple(FittedCopy(f"ideal-{k}", gains, cells, cells) for k in range(1, copies + 1))
     return Device(board, fitted, {"route": "ideal"})
 
 
@@ -103,14 +112,56 @@ def reduced_circuit(
 
 
 def predict(device: Device, copy: int, program: Program) -> Circuit:
-    """The reduced-order circuit of copy number `copy` (from 0) under any program for its board."""
+    """The reduced-order circuit of copy number `copy` (from 0) under any program for its board.
+
+    Readings (n,) of n nodes, and on a board with banks of those behind closed switches.
+    """
     fitted = device.copies[copy]
+    if by_pairs(device.board):
+        model = pairs_of(device.board)
+        return half_circuit(half_of(model, program), parameters_of(model, fitted))
     return reduced_circuit(
         device.board,
         program,
         {name: estimate.value for name, estimate in fitted.gains.items()},
         np.array([estimate.value for estimate in fitted.temperatures]),
         np.array([estimate.value for estimate in fitted.inductances]),
+    )
+
+
+def by_pairs(board: Board) -> bool:
+    """Whether the parts of a copy are known pair by pair, rather than element by element."""
+    return bool(board.banks) or board.coupling == "resistive"
+
+
+@lru_cache(maxsize=8)
+def pairs_of(board: Board) -> PairModel:
+    """`pair_model`, once for a board."""
+    return pair_model(board)
+
+
+def parameters_of(model: PairModel, copy: FittedCopy) -> np.ndarray:
+    """θ (parameters,) of a fitted copy."""
+    cells = {f"temperature_{i}": e for i, e in enumerate(copy.temperatures, start=1)}
+    cells |= {f"inductance_{i}": e for i, e in enumerate(copy.inductances, start=1)}
+    found = copy.gains | cells
+    return np.array([found[name].value for name in model.names])
+
+
+def copy_of(board: Board, name: str, model: PairModel, theta: np.ndarray, covariance: np.ndarray) -> FittedCopy:
+    """The record of fitted parameters (parameters,) of this covariance; observed is what is known twice as well."""
+    error = np.sqrt(np.diag(covariance))
+    found = {
+        parameter: Estimate(float(value), float(own), bool(own < spread / 2))
+        for parameter, value, own, spread in zip(model.names, theta, error, model.spreads, strict=True)
+    }
+    exact = Estimate(1.0, 0.0, False)
+    cells = range(1, len(board.cells) + 1) if board.coupling == "capacitive" else ()
+    return FittedCopy(
+        name,
+        {parameter: found[parameter] for parameter in _gain_names(board)},
+        tuple(found.get(f"temperature_{i}", exact) for i in cells),
+        tuple(found.get(f"inductance_{i}", exact) for i in cells),
     )
 
 
@@ -125,6 +176,8 @@ def describe_device(device: Device) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "fitted_on": device.fitted_on,
+        "held_out": device.held_out,
+        "nominal": _nominal_values(device.board),
         "copies": TypeAdapter(tuple[FittedCopy, ...]).dump_python(device.copies, mode="json"),
         "board": TypeAdapter(Board).dump_python(device.board, mode="json"),
         "device_sha256": device_hash(device),
@@ -142,6 +195,7 @@ def load_device(path: Path | str) -> Device:
             TypeAdapter(Board).validate_python(content["board"]),
             TypeAdapter(tuple[FittedCopy, ...]).validate_python(content["copies"]),
             dict(content["fitted_on"]),
+            dict(content["held_out"]),
         )
         seal = content["device_sha256"]
     except (KeyError, TypeError, ValueError, ValidationError) as error:
@@ -157,7 +211,7 @@ def load_device(path: Path | str) -> Device:
 
 def device_hash(device: Device) -> str:
     """SHA-256 of everything a device predicts from: its board and its copies."""
-    return sha256(TypeAdapter(Device).dump_json(replace(device, fitted_on={})))
+    return sha256(TypeAdapter(Device).dump_json(replace(device, fitted_on={}, held_out={})))
 
 
 def _drawn(copy: FittedCopy, seed: int, number: int) -> FittedCopy:
@@ -176,17 +230,38 @@ def _drawn(copy: FittedCopy, seed: int, number: int) -> FittedCopy:
 
 
 def _problems(device: Device) -> Iterator[str]:
-    names = {element.name for element in device.board.elements}
+    names = set(_gain_names(device.board))
+    cells = len(device.board.cells) if device.board.coupling == "capacitive" else 0
     if not device.copies:
         yield "it holds no copies"
     for copy in device.copies:
         if set(copy.gains) != names:
-            yield f"{copy.name} does not have one gain for each of the board's {len(names)} elements"
-        if not len(copy.temperatures) == len(copy.inductances) == len(device.board.cells):
+            yield f"{copy.name} does not have one gain for each of the board's {len(names)} parts"
+        if not len(copy.temperatures) == len(copy.inductances) == cells:
             yield f"{copy.name} does not have one temperature and inductance for each cell"
         for estimate in (*copy.gains.values(), *copy.temperatures, *copy.inductances):
             if not (0 < estimate.value < np.inf and 0 <= estimate.standard_error < np.inf):
                 yield f"{copy.name} has a gain of {estimate.value} ± {estimate.standard_error}, expected a gain above 0"
+
+
+def _gain_names(board: Board) -> tuple[str, ...]:
+    """Of what a copy has gains."""
+    if not by_pairs(board):
+        return tuple(element.name for element in board.elements)
+    return tuple(name for name in pairs_of(board).names if name.split("_")[0] not in ("temperature", "inductance"))
+
+
+def _nominal_values(board: Board) -> dict[str, dict[str, float]]:
+    """Nominal values of what gains are relative to, in F, ohm, H, but for elements that a program sets."""
+    if not by_pairs(board):
+        return {}
+    model, unit = pairs_of(board), {"C": "F", "R": "ohm", "L": "H"}
+    found = {}
+    for members, row in zip(model.pairs, model.exponents, strict=True):
+        part = board.parts[members[0]]
+        if part.nominal is not None and row.any():
+            found[model.names[int(np.abs(row).argmax())]] = {f"nominal_{unit[part.kind]}": part.nominal}
+    return found
 
 
 def _nominal(board: Board) -> tuple[float, float]:

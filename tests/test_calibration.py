@@ -5,6 +5,7 @@ ngspice.
 """
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,17 +13,22 @@ from cases import FAIR, FAIR_FACTOR, M_MATRIX, random_target
 from compare import assert_close
 from conftest import needs_ngspice
 from simulated import measured_by_sampling, measured_exactly
+from test_banked import truth
 
 from circuits.assembly import assemble, assemble_gains
 from circuits.board import Conditions
 from circuits.calibration import Layout, calibrate, element_means, model_circuit
+from circuits.choices import Choices
 from circuits.copies import gains_of
 from circuits.design import make_design
 from circuits.device import describe_device, device_hash, draw_device, ideal_device, load_device, predict
+from circuits.errors import InputError
 from circuits.handover import write_design
 from circuits.inversion import inversion
 from circuits.layout import build_board
 from circuits.ou import reading_covariance
+from circuits.pairs import pair_model
+from circuits.solve import SolveRun, predicted_columns
 from circuits.store import write_json
 from circuits.synthesis import design as synthesise
 from tngd import laboratory
@@ -61,6 +67,40 @@ def test_standard_errors_of_sampled_fits_are_honest():
     made = make_design(M_MATRIX, copies=12, tolerance=0.05, seed=9)
     z, _ = deviations(made, measured_by_sampling(made, 2_000_000, seed=4), "sampled")
     assert 0.6 < np.mean(z**2) < 1.6
+
+
+@pytest.mark.parametrize(("target", "congruence", "cells"), [(FAIR, FAIR_FACTOR, "auto"), (M_MATRIX, None, "auto")])
+def test_resistive_boards_are_calibrated_on_solutions_and_spectra(target, congruence, cells):
+    made = make_design(
+        target, congruence, cells=cells, choices=Choices(coupling="resistive", source_tolerance=0.03), copies=8, seed=5
+    )
+    measured = measured_exactly(made)
+    with pytest.raises(InputError, match="exact runs"):
+        calibrate(made, measured, "exact")  # without the solutions
+    for copy in made.copies:
+        circuit = assemble(made.board, made.program, copy, Conditions())
+        columns = predicted_columns(made.board, circuit, 1e-5)
+        solved = SolveRun(1e-5, columns, np.zeros(0), np.zeros((0, len(columns))))
+        measured[copy.name] = replace(measured[copy.name], solve=solved)
+    device, fits = calibrate(made, measured, "exact")
+    model = pair_model(made.board)
+    populated = [k for k, name in enumerate(model.names) if name in made.program.values]
+    z = []
+    for k, copy in enumerate(made.copies):  # those that a program leaves out keep their prior
+        fit, true = fits[copy.name], truth(model, copy)
+        z.append((fit.values - true) / np.sqrt(np.diag(fit.covariance)))
+        off = np.sqrt(np.mean((fit.values - true)[populated] ** 2))  # the parts themselves are off by 4e-3
+        assert off < (2e-4 if made.board.nodes_per_cell == 2 else 1e-6)
+        full = assemble(made.board, made.program, copy, Conditions())
+        ours = predicted_columns_of(predict(device, k, made.program))
+        assert_close(ours, predicted_columns(made.board, full, 1.0), 2e-4)
+        assert_close(reading_covariance(predict(device, k, made.program)), reading_covariance(full), 5e-4)
+    assert np.sqrt(np.mean(np.square(z))) < 1.6
+    assert {e.observed for name, e in device.copies[0].gains.items() if name in made.program.values} == {True}
+
+
+def predicted_columns_of(circuit) -> np.ndarray:
+    return circuit.readout @ np.linalg.inv(circuit.conductance) @ circuit.readout.T
 
 
 def test_fit_carries_over_to_targets_it_never_saw():

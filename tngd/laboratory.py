@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from circuits.banked import calibrate_banks
 from circuits.board import REFERENCE_CELSIUS, Conditions
 from circuits.calibration import calibrate as fit_copies
 from circuits.deck import discarded
 from circuits.design import Design, load_design
-from circuits.device import describe_device
+from circuits.device import Device, describe_device
 from circuits.errors import InputError
 from circuits.inversion import inversion
 from circuits.measurement import Plan, measure, samples_for
@@ -84,37 +85,50 @@ def verify(folder: Path, inquiry: Inquiry, force: bool = False, progress: Progre
 
 
 def calibrate(folder: Path, route: str = "auto", force: bool = False, progress: Progress = silent) -> dict[str, Any]:
-    """Fit every copy to its runs and write device.json."""
+    """Fit every copy to its runs, or one with banks to programs of its own, and write device.json."""
     if route not in ("auto", "exact", "sampled"):
         raise InputError(f"--route is auto, exact or sampled, got {route!r}")
     made, _ = load_design(folder)
     with locked(folder):
         refuse_existing(folder / "device.json", force)
-        measured = load_measurements(folder / "statistics.npz", made)
-        try:
-            about = read_json(folder / "verification.json", "verify")
-            ngspice, ambient = about["provenance"]["ngspice"], about["ambient"]
-        except (KeyError, TypeError):
-            raise InputError(
-                f"{folder / 'verification.json'} is damaged; make it again with `tngd verify --force`"
-            ) from None
-        if ambient != REFERENCE_CELSIUS:
-            raise InputError(
-                f"a device is calibrated at {REFERENCE_CELSIUS:g} °C, the runs in {folder} are of {ambient:g} °C; "
-                "run `tngd verify --force` without --ambient"
-            )
-        if route == "auto":
-            route = "exact" if measured[made.copies[0].name].exact else "sampled"
-        device, _ = fit_copies(made, measured, route, progress)
+        found = _calibrated_banks if made.board.banks else _calibrated_runs
+        device, made_from = found(made, folder, route, progress)
         content = describe_device(device)
         content["provenance"] = provenance(
-            board_sha256=sha256((folder / "board.json").read_bytes()),
-            statistics_sha256=sha256((folder / "statistics.npz").read_bytes()),
-            seed=made.seed,
-            ngspice=ngspice,
+            board_sha256=sha256((folder / "board.json").read_bytes()), seed=made.seed, **made_from
         )
         write_json(folder / "device.json", content)
+        shutil.rmtree(folder / "training", ignore_errors=True)
     return content
+
+
+def _calibrated_banks(made: Design, folder: Path, route: str, progress: Progress) -> tuple[Device, dict[str, str]]:
+    """From programs of its own, run now; finished ones are kept until all are."""
+    if route == "sampled":
+        raise InputError("a board with banks is calibrated by exact runs of its own; leave out --route")
+    device = calibrate_banks(made, folder / "training", progress).device
+    return device, {"ngspice": ngspice_version(find_ngspice())}
+
+
+def _calibrated_runs(made: Design, folder: Path, route: str, progress: Progress) -> tuple[Device, dict[str, str]]:
+    """From what `verify` measured."""
+    measured = load_measurements(folder / "statistics.npz", made)
+    try:
+        about = read_json(folder / "verification.json", "verify")
+        ngspice, ambient = about["provenance"]["ngspice"], about["ambient"]
+    except (KeyError, TypeError):
+        raise InputError(
+            f"{folder / 'verification.json'} is damaged; make it again with `tngd verify --force`"
+        ) from None
+    if ambient != REFERENCE_CELSIUS:
+        raise InputError(
+            f"a device is calibrated at {REFERENCE_CELSIUS:g} °C, the runs in {folder} are of {ambient:g} °C; "
+            "run `tngd verify --force` without --ambient"
+        )
+    if route == "auto":
+        route = "exact" if measured[made.copies[0].name].exact else "sampled"
+    device, _ = fit_copies(made, measured, route, progress)
+    return device, {"statistics_sha256": sha256((folder / "statistics.npz").read_bytes()), "ngspice": ngspice}
 
 
 def _check(inquiry: Inquiry) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuits.device import Device, draw_device, quality_factor
+from circuits.device import Device, by_pairs, draw_device, quality_factor
 from circuits.elements import GROUND_MINIMUM
 from circuits.errors import InputError
 from circuits.ladder import SCALING_LIMIT, SLACK_MINIMUM
@@ -78,6 +78,11 @@ def tile_board(device: Device, seed: int = 0, dtype: torch.dtype = torch.float64
         raise InputError(
             "tiles need differential cells, which hold both signs, but the device has plain cells; "
             "calibrate a board designed with --cells active"
+        )
+    if by_pairs(device.board):
+        raise InputError(
+            "tiles are of capacitive boards whose elements are single parts, but the device has "
+            f"{'banks' if device.board.banks else 'resistive couplings'}; calibrate a board designed without"
         )
     drawn = draw_device(device, seed)
     n = len(device.board.cells)

@@ -1,0 +1,112 @@
+"""From a few boards to many: how the parts of calibrated copies are spread, how well that is known, and new boards.
+
+Parts of one kind (bits, what leads to ground, temperatures, …) of all copies are one sample: with estimates v of
+standard errors e, its mean is that of v, and its variance that of v less the mean of e². n of them know the variance to
+n - 1 degrees of freedom. A drawn board has its own variance, drawn from what is known of it (scaled inverse χ²), so
+a spread that is known badly is drawn widely; boards of any size take what they need by kind.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from circuits.board import Board
+from circuits.device import Device, Estimate, FittedCopy, ideal_device
+from circuits.errors import InputError
+
+ENSEMBLE_STREAM = 7  # of random numbers
+CONFIDENCE = 0.95
+WIDEST = 3.0  # standard deviations: parts are sorted
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One kind of part: `count` observed ones, their mean and standard deviation (relative), and its interval."""
+
+    count: int
+    mean: float
+    deviation: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Spreads by kind, and from how many copies."""
+
+    copies: int
+    spreads: dict[str, Spread]
+
+
+def ensemble(device: Device) -> Ensemble:
+    """How the parts of a device's copies are spread; InputError if nothing was observed twice."""
+    values: dict[str, list[Estimate]] = {}
+    for copy in device.copies:
+        for name, estimate in _estimates(copy):
+            if estimate.observed:
+                values.setdefault(kind_of(name), []).append(estimate)
+    spreads = {kind: _spread(found) for kind, found in values.items() if len(found) > 1}
+    if not spreads:
+        raise InputError("the device observed no kind of part twice; calibrate copies of a board first")
+    return Ensemble(len(device.copies), spreads)
+
+
+def draw_boards(known: Ensemble, board: Board, copies: int, seed: int) -> Device:
+    """A device of fresh copies of any board, each with parts drawn from the ensemble.
+
+    InputError if the board has a kind of part that the ensemble does not know.
+    """
+    blank = ideal_device(board).copies[0]
+    kinds = {kind_of(name) for name, _ in _estimates(blank)}
+    missing = sorted(kinds - known.spreads.keys())
+    if missing:
+        raise InputError(f"nothing is known of the spread of {', '.join(missing)}; calibrate a board that has them")
+    drawn = tuple(_drawn(known, blank, np.random.default_rng([ENSEMBLE_STREAM, seed, k]), k) for k in range(copies))
+    return Device(board, drawn, {"route": "ensemble", "copies_known": known.copies, "seed": seed})
+
+
+def kind_of(name: str) -> str:
+    """The kind of a parameter.
+
+    >>> kind_of("bank_1_2_bit_3"), kind_of("bank_1_2_switch_straight_0"), kind_of("crossed_1_4"), kind_of("ground_2")
+    ('bit', 'switch', 'crossed', 'ground')
+    """
+    words = name.split("_")
+    return words[3] if words[0] == "bank" else words[0]
+
+
+def _estimates(copy: FittedCopy) -> Iterator[tuple[str, Estimate]]:
+    yield from copy.gains.items()
+    yield from ((f"temperature_{i}", e) for i, e in enumerate(copy.temperatures, start=1))
+    yield from ((f"inductance_{i}", e) for i, e in enumerate(copy.inductances, start=1))
+
+
+def _spread(found: list[Estimate]) -> Spread:
+    value = np.array([estimate.value for estimate in found])
+    error = np.array([estimate.standard_error for estimate in found])
+    free = len(value) - 1
+    variance = max(value.var(ddof=1) - np.mean(error**2), 0.0)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = (float(np.sqrt(variance * free / stats.chi2.ppf(q, free))) for q in (1 - tail, tail))
+    return Spread(len(value), float(value.mean()), float(np.sqrt(variance)), (low, high))
+
+
+def _drawn(known: Ensemble, blank: FittedCopy, rng: np.random.Generator, number: int) -> FittedCopy:
+    own = {
+        kind: (spread.mean, spread.deviation * np.sqrt((spread.count - 1) / rng.chisquare(spread.count - 1)))
+        for kind, spread in known.spreads.items()
+    }
+
+    def draw(name: str) -> Estimate:
+        mean, deviation = own[kind_of(name)]
+        step = deviation * np.clip(rng.standard_normal(), -WIDEST, WIDEST)
+        return Estimate(float(max(mean + step, 0.01)), 0.0, True)
+
+    cells = range(1, len(blank.temperatures) + 1)
+    return FittedCopy(
+        f"drawn-{number + 1}",
+        {name: draw(name) for name in blank.gains},
+        tuple(draw(f"temperature_{i}") for i in cells),
+        tuple(draw(f"inductance_{i}") for i in cells),
+    )

@@ -1,0 +1,114 @@
+"""Programs that make the parts of a board with banks show themselves: random codes, chosen by what they tell.
+
+Every bit of every bank is to be closed in some programs, either way, and open in others, with the rest of the board
+different each time. Of a few random programs the one is taken next that leaves the least uncertainty,
+
+    Σ_p (posterior variance/prior variance),   posterior = (Σ Jᵀ σ⁻² J + prior⁻¹)⁻¹,
+
+J the derivatives of the data at nominal parts, until every bit and cell is known far better than its tolerance.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from circuits.assembly import nominal_circuit
+from circuits.board import Board, Program
+from circuits.evidence import Evidence, draw_mismatch, evidence_frequencies, evidence_of, expected_and_slopes
+from circuits.pairs import PairModel, half_of
+from circuits.synthesis import levelled
+
+TRAINING_SEED = 30_000_001  # added to the design's seed
+CANDIDATES = 3  # random programs that compete to be the next
+KNOWN = 0.1  # of its tolerance: a bit, a ground capacitor or a temperature known to this is known
+FEWEST, MOST = 14, 24  # programs
+CORRELATED = 0.9
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """Programs, what is expected of each, and what they will tell: (parameters,) posterior over prior deviation.
+
+    `correlated` are pairs of parameters whose errors the data cannot tell apart well, with the correlation.
+    """
+
+    programs: tuple[Program, ...]
+    evidence: tuple[Evidence, ...]
+    uncertainty: np.ndarray
+    correlated: tuple[tuple[str, str, float], ...]
+
+
+def training_programs(model: PairModel, seed: int, most: int = MOST) -> Training:
+    """Choose programs for a board with banks."""
+    rng = np.random.default_rng([TRAINING_SEED, seed])
+    mismatch, frequencies = draw_mismatch(model, seed), evidence_frequencies(model.board)
+    information = np.eye(len(model.names))  # in units of the prior
+    matters = np.array([essential(name) for name in model.names])
+    columns = bool(model.board.inputs)
+    first = random_program(model.board, rng, "scale")
+    typical = evidence_of(model, first, frequencies, mismatch, columns).leavings  # much the same for any program
+    chosen: list[tuple[Program, Evidence]] = []
+    while len(chosen) < most:
+        best = None
+        for _ in range(CANDIDATES if chosen else 1):
+            trial = random_program(model.board, rng, f"training-{len(chosen) + 1}")
+            half = half_of(model, trial)
+            told = information + told_by(model, Evidence(half, frequencies, columns, typical))
+            left = np.diag(_inverse(told))
+            if best is None or left.sum() < best[0]:
+                best = left.sum(), trial, told, left
+        chosen.append((best[1], evidence_of(model, best[1], frequencies, mismatch, columns)))
+        information = best[2]
+        if len(chosen) >= FEWEST and np.sqrt(best[3][matters]).max() < KNOWN:
+            break
+    programs, evidence = zip(*chosen, strict=True)
+    covariance = _inverse(information)
+    return Training(programs, evidence, np.sqrt(np.diag(covariance)), correlations(model.names, covariance))
+
+
+def told_by(model: PairModel, evidence: Evidence) -> np.ndarray:
+    """Information (parameters, parameters) of one program at nominal parts, parameters in units of their prior."""
+    J = expected_and_slopes(evidence, np.ones(len(model.names)))[1] * model.spreads / evidence.sigma[:, None]
+    return J.T @ J
+
+
+def random_program(board: Board, rng: np.random.Generator, name: str) -> Program:
+    """Every bit closed or open by a fair coin, straight or crossed where there is a choice."""
+    most = np.array([2**bank.bits for bank in board.banks])
+    ways = np.array([len(bank.elements) for bank in board.banks])
+    codes = rng.integers(most) * np.where(ways == 2, rng.choice([-1, 1], len(most)), 1)
+    return code_program(board, codes, name)
+
+
+def code_program(board: Board, codes: np.ndarray, name: str) -> Program:
+    """The program of given signed codes (banks,); its target is what the nominal board then holds."""
+    n = len(board.cells)
+    values = {
+        bank.elements[0 if code > 0 else 1]: float(abs(code) * bank.unit)
+        for bank, code in zip(board.banks, codes.tolist(), strict=True)
+        if code
+    }
+    draft = Program(name, np.eye(n), np.eye(n), np.ones(n), "codes", "given codes", values, 1.0, 1.0, 1.0)
+    circuit = nominal_circuit(board, draft)
+    held = circuit.capacitance if board.coupling == "capacitive" else circuit.conductance
+    M = circuit.readout @ held @ circuit.readout.T / board.nodes_per_cell / board.unit
+    return levelled(board, replace(draft, target=(M + M.T) / 2))
+
+
+def essential(name: str) -> bool:
+    """Whether a parameter decides what a program holds, unlike switches, pads and what else comes with parts."""
+    return name.split("_")[0] in ("ground", "storage", "temperature", "power", "inductance") or "_bit_" in name
+
+
+def correlations(names: tuple[str, ...], covariance: np.ndarray, most: int = 20) -> tuple[tuple[str, str, float], ...]:
+    """The strongest correlations beyond CORRELATED, at most so many."""
+    error = np.sqrt(np.diag(covariance))
+    R = np.triu(covariance / error[:, None] / error, 1)
+    order = np.argsort(-np.abs(R), axis=None)[:most]
+    found = [(names[a], names[b], float(R[a, b])) for a, b in zip(*np.unravel_index(order, R.shape), strict=True)]
+    return tuple(row for row in found if abs(row[2]) > CORRELATED)
+
+
+def _inverse(matrix: np.ndarray) -> np.ndarray:
+    return cho_solve(cho_factor(matrix), np.eye(len(matrix)))

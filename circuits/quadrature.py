@@ -1,0 +1,46 @@
+"""Covariance of the readings as an integral of their spectrum, with its derivatives by every part.
+
+In ln f the spectrum is smooth and dies out at both ends, so the plain sum converges exponentially: with poles at an
+angle θ from the frequency axis the error is e^{-2πθ/step}. Beyond the ends it goes as f² (as 1 on a resistive board)
+and f⁻², which closes the tails.
+"""
+
+import numpy as np
+
+from circuits.ou import drift
+from circuits.pairs import Half, half_circuit
+from circuits.response import mismatched_spectra, spectra_and_slopes
+
+BELOW, ABOVE = 1e-3, 1e4  # of the lowest and the highest pole
+DIGITS = 20.0  # natural logarithm of one over the error
+ROUGH = 10.0  # of it, for what is small
+
+
+def nodes_and_weights(half: Half, digits: float = DIGITS) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies (f,) and weights (f,) [Hz] with ∫₀^∞ S df = Σ weight S, for the poles at nominal parts."""
+    poles = np.linalg.eigvals(drift(half_circuit(half, np.ones(half.exponents.shape[1]))))
+    angle = np.arctan2(poles.real, np.abs(poles.imag)).min()
+    low, high = np.abs(poles).min() * BELOW / (2 * np.pi), np.abs(poles).max() * ABOVE / (2 * np.pi)
+    count = int(np.ceil(np.log(high / low) * digits / (2 * np.pi * angle))) + 1
+    frequency = np.geomspace(low, high, count)
+    step = np.log(high / low) / (count - 1)
+    weights = np.full(count, step)
+    weights[0] += step / np.expm1(step * (3 if half.coils.size else 1))
+    weights[-1] += step / np.expm1(step)
+    return frequency, weights * frequency
+
+
+def covariance_and_slopes(half: Half, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Covariance of the readings (n, n) [V²] and its derivatives by every parameter (n, n, parameters)."""
+    frequency, weights = nodes_and_weights(half)
+    return spectra_and_slopes(half, theta, frequency, weights)
+
+
+def mismatched_covariance(half: Half, mismatch: np.ndarray, sources: np.ndarray) -> np.ndarray:
+    """Covariance (draws, n, n) [V²] of nominal copies whose pairs are not equal, see `mismatched_spectra`."""
+    frequency, weights = nodes_and_weights(half, ROUGH)
+    total = np.zeros((len(mismatch), len(half.power), len(half.power)))
+    for piece in np.array_split(np.arange(len(frequency)), max(1, len(frequency) // 16)):
+        S, _ = mismatched_spectra(half, mismatch, sources, frequency[piece])
+        total += np.einsum("f,dfij->dij", weights[piece], S).real
+    return total

@@ -1,0 +1,197 @@
+"""Boards with banks, calibrated on programs of their own in ngspice: parts, honest errors, targets no fit saw."""
+
+import json
+
+import numpy as np
+import pytest
+from cases import M_MATRIX
+from conftest import needs_ngspice
+
+from circuits import bench
+from circuits.assembly import assemble
+from circuits.banked import calibrate_banks
+from circuits.bench import run_programs
+from circuits.board import Conditions
+from circuits.choices import Choices
+from circuits.design import make_design
+from circuits.device import describe_device, device_hash, ideal_device, load_device, pairs_of, predict
+from circuits.errors import InputError, SimulationError
+from circuits.handover import write_design
+from circuits.ou import reading_covariance
+from circuits.pairs import pair_model
+from circuits.programmings import random_program, training_programs
+from circuits.store import write_json
+from tngd import laboratory
+from tngd.tiles import tile_board
+
+SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])
+BOARDS = {
+    "differential": (SMALL, "active", Choices(bank_bits=4), 0.02),
+    "plain": (M_MATRIX, "auto", Choices(bank_bits=4), 0.05),
+    "plain, rough sources": (M_MATRIX, "auto", Choices(bank_bits=3, source_tolerance=0.02), 0.02),
+    "resistive": (SMALL, "active", Choices(bank_bits=3, coupling="resistive"), 0.02),
+}
+
+
+def truth(model, copy) -> np.ndarray:
+    """What the parameters of a copy are: its parts averaged within pairs."""
+    board, found = model.board, np.ones(len(model.names))
+    gain = [copy.gains[part.name] for part in board.parts]
+    power = {}
+    for i, cell in enumerate(board.cells, start=1):
+        power[i] = np.mean([copy.gains[source.name] for source in board.sources if source.node in cell.nodes])
+    for c, name in enumerate(model.names):
+        members = [m for m, row in zip(model.pairs, model.exponents, strict=True) if row[c]]
+        part = board.parts[members[0][0]] if members else None
+        cell = int(name.split("_")[1]) if name.split("_")[1].isdigit() else 0
+        if name.startswith("power"):
+            found[c] = power[cell]
+        elif part.kind == "C" or part.role == "switch":
+            found[c] = np.mean([gain[m] for m in members[0]])
+        else:
+            found[c] = 1 / np.mean([1 / gain[m] for m in members[0]])
+            if name.startswith("temperature"):
+                found[c] *= power[cell]
+        if part is not None and part.role in ("ground", "storage") and part.kind == "C":
+            ends = [board.parts[m].nodes[0] for m in members[0]]  # the pads that stay beside it are in it
+            pads = [[p for p in board.parts if p.role == "pad" and p.nodes[0] == node] for node in ends]
+            off = [sum(p.nominal * (copy.gains[p.name] - 1) for p in own) for own in pads]
+            found[c] += np.mean(off) / part.nominal
+    return found
+
+
+@pytest.fixture(scope="module", params=BOARDS)
+def calibrated(request):
+    target, cells, choices, tolerance = BOARDS[request.param]
+    made = make_design(target, cells=cells, choices=choices, tolerance=tolerance, name="banks", seed=2)
+    return made, calibrate_banks(made)
+
+
+@needs_ngspice
+def test_parts_are_found_within_honest_errors(calibrated):
+    made, found = calibrated
+    model = pair_model(made.board)
+    z = []
+    for copy in made.copies:
+        fit = found.fits[copy.name]
+        z.append((fit.values - truth(model, copy)) / np.sqrt(np.diag(fit.covariance)))
+        known = [k for k, name in enumerate(model.names) if "_bit_" in name or name.startswith("temperature")]
+        off = (fit.values - truth(model, copy))[known] / model.spreads[known]
+        # With sources of unknown power nothing tells the scale that all parts have in common.
+        rough = any(name.startswith("power") for name in model.names)
+        assert np.std(off) < 0.1
+        assert rough or np.sqrt(np.mean(off**2)) < 0.1
+    z = np.array(z)
+    # Some 100 parameters of three copies, much correlated within a copy. On plain cells nothing is left out, and
+    # the floor of the data is far above their errors.
+    assert np.sqrt(np.mean(z**2)) < (3 if rough else 1.6)  # three copies of one unknown scale, or many unknowns
+    assert np.abs(z).max() < 7
+    if made.board.nodes_per_cell == 2:
+        assert np.sqrt(np.mean(z**2)) > 0.4
+
+
+@needs_ngspice
+def test_held_out_targets_are_predicted(calibrated):
+    made, found = calibrated
+    held = found.held_out
+    assert held.intervals == len(made.copies) * 6 * 6
+    assert set(held.programs).isdisjoint(program.name for program in found.training.programs)
+    assert held.improvement > 20
+    if made.board.nodes_per_cell == 1:
+        assert max(held.errors) < 1e-4  # the model contains the truth
+        assert min(held.errors_uncalibrated) > 1e-3
+    else:
+        assert 0.3 < held.z_rms < 1.5
+        assert held.coverage_95 > 0.9
+
+
+@needs_ngspice
+def test_device_predicts_the_whole_circuit_of_any_program(calibrated):
+    made, found = calibrated
+    program = random_program(made.board, np.random.default_rng(77), "fresh")
+    for k, copy in enumerate(made.copies):
+        full = reading_covariance(assemble(made.board, program, copy, Conditions()))
+        ours = reading_covariance(predict(found.device, k, program))
+        assert np.linalg.norm(ours - full) < 5e-4 * np.linalg.norm(full)
+
+
+@needs_ngspice
+def test_device_file_of_banks_round_trips_and_is_checked(calibrated, tmp_path):
+    _, found = calibrated
+    path = tmp_path / "device.json"
+    write_json(path, describe_device(found.device))
+    again = load_device(path)
+    assert again.copies == found.device.copies
+    assert device_hash(again) == device_hash(found.device)
+    assert json.dumps(describe_device(again)) == json.dumps(describe_device(found.device))
+    content = json.loads(path.read_text())
+    assert content["schema"] == "tngd.device/3"
+    assert set(content["nominal"]) <= set(pairs_of(again.board).names)
+    name = next(name for name in content["copies"][0]["gains"] if "_bit_" in name)
+    for damage in (
+        lambda c: c["copies"][0]["gains"].pop(name),
+        lambda c: c["copies"][0]["gains"][name].update(value=-1.0),
+        lambda c: c["copies"][0]["gains"][name].update(value=1.2),
+        lambda c: c.pop("held_out"),
+    ):
+        broken = json.loads(json.dumps(content))
+        damage(broken)
+        write_json(path, broken)
+        with pytest.raises(InputError, match="make it again"):
+            load_device(path)
+
+
+@needs_ngspice
+def test_verb_calibrates_banks_without_a_verification(tmp_path):
+    made = make_design(M_MATRIX, choices=Choices(bank_bits=2), copies=1, name="small")
+    write_design(made, tmp_path / "run")
+    with pytest.raises(InputError, match="exact runs of its own"):
+        laboratory.calibrate(tmp_path / "run", "sampled")
+    content = laboratory.calibrate(tmp_path / "run")
+    assert content["held_out"]["improvement"] > 20
+    assert content["fitted_on"]["training_programs"] >= 6
+    assert not (tmp_path / "run" / "training").exists()
+    assert load_device(tmp_path / "run" / "device.json").copies[0].name == "copy-1"
+
+
+@needs_ngspice
+def test_finished_runs_are_kept_and_failed_ones_tried_twice(tmp_path, monkeypatch):
+    made = make_design(M_MATRIX, choices=Choices(bank_bits=2), copies=1)
+    programs = [random_program(made.board, np.random.default_rng(k), f"p{k}") for k in range(2)]
+    first = run_programs(made.board, programs, made.copies, np.array([1e6]), tmp_path)[0]
+    tried = []
+
+    def fails(*_):
+        tried.append(1)
+        raise SimulationError("no result")
+
+    monkeypatch.setattr(bench, "exact_run", fails)
+    again = run_programs(made.board, programs, made.copies, np.array([1e6]), tmp_path)[0]
+    for before, after in zip(first, again, strict=True):
+        assert (after.exact.covariance == before.exact.covariance).all()
+        assert (after.exact.spectra == before.exact.spectra).all()
+    assert not tried
+    (tmp_path / f"{first[1].sha256[:32]}.npz").write_bytes(b"damaged")
+    with pytest.raises(SimulationError, match="no result"):
+        run_programs(made.board, programs, made.copies, np.array([1e6]), tmp_path)
+    assert len(tried) == 2
+
+
+@pytest.mark.parametrize("choices", [Choices(bank_bits=2), Choices(coupling="resistive")])
+def test_tiles_are_refused_on_boards_known_pair_by_pair(choices):
+    board = make_design(SMALL, cells="active", choices=choices).board
+    with pytest.raises(InputError, match="tiles are of capacitive boards"):
+        tile_board(ideal_device(board))
+
+
+def test_training_tells_every_bit_and_says_what_it_does_not():
+    board = make_design(SMALL, cells="active", choices=Choices(bank_bits=4), tolerance=0.02).board
+    model = pair_model(board)
+    training = training_programs(model, 0)
+    left = dict(zip(model.names, training.uncertainty, strict=True))
+    assert all(left[name] < 0.1 for name in model.names if "_bit_" in name or name.startswith("temperature"))
+    again = training_programs(model, 0)
+    assert [program.values for program in again.programs] == [program.values for program in training.programs]
+    # One program alone cannot tell the bits of a bank apart.
+    alone = training_programs(model, 0, most=1)
+    assert max(u for name, u in zip(model.names, alone.uncertainty, strict=True) if "_bit_" in name) > 0.3

@@ -1,0 +1,137 @@
+"""The circuit of equal pairs against the assembly of the whole board: what it shows, its derivatives, its leavings."""
+
+import numpy as np
+import pytest
+from cases import FAIR, FAIR_FACTOR, M_MATRIX
+from compare import assert_close
+
+from circuits.assembly import assemble_gains, states
+from circuits.board import Conditions
+from circuits.choices import Choices
+from circuits.design import make_design
+from circuits.evidence import draw_mismatch, evidence_frequencies, evidence_of, expected, flattened
+from circuits.ou import reading_covariance, spectrum
+from circuits.pairs import half_circuit, half_of, pair_model
+from circuits.parasitics import Parasitics
+from circuits.quadrature import covariance_and_slopes, mismatched_covariance
+from circuits.response import impedance, impedance_slopes, spectra, spectra_and_slopes
+
+LOSSES = Parasitics(winding=1.0, self_resonance=3e7, coupled_coils=0.02, esr=0.05)
+BOARDS = {
+    "differential": (FAIR, FAIR_FACTOR, Choices(), None),
+    "negative elements": (FAIR, None, Choices(), None),
+    "plain": (M_MATRIX, None, Choices(), None),
+    "one cell": (np.array([[3.0]]), None, Choices(), None),
+    "banks": (FAIR, FAIR_FACTOR, Choices(bank_bits=3, source_tolerance=0.03), None),
+    "banks and losses": (FAIR, FAIR_FACTOR, Choices(bank_bits=3), LOSSES),
+    "plain banks, no pads": (M_MATRIX, None, Choices(bank_bits=4, pad_capacitance=0.0), None),
+    "resistive": (FAIR, FAIR_FACTOR, Choices(coupling="resistive", source_tolerance=0.03), None),
+    "resistive banks": (FAIR, FAIR_FACTOR, Choices(coupling="resistive", bank_bits=3), None),
+    "resistive banks, no pads": (M_MATRIX, None, Choices(coupling="resistive", bank_bits=3, pad_capacitance=0.0), None),
+}
+FREQUENCIES = np.array([1e5, 1.6e6, 1e7, 1e9])
+
+
+@pytest.fixture(scope="module", params=BOARDS)
+def case(request):
+    target, congruence, choices, parasitics = BOARDS[request.param]
+    made = make_design(target, congruence, choices=choices, parasitics=parasitics)
+    model = pair_model(made.board)
+    theta = 1 + 0.05 * np.random.default_rng(0).uniform(-1, 1, len(model.names))
+    return made, model, half_of(model, made.program), theta
+
+
+def gains_at(model, theta) -> np.ndarray:
+    """Every part and source of the board at these parameters, by name: what the parameters' names say."""
+    board, value = model.board, dict(zip(model.names, theta, strict=True))
+    gains = np.ones(len(board.parts) + len(board.sources))
+    for members, row in zip(model.pairs, model.exponents, strict=True):
+        own = [name for name, exponent in zip(model.names, row, strict=True) if exponent]
+        part = board.parts[members[0]]
+        if part.role == "damping":
+            cell = next(i for i, entry in enumerate(board.cells, start=1) if part.nodes[0] in entry.nodes)
+            gains[list(members)] = value.get(f"temperature_{cell}", 1.0) / value.get(f"power_{cell}", 1.0)
+        elif own:
+            gains[list(members)] = value[own[0]]
+    for k, source in enumerate(board.sources):
+        cell = next(i for i, entry in enumerate(board.cells, start=1) if source.node in entry.nodes)
+        gains[len(board.parts) + k] = value.get(f"power_{cell}", 1.0)
+    return gains
+
+
+def test_spectra_are_those_of_the_whole_board(case):
+    made, model, half, theta = case
+    full = assemble_gains(made.board, made.program, gains_at(model, theta), Conditions())
+    S = spectrum(full, FREQUENCIES)
+    for ours, theirs in zip(spectra(half, theta, FREQUENCIES), S, strict=True):
+        assert_close(ours, theirs, 1e-10)
+    small = half_circuit(half, theta)
+    assert states(small) <= states(full)
+    for ours, theirs in zip(spectrum(small, FREQUENCIES), S, strict=True):
+        assert_close(ours, theirs, 1e-10)
+    assert_close(reading_covariance(small), reading_covariance(full), 1e-9)
+
+
+def test_slopes_are_finite_differences(case):
+    _, model, half, theta = case
+    S, J = spectra_and_slopes(half, theta, FREQUENCIES)
+    Z, K = impedance_slopes(half, theta, 2j * np.pi * FREQUENCIES)
+    scale = np.abs(S).max(axis=(1, 2))[:, None, None]
+    size = np.abs(Z).max(axis=(1, 2))[:, None, None]
+    for p in np.random.default_rng(1).choice(len(theta), min(15, len(theta)), replace=False):
+        step = 1e-5 * (np.arange(len(theta)) == p)
+        change = (spectra(half, theta + step, FREQUENCIES) - spectra(half, theta - step, FREQUENCIES)) / 2e-5
+        assert np.abs((change - J[..., p]) / scale).max() < 1e-6, model.names[p]
+        s = 2j * np.pi * FREQUENCIES
+        change = (impedance(half, theta + step, s) - impedance(half, theta - step, s)) / 2e-5
+        assert np.abs((change - K[..., p]) / size).max() < 1e-6, model.names[p]
+
+
+def test_integrated_spectrum_is_the_lyapunov_covariance_and_so_are_its_slopes(case):
+    _, model, half, theta = case
+    S, J = covariance_and_slopes(half, theta)
+    assert_close(S, reading_covariance(half_circuit(half, theta)), 1e-7)  # the tails are closed to that with windings
+    for p in np.random.default_rng(2).choice(len(theta), min(6, len(theta)), replace=False):
+        step = 1e-4 * (np.arange(len(theta)) == p)
+        plus, minus = (reading_covariance(half_circuit(half, theta + sign * step)) for sign in (1, -1))
+        assert np.abs((plus - minus) / 2e-4 - J[..., p]).max() < 1e-5 * np.abs(S).max(), model.names[p]
+
+
+def test_leavings_are_those_of_whole_boards_with_unequal_pairs(case):
+    made, model, half, _ = case
+    board = made.board
+    if board.nodes_per_cell == 1 or board.mutuals:
+        pytest.skip("no pairs, or coils whose shared flux the leavings take as equal")
+    parts, powers = draw_mismatch(model, 5, 3)
+    assert np.abs(parts).max() > 1e-3
+    gains = np.ones((3, len(board.parts) + len(board.sources)))
+    for k, members in enumerate(model.pairs):
+        part = board.parts[members[0]]
+        for member, sign in zip(members, (1, -1), strict=False):
+            linear = part.kind == "C" or part.role == "switch"  # else the mean of a pair is that of admittances
+            gains[:, member] = 1 + sign * parts[:, k] if linear else 1 / (1 - sign * parts[:, k])
+    gains[:, len(board.parts) :] = 1 + np.stack([powers, -powers], axis=2).reshape(3, -1)
+    full = assemble_gains(board, made.program, gains, Conditions())
+    frequencies = evidence_frequencies(board)
+    evidence = evidence_of(model, made.program, frequencies, (parts, powers), columns=bool(board.inputs))
+    nominal = expected(evidence, np.ones(len(model.names)))
+    drawn = mismatched_covariance(
+        half, np.concatenate([0 * parts[:1], parts]), np.concatenate([0 * powers[:1], powers])
+    )
+    equal = reading_covariance(half_circuit(half, np.ones(len(model.names))))
+    for k in range(3):
+        left = flattened(spectrum(full[k], frequencies)[None])[0]
+        left = left - nominal[: len(left)]
+        assert np.abs(evidence.leavings[k][: len(left)] - left).max() < 1e-9
+        assert np.abs(left).max() > 1e-6
+        change = reading_covariance(full[k]) - equal
+        assert np.abs(drawn[k + 1] - drawn[0] - change).max() < 0.01 * np.abs(change).max() + 1e-9 * np.abs(equal).max()
+
+
+def test_parameters_without_tolerance_are_none():
+    made = make_design(M_MATRIX, choices=Choices(bank_bits=4), tolerance=0.0)
+    model = pair_model(made.board)
+    assert model.names == ()
+    half = half_of(model, made.program)
+    full = assemble_gains(made.board, made.program, gains_at(model, np.ones(0)), Conditions())
+    assert_close(reading_covariance(half_circuit(half, np.ones(0))), reading_covariance(full), 1e-10)
