@@ -3,6 +3,7 @@
 import re
 
 import numpy as np
+from scipy.linalg import expm
 
 SUFFIX = re.compile(r"^[-+0-9.eE]+$")
 
@@ -177,3 +178,13 @@ def read_kicad(text: str) -> tuple[dict[str, tuple[str, str]], dict[str, set[tup
         for net in found(found(export, "nets")[0], "net")
     }
     return parts, nets
+
+
+def dense_device_state(A: np.ndarray, g: np.ndarray, start: np.ndarray, time: float) -> np.ndarray:
+    """Mean of dx = -(A x - g) dt after `time`: one exponential of the affine system's block matrix."""
+    if np.isinf(time):
+        return np.linalg.solve(A, g)
+    n = len(g)
+    block = np.zeros((n + 1, n + 1))
+    block[:n, :n], block[:n, n] = -A * time, g * time
+    return (expm(block) @ np.append(start, 1.0))[:n]

@@ -1,4 +1,4 @@
-"""TNGD against the dense natural gradient, and what the device does to it."""
+"""TNGD on tiles against the dense natural gradient, and what the device does to it."""
 
 import copy
 
@@ -204,7 +204,10 @@ def test_defaults_train_a_real_network():
     assert result.train_loss[-1] < 0.1 * result.train_loss[0]
 
 
-def test_several_parameter_groups_are_refused():
-    groups = [{"params": [torch.nn.Parameter(torch.zeros(2))]} for _ in range(2)]
-    with pytest.raises(InputError, match="one parameter group"):
-        TNGD(groups, IDEAL)
+def test_groups_on_tiles_have_their_own_step_size():
+    model, closure, G, gradient = problem()
+    start = flat(model)
+    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[2].parameters()}]
+    TNGD(groups, IDEAL, lr=0.3, damping=0.05).step(closure)
+    rates = np.concatenate([np.full(24, 0.1), np.full(15, 0.3)])
+    assert_close(flat(model) - start, -rates * block_natural_gradient(G, gradient, 8, 0.05), 1e-10)

@@ -1,7 +1,11 @@
-"""Generalised Gauss-Newton curvature of a batch, as a factor: G = RᵀR, R = S J / sqrt(b), never n x n itself.
+"""Curvature of a batch as a factor: G = RᵀR, R = S J, never n x n itself.
 
-Row (k, c) of R is the gradient of (S z)_kc / sqrt(b) with respect to all parameters, S the factor of the output
-Hessian at sample k. The rows of all samples come from batched backward passes through one graph.
+Row (k, c) of R is the gradient of (S z)_kc with respect to all parameters. The cotangents S (b, q, d) say which
+curvature it is, with w_k the weight of sample k in the loss:
+
+    ggn        sqrt(w_k) times the factor of the output Hessian           q = its rank
+    mc         sqrt(w_k) times a random vector whose second moment it is  q = 1
+    empirical  the sample's own loss gradient times sqrt(w_k)             q = 1
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +16,7 @@ from torch import Tensor
 from circuits.errors import InputError
 from tngd.losses import Loss
 
+CURVATURES = ("ggn", "mc", "empirical")
 ROWS = 64  # samples whose rows are taken at once: bounds memory, which would grow with the square of the batch
 
 
@@ -25,13 +30,43 @@ def evaluated(closure: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
         raise InputError(
             f"outputs must be (batch, classes or 1) and depend on the parameters, got shape {tuple(outputs.shape)}"
         )
+    if len(targets) != len(outputs):
+        raise InputError(f"there must be one target an output, got {len(targets)} targets for {len(outputs)} outputs")
     return outputs, targets
 
 
-def curvature_factor(outputs: Tensor, parameters: Sequence[Tensor], loss: Loss) -> Tensor:
-    """R (b r, N) from outputs (b, d) still attached to their graph, which is kept."""
+def cotangents(
+    kind: str, outputs: Tensor, targets: Tensor, loss: Loss, slope: Tensor | None, generator: torch.Generator | None
+) -> Tensor:
+    """S (b, q, d) of a curvature; `slope` (b, d), the loss gradient at the outputs, for empirical; random for mc.
+
+    Random numbers are drawn on the CPU, so that every device sees the same; those of sample k are row k of one draw.
+    """
+    outputs = outputs.detach()
     b, d = outputs.shape
-    S = loss.root(outputs.detach()) / b**0.5  # (b, r, d)
+    weights = loss.weights(outputs, targets)
+    if kind == "empirical":
+        inverse = torch.where(weights > 0, weights, 1).rsqrt()
+        return (slope * inverse[:, None])[:, None, :]
+    if kind == "mc" and loss.sampled is not None:
+        uniform = torch.rand(b, d, generator=generator, dtype=outputs.dtype).to(outputs.device)
+        S = loss.sampled(outputs, uniform)[:, None, :]
+    else:
+        S = loss.root(outputs)
+    if kind == "mc" and loss.sampled is None:
+        normal = torch.randn(b, 1, S.shape[1], generator=generator, dtype=outputs.dtype).to(outputs.device)
+        S = normal @ S
+    return S * weights.sqrt()[:, None, None]
+
+
+def curvature_factor(outputs: Tensor, parameters: Sequence[Tensor], loss: Loss) -> Tensor:
+    """R (b r, N) of the ggn of a mean loss, from outputs (b, d) still attached to their graph, which is kept."""
+    return explicit_rows(outputs, parameters, loss.root(outputs.detach()) / len(outputs) ** 0.5)
+
+
+def explicit_rows(outputs: Tensor, parameters: Sequence[Tensor], S: Tensor) -> Tensor:
+    """R (b q, N) for any graph, samples that mix included, by one backward pass a row: time grows with b²."""
+    b, d = outputs.shape
     blocks = []
     for samples in torch.arange(b, device=outputs.device).split(ROWS):
         rows = torch.zeros(len(samples), S.shape[1], b, d, dtype=outputs.dtype, device=outputs.device)

@@ -1,7 +1,11 @@
-"""Losses with a known output Hessian: value, and a factor S of it, per sample H = SᵀS.
+"""Losses with a known output Hessian: value, and per sample a factor S of it, H = SᵀS.
 
-`root(z)` returns S (b, r, d) for outputs z (b, d). For cross-entropy H = diag(p) - p pᵀ = Σ_c p_c (e_c - p)(e_c - p)ᵀ;
-for a binary label and one logit H = p (1 - p).
+`root(z)` returns S (b, r, d) for outputs z (b, d). For cross-entropy H = diag(p) - p pᵀ has rank d - 1, and with the
+tail sums q_i = Σ_{j>i} p_j, q_0 = 1, its exact triangular factor is
+
+    S_i = sqrt(p_i q_i / q_{i-1}) (e_i - Σ_{j>i} p_j/q_i e_j),   i = 1 … d - 1;
+
+for a binary label and one logit H = p (1 - p); for the mean squared error over all entries H = 2/d I.
 """
 
 from collections.abc import Callable
@@ -11,30 +15,130 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from circuits.errors import InputError
+
 
 @dataclass(frozen=True)
 class Loss:
-    """A mean loss over the batch, `value(outputs, targets)`, and the factor of its output Hessian, `root(outputs)`."""
+    """A loss of outputs (b, d) and targets, and what its curvature needs. A user's own loss is one of these.
+
+    `value(outputs, targets)`: the loss, a scalar: the sum over samples, or with reduction "mean" their mean.
+    `root(outputs)`: S (b, r, d). `counted(targets)`: which samples count (b,), all if None. `sampled(outputs, u)`: a
+    random vector (b, d) with second moment H from u (b, d), uniform in (0, 1); Sᵀ times normal numbers if None.
+    """
 
     name: str
     value: Callable[[Tensor, Tensor], Tensor]
     root: Callable[[Tensor], Tensor]
+    reduction: str = "mean"
+    counted: Callable[[Tensor], Tensor] | None = None
+    sampled: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __post_init__(self):
+        if self.reduction not in ("mean", "sum"):
+            raise InputError(f"a loss has one value, reduction 'mean' or 'sum', got {self.reduction!r}")
+
+    def weights(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Weight (b,) of every sample in the loss: 0 where ignored, else 1 or 1 / number of counted samples."""
+        b = len(outputs)
+        if self.counted is None:
+            return outputs.new_full((b,), 1 / b if self.reduction == "mean" else 1.0)
+        mask = self.counted(targets).to(outputs.dtype)
+        return mask / mask.sum().clamp(min=1) if self.reduction == "mean" else mask
+
+
+def cross_entropy(reduction: str = "mean", ignore_index: int = -100, label_smoothing: float = 0.0) -> Loss:
+    """Softmax cross-entropy of class numbers (b,) or class probabilities (b, d), as torch defines it.
+
+    Smoothing changes the gradient and not the Hessian; ignored samples have neither.
+    """
+
+    def value(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.cross_entropy(
+            outputs, targets, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+        )
+
+    def counted(targets: Tensor) -> Tensor:
+        if targets.ndim > 1:
+            return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+        return targets != ignore_index
+
+    return Loss("cross-entropy", value, _softmax_root, reduction, counted, _softmax_sampled)
+
+
+def mean_squared_error(reduction: str = "mean") -> Loss:
+    """Σ (z - y)², over the batch or, with "mean", divided by b d; y (b, d)."""
+
+    def value(outputs: Tensor, targets: Tensor) -> Tensor:
+        if targets.shape != outputs.shape:
+            raise InputError(
+                f"targets of a squared error must have the shape of the outputs, {tuple(outputs.shape)}, "
+                f"got {tuple(targets.shape)}"
+            )
+        return functional.mse_loss(outputs, targets, reduction=reduction)
+
+    def root(outputs: Tensor) -> Tensor:
+        b, d = outputs.shape
+        eye = torch.eye(d, dtype=outputs.dtype, device=outputs.device)
+        return ((2 / d if reduction == "mean" else 2) ** 0.5 * eye).expand(b, d, d)
+
+    return Loss("mean squared error", value, root, reduction)
+
+
+def logistic(reduction: str = "mean") -> Loss:
+    """Binary cross-entropy of one logit (b, 1) and labels 0 or 1 (b,) or (b, 1)."""
+
+    def value(outputs: Tensor, targets: Tensor) -> Tensor:
+        return functional.binary_cross_entropy_with_logits(
+            outputs[:, 0], targets.reshape(len(targets)).to(outputs.dtype), reduction=reduction
+        )
+
+    return Loss("logistic", value, _logistic_root, reduction)
+
+
+def as_loss(loss: Loss | torch.nn.Module) -> Loss:
+    """A Loss from a torch criterion: CrossEntropyLoss, MSELoss or BCEWithLogitsLoss; others are refused by name."""
+    if isinstance(loss, Loss):
+        return loss
+    name = type(loss).__name__
+    if isinstance(loss, torch.nn.Module) and getattr(loss, "weight", None) is not None:
+        raise InputError(f"{name} with class weights has no curvature here; drop `weight`, or give your own tngd Loss")
+    if isinstance(loss, torch.nn.CrossEntropyLoss):
+        return cross_entropy(loss.reduction, loss.ignore_index, loss.label_smoothing)
+    if isinstance(loss, torch.nn.MSELoss):
+        return mean_squared_error(loss.reduction)
+    if isinstance(loss, torch.nn.BCEWithLogitsLoss) and loss.pos_weight is None:
+        return logistic(loss.reduction)
+    raise InputError(
+        f"the curvature of {name} is not known; expected CrossEntropyLoss, MSELoss, BCEWithLogitsLoss without "
+        "pos_weight, or a tngd.losses.Loss with the root of its output Hessian"
+    )
 
 
 def _softmax_root(outputs: Tensor) -> Tensor:
+    d = outputs.shape[-1]
+    if d == 1:
+        return torch.zeros_like(outputs)[:, :, None]
     p = torch.softmax(outputs, dim=-1)
-    eye = torch.eye(outputs.shape[-1], dtype=outputs.dtype, device=outputs.device)
-    return p.sqrt()[:, :, None] * (eye - p[:, None, :])
+    tails = p.flip(-1).cumsum(-1).flip(-1)  # q_{i-1}, summed from the end: no cancellation
+    before, after = tails[:, :-1], tails[:, 1:]
+    tiny = torch.finfo(p.dtype).tiny
+    scale = (p[:, :-1] * (after / before.clamp(min=tiny))).sqrt()
+    shares = (p[:, None, :] / after.clamp(min=tiny)[:, :, None]).triu(1)
+    return scale[:, :, None] * (torch.eye(d, dtype=p.dtype, device=p.device)[:-1] - shares)
+
+
+def _softmax_sampled(outputs: Tensor, u: Tensor) -> Tensor:
+    """p - e_y, y drawn from p by its cumulative sums."""
+    p = torch.softmax(outputs, dim=-1)
+    y = (u[:, :1] * p.sum(-1, keepdim=True) > p.cumsum(-1)).sum(-1).clamp(max=p.shape[-1] - 1)
+    return p - functional.one_hot(y, p.shape[-1])
 
 
 def _logistic_root(outputs: Tensor) -> Tensor:
-    p = torch.sigmoid(outputs)
-    return (p * (1 - p)).sqrt()[:, :, None]
+    # p (1 - p) without the cancellation of 1 - p.
+    return (torch.sigmoid(outputs) * torch.sigmoid(-outputs)).sqrt()[:, :, None]
 
 
-CROSS_ENTROPY = Loss("cross-entropy", functional.cross_entropy, _softmax_root)
-LOGISTIC = Loss(
-    "logistic",
-    lambda outputs, targets: functional.binary_cross_entropy_with_logits(outputs[:, 0], targets),
-    _logistic_root,
-)
+CROSS_ENTROPY = cross_entropy()
+LOGISTIC = logistic()

@@ -1,134 +1,287 @@
-"""Thermodynamic natural gradient descent on tiles: 8 x 8 blocks of the curvature inverted by calibrated boards.
+"""Thermodynamic natural gradient descent: the gradient goes through the device, θ ← θ - η x(t).
 
-Per step, with the gradient g and the blocks P_k = (RᵀR + λI)_kk of the batch:
-
-    T_k = L_k⁻¹, L_k L_kᵀ = the block of an older batch (refreshed every `refresh` steps)
-    the copy holds T_k P_k T_kᵀ and answers B_k, its inverse under the copy's own errors
-    θ_k ← θ_k - η T_kᵀ B_k T_k g_k
-
-Preconditioned programming: T_k is exact digital work, P_k fresh, and the board sees a matrix close to I, which fits
-its parts and does not magnify their errors.
+The device holds A = λI + RᵀR, RᵀR the curvature of the batch over the whole parameter vector, and the gradient g; its
+state after time t is taken exactly (tngd.dynamics). From the gradient, t = 0 is gradient descent and t = ∞ the damped
+natural gradient. With curvature "tiles", calibrated boards invert 8 x 8 blocks instead (tngd.tile_steps).
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, fields, replace
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.curvature import curvature_factor, evaluated, tile_blocks
-from tngd.losses import CROSS_ENTROPY, Loss
-from tngd.tiles import TileBoard, invert_tiles
+from tngd.adaptation import adapted, random_state, reduction_ratio
+from tngd.batches import Batch, all_finite, evaluate_batch, join_batches
+from tngd.curvature import tile_blocks
+from tngd.groups import check_one_setting, check_partners, descend, flat, hand_over, left_to, rates, trained
+from tngd.losses import CROSS_ENTROPY, Loss, as_loss
+from tngd.memory import Memory, advance, due, packed_memory, trimmed, unpacked_memory
+from tngd.recorder import Recorder
+from tngd.settings import Settings
+from tngd.tile_steps import TileFactors, TileStep, tile_direction, tile_factors
+from tngd.tiles import TileBoard
+
+Closure = Callable[[], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class TileStep:
-    """What the boards did in one step.
+class DeviceStep:
+    """What the device did in one step.
 
-    `unstable` tiles could not be held by their copy and took the step of the older factor alone; `passive` is the
-    fraction that needed no negative element; `deviation` is the relative distance of the direction from that of exact
-    inverses of the same tiles.
+    `rank` r of the curvature it holds and its `age` in steps; the `damping` used; `scale` of the direction after KL
+    clipping; `ratio` of the actual to the predicted change of the loss, in steps that adapt the damping, else None.
     """
 
-    unstable: int
-    passive: float
-    deviation: float
+    rank: int
+    age: int
+    damping: float
+    scale: float
+    ratio: float | None = None
 
 
 class TNGD(torch.optim.Optimizer):
-    """Natural gradient steps through analog tiles.
+    """Natural gradient steps through an analog device.
 
     Args:
-        params: parameters to train, one group.
-        board: the copies, from `tngd.tiles.tile_board`; tile k is time-shared on copy k modulo their number.
-        lr: step size η > 0.
-        damping: λ > 0.
-        refresh: steps for which the digital factors T are kept; 1 uses the batch's own, 0 none at all (T = I).
-        loss: what `step` differentiates.
+        params: a torch module, or parameters to train, in groups or not. From a module, linear and convolutional layers
+            give their curvature layer by layer, which is what makes it cheap; parameters alone give explicit rows, by
+            one backward pass each: right for any graph, b times dearer.
+        board: the copies that invert tiles, from `tngd.tiles.tile_board`; only for curvature "tiles".
+        lr: step size η > 0, of each group its own.
+        damping: λ.
+        refresh: steps for which a curvature is kept (default 1); of tiles, the steps for which the digital factors T
+            are kept (default 10), 0 for none at all (T = I).
+        loss: a tngd.losses.Loss or a torch criterion.
+        curvature: "ggn", "mc" (Fisher of sampled targets), "empirical" (of the true ones), or "tiles".
+        time: from upload to reading, in time constants of the device, 0 to inf.
+        start: state at the upload: "gradient", "zero", or "kept" from the reading before.
+        delay: from a reading to the next upload; the device goes on under the old pair.
+        noise: κ₀ of the device.
+        seed: of noise and sampled targets.
+        weight_decay: decoupled, θ ← (1 - η w) θ, of each group its own.
+        max_norm: gradients longer than this are shortened before the upload.
+        kl_clip: the largest ½ δᵀRᵀR δ of a step δ; longer ones are shortened.
+        adapt: every so many steps the damping follows the ratio of the actual to the predicted change of the loss
+            (Levenberg-Marquardt; calls the closure once more); 0 keeps it fixed.
+        lanczos: Lanczos steps in place of the eigenvectors of K: for large b, approximate.
+        model: the module, where params are its groups.
+        inner: an optimizer of the same parameters, which then takes the step with the direction as its gradient:
+            Adam for TNGD-Adam, SGD for momentum. lr and weight_decay are its own.
+        companion: an optimizer of other parameters of the same loss, stepped with their plain gradients.
 
     `step(closure)`: the closure returns (outputs, targets), outputs (b, d) still attached to their graph; the optimizer
-    takes gradients itself. Returns the loss. Parameters without `requires_grad` are left alone. The factors T and
-    their age are part of the state, so a resumed run goes on as an uninterrupted one.
-
-    The curvature of a batch costs one backward pass a row, b·r of them through the whole batch: time grows with b².
-    `last` holds what the boards did in the last step.
+    takes gradients itself, and neither reads nor needs `.grad`. Several closures are micro-batches: the step is that of
+    their joined batch. Returns the loss. A step that raises InputError has changed nothing. `state_dict` holds the
+    device's state and random numbers: a resumed run is the uninterrupted one. Freezing or unfreezing parameters
+    restarts the device. `last` holds what the device did in the last step.
     """
 
     def __init__(
         self,
-        params: Iterable[Tensor],
-        board: TileBoard,
+        params: torch.nn.Module | Iterable[Any],
+        board: TileBoard | None = None,
         lr: float = 0.05,
         damping: float = 1e-2,
-        refresh: int = 10,
-        loss: Loss = CROSS_ENTROPY,
+        refresh: int | None = None,
+        loss: Loss | torch.nn.Module = CROSS_ENTROPY,
+        *,
+        curvature: str | None = None,
+        time: float = inf,
+        start: str = "gradient",
+        delay: float = 0.0,
+        noise: float = 0.0,
+        seed: int = 0,
+        weight_decay: float = 0.0,
+        max_norm: float | None = None,
+        kl_clip: float | None = None,
+        adapt: int = 0,
+        lanczos: int | None = None,
+        model: torch.nn.Module | None = None,
+        inner: torch.optim.Optimizer | None = None,
+        companion: torch.optim.Optimizer | None = None,
     ):
-        for name, value in (("lr", lr), ("damping", damping)):
-            if not value > 0:
-                raise InputError(f"{name} must be above 0, got {value}")
-        if refresh < 0:
-            raise InputError(f"refresh is a number of steps, 0 or more, got {refresh}")
-        super().__init__(params, {"lr": lr, "damping": damping, "refresh": refresh})
-        if len(self.param_groups) != 1:
-            raise InputError(f"TNGD takes one parameter group, got {len(self.param_groups)}")
-        trained = [p for p in self.param_groups[0]["params"] if p.requires_grad]
-        if not trained:
+        if isinstance(params, torch.nn.Module):
+            model, params = params, left_to(params, companion)
+        if not lr > 0:
+            raise InputError(f"lr must be above 0, got {lr}")
+        if not weight_decay >= 0:
+            raise InputError(f"weight_decay must be 0 or above, got {weight_decay}")
+        curvature = curvature or ("ggn" if board is None else "tiles")
+        if (curvature == "tiles") != (board is not None):
+            raise InputError(f"a board is for curvature 'tiles', which needs one, got curvature={curvature!r}")
+        refresh = (10 if curvature == "tiles" else 1) if refresh is None else refresh
+        settings = Settings(curvature, damping, refresh, time, start, delay, noise, max_norm, kl_clip, adapt, lanczos)
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **asdict(settings)})
+        own = self._trained()
+        if not own:
             raise InputError("no parameter requires a gradient; unfreeze at least one")
-        if len({(p.dtype, p.device) for p in trained}) > 1:
+        if len({(p.dtype, p.device) for p in own}) > 1:
             raise InputError("all parameters must have one dtype and device")
-        self.board = board.to(trained[0].device)
-        self.loss = loss
-        self.last: TileStep | None = None
+        if own[0].dtype not in (torch.float32, torch.float64):
+            raise InputError(f"parameters must be float32 or float64, got {own[0].dtype}; convert the model")
+        check_partners(self.param_groups, inner, companion, settings)
+        self.board = None if board is None else board.to(own[0].device)
+        self.loss = as_loss(loss)
+        self.model, self.inner, self.companion = model, inner, companion
+        self.last: TileStep | DeviceStep | None = None
+        self._steps = 0
+        self._memory: Memory | None = None
+        self._tiles: TileFactors | None = None
+        self._identities: list[int] = []
+        self._recorder: Recorder | None = None
+        self._generator = torch.Generator().manual_seed(seed)
 
-    def step(self, closure: Callable[[], tuple[Tensor, Tensor]]) -> Tensor:
+    def step(self, closure: Closure, *more: Closure) -> Tensor:
         """One update; see the class."""
-        group = self.param_groups[0]
-        parameters = [p for p in group["params"] if p.requires_grad]
-        with torch.enable_grad():
-            outputs, targets = evaluated(closure)
-            value = self.loss.value(outputs, targets)
-            factor = curvature_factor(outputs, parameters, self.loss)
-            gradients = torch.autograd.grad(value, parameters, allow_unused=True, materialize_grads=True)
+        settings, own, closures = self._settings(), self._trained(), (closure, *more)
+        if not own:
+            raise InputError("no parameter requires a gradient; unfreeze at least one")
+        drawn = self._generator.get_state()
+        adapts = settings.adapt and self._steps % settings.adapt == 0
+        random = random_state(own[0]) if adapts else None
+        self._follow(own)
+        self._memory = trimmed(self._memory, settings)
+        try:
+            batch = self._evaluate(closures, own, settings)
+            with torch.no_grad():
+                direction, memory, tiles, last = self._directed(batch, settings)
+        except BaseException:
+            self._generator.set_state(drawn)
+            raise
         with torch.no_grad():
-            gradient = torch.cat([g.reshape(-1) for g in gradients])
+            self._memory, self._tiles, self.last = memory, tiles, last
+            before = flat(own) if adapts else None
+            self._apply(direction, batch.companion)
+            self._steps += 1
+        if adapts:
+            change = flat(own) - before
+            ratio = reduction_ratio(batch, memory.held.factor, change, closures, self.loss, random)
+            self.last = replace(last, ratio=ratio)
+            for group in self.param_groups:
+                group["damping"] = adapted(settings.damping, ratio, settings.adapt)
+        return batch.value
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group with its own lr and weight_decay; the device's settings are one for all."""
+        super().add_param_group(param_group)
+        check_one_setting(self.param_groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings, and under "device" all that a resumed run needs."""
+        content = super().state_dict()
+        content["device"] = {
+            "shapes": [list(p.shape) for p in self._trained()],
+            "steps": self._steps,
+            "memory": packed_memory(trimmed(self._memory, self._settings())),
+            "tiles": None if self._tiles is None else {"factors": self._tiles.factors, "age": self._tiles.age},
+            "generator": self._generator.get_state(),
+            "inner": None if self.inner is None else self.inner.state_dict(),
+            "companion": None if self.companion is None else self.companion.state_dict(),
+        }
+        return content
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the state was saved; InputError if it is that of another optimizer or model."""
+        if "device" not in state_dict:
+            raise InputError("expected the state_dict of a TNGD optimizer, got one without a device in it")
+        content = deepcopy(state_dict)
+        device = content.pop("device")
+        shapes = [list(p.shape) for p in self._trained()]
+        if device["shapes"] != shapes or len(content["param_groups"]) != len(self.param_groups):
+            raise InputError(
+                f"the state is of another model: its parameters have shapes {device['shapes']}, here {shapes}"
+            )
+        for name in ("inner", "companion"):
+            if (device[name] is None) != (getattr(self, name) is None):
+                raise InputError(
+                    f"the state was saved {'without' if device[name] is None else 'with'} {name} optimizer"
+                )
+        super().load_state_dict(content)
+        self._steps = device["steps"]
+        place = self._trained()[0].device
+        self._memory = unpacked_memory(_placed(device["memory"], place))
+        self._tiles = None if device["tiles"] is None else TileFactors(**_placed(device["tiles"], place))
+        self._generator.set_state(device["generator"])
+        for name in ("inner", "companion"):
+            if device[name] is not None:
+                getattr(self, name).load_state_dict(device[name])
+
+    def _trained(self) -> list[Tensor]:
+        return trained(self.param_groups)
+
+    def _settings(self) -> Settings:
+        check_one_setting(self.param_groups)
+        return Settings(**{field.name: self.param_groups[0][field.name] for field in fields(Settings)})
+
+    def _follow(self, own: list[Tensor]) -> None:
+        """A recorder for these parameters; a device that held others starts anew."""
+        identities = [id(p) for p in own]
+        if identities != self._identities:
+            if self._identities:
+                self._memory = self._tiles = None
+            self._identities, self._recorder = identities, None
+        if self._recorder is None and self.model is not None:
+            self._recorder = Recorder(self.model, own)
+
+    def _evaluate(self, closures: tuple[Closure, ...], own: list[Tensor], settings: Settings) -> Batch:
+        tiles = settings.curvature == "tiles"
+        kind = settings.curvature if tiles or due(self._memory, settings) else None
+        others = [] if self.companion is None else trained(self.companion.param_groups)
+        parts = [
+            evaluate_batch(each, own, others, self.loss, kind, self._recorder, self._generator) for each in closures
+        ]
+        with torch.no_grad():
+            return join_batches(parts, self.loss)
+
+    def _directed(
+        self, batch: Batch, settings: Settings
+    ) -> tuple[Tensor, Memory | None, TileFactors | None, TileStep | DeviceStep]:
+        """Direction (N,) and what the device remembers and did."""
+        g = batch.gradient
+        if settings.max_norm is not None:
+            g = g * (settings.max_norm / g.norm()).clamp(max=1)
+        if settings.curvature == "tiles":
             # Small blocks, ill-conditioned ones among them: solved in the board's own double precision.
-            direction = self._solve(factor.to(self.board.dtype), gradient.to(self.board.dtype), group)
-            start = 0
-            for parameter in parameters:
-                step = direction[start : start + parameter.numel()]
-                parameter.sub_(group["lr"] * step.view_as(parameter).to(parameter.dtype))
-                start += parameter.numel()
-        return value.detach()
+            P = tile_blocks(batch.factor.dense(g).to(self.board.dtype), self.board.size, settings.damping)
+            tiles = tile_factors(P, self._tiles, settings.refresh)
+            direction, last = tile_direction(self.board, P, g.to(P.dtype), tiles)
+            return direction.to(g.dtype), None, tiles, last
+        memory = advance(self._memory, settings, g, batch.factor, lambda: _white(g, self._generator))
+        direction, scale = memory.state, 1.0
+        if settings.kl_clip is not None:
+            length = memory.held.factor.forward(rates(self.param_groups) * direction).norm()
+            scale = min(1.0, (2 * settings.kl_clip) ** 0.5 / max(float(length), 1e-30))
+            direction = scale * direction
+        if not all_finite(direction):
+            raise InputError("the state of the device is not finite, the step was not made; raise the damping")
+        return direction, memory, None, DeviceStep(memory.held.factor.rank, memory.age, settings.damping, scale)
 
-    def _solve(self, factor: Tensor, gradient: Tensor, group: dict) -> Tensor:
-        size = self.board.size
-        P = tile_blocks(factor, size, group["damping"])
-        T = self._preconditioner(P, group["refresh"])
-        copies = torch.arange(len(P), device=P.device) % self.board.copies
-        held = invert_tiles(self.board, T @ P @ T.mT, copies)
-        eye = torch.eye(size, dtype=P.dtype, device=P.device)
-        B = torch.where(held.stable[:, None, None], held.inverse, eye)
-        g = torch.nn.functional.pad(gradient, (0, len(P) * size - len(gradient))).reshape(len(P), size, 1)
-        direction = T.mT @ (B @ (T @ g))
-        exact = torch.linalg.solve(P, g)
-        self.last = TileStep(
-            unstable=int((~held.stable).sum()),
-            passive=float(held.passive.double().mean()),
-            deviation=float((direction - exact).norm() / exact.norm()),
-        )
-        return direction.reshape(-1)[: len(gradient)]
+    def _apply(self, direction: Tensor, companion: Sequence[Tensor]) -> None:
+        if self.inner is None:
+            descend(self.param_groups, direction)
+        else:
+            hand_over(self.param_groups, direction)
+            self.inner.step()
+        if self.companion is not None:
+            for parameter, gradient in zip(trained(self.companion.param_groups), companion, strict=True):
+                parameter.grad = gradient
+            self.companion.step()
 
-    def _preconditioner(self, P: Tensor, refresh: int) -> Tensor:
-        """T (tiles, n, n): L⁻¹ of the blocks of up to `refresh` steps ago, kept in the state; I for refresh 0."""
-        eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
-        if not refresh:
-            return eye
-        first = self.param_groups[0]["params"][0]
-        kept = self.state[first]
-        if "factors" not in kept or kept["age"] >= refresh:
-            T = torch.linalg.solve_triangular(torch.linalg.cholesky(P), eye.expand_as(P), upper=False)
-            # Loading a state casts it to the parameters' dtype; any T is exact, so the cast one is used from the start.
-            kept["factors"], kept["age"] = T.to(first.dtype), 0
-        kept["age"] += 1
-        return kept["factors"].to(P.dtype)
+
+def _white(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, drawn on the CPU: the same on every device."""
+    return torch.randn(len(like), generator=generator, dtype=like.dtype).to(like.device)
+
+
+def _placed(content: Any, device: torch.device) -> Any:
+    """Every tensor in nested dictionaries and lists on a device."""
+    if isinstance(content, dict):
+        return {key: _placed(value, device) for key, value in content.items()}
+    if isinstance(content, list):
+        return [_placed(value, device) for value in content]
+    return content.to(device) if isinstance(content, Tensor) else content

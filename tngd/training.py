@@ -21,7 +21,8 @@ from circuits.errors import InputError
 from circuits.fisher import DATA_SETS, fit_weights, load
 from tngd.baselines import ExactNGD
 from tngd.losses import CROSS_ENTROPY, LOGISTIC, Loss
-from tngd.optimizer import TNGD, TileStep
+from tngd.optimizer import TNGD
+from tngd.tile_steps import TileStep
 from tngd.tiles import TileBoard, tile_board
 
 SCHEMA = "tngd.training/1"

@@ -1,0 +1,167 @@
+"""Exact device dynamics against dense matrix exponentials, and its limits."""
+
+import numpy as np
+import pytest
+import torch
+from compare import FALSE_ALARM, assert_close
+from reference import dense_device_state, softmax_ggn
+from scipy.linalg import expm
+from scipy.stats import norm
+
+from circuits.errors import InputError
+from tngd import dynamics
+from tngd.dynamics import device_state, held_curvature
+from tngd.gram import dense_factor
+
+BOUND_OF_SIX = norm.isf(FALSE_ALARM / 12)  # two-sided, six numbers in one test
+
+
+def problem(rows: int = 5, size: int = 9, seed: int = 0, zero: int = 0):
+    """R, g, x0 and white numbers; `zero` rows of R are combinations of others, so K has eigenvalues of 0."""
+    generator = np.random.default_rng(seed)
+    R = generator.standard_normal((rows, size))
+    for k in range(zero):
+        R[-1 - k] = R[0] - R[k + 1]
+    return R, *generator.standard_normal((3, size))
+
+
+def state(R, g, x0, damping, time, lanczos=None, noise=0.0, white=None, dtype=torch.float64):
+    R, g = torch.tensor(R, dtype=dtype), torch.tensor(g, dtype=dtype)
+    start = None if x0 is None else torch.tensor(x0, dtype=dtype)
+    held = held_curvature(dense_factor(R), g, lanczos)
+    white = None if white is None else torch.tensor(white, dtype=dtype)
+    return device_state(held, g, start, damping, time, noise, white).numpy()
+
+
+@pytest.mark.parametrize("time", [0.0, 1e-9, 1e-3, 0.3, 5.0, 1e3, float("inf")])
+@pytest.mark.parametrize("damping", [1e-6, 0.01, 1.0])
+@pytest.mark.parametrize("zero", [0, 2])
+@pytest.mark.parametrize("shape", [(5, 9), (1, 1), (12, 7)])
+def test_state_is_the_dense_matrix_exponential(time, damping, zero, shape):
+    if zero and shape == (1, 1):
+        zero = 0
+    R, g, x0, _ = problem(*shape, zero=zero)
+    A = R.T @ R + damping * np.eye(shape[1])
+    # Rounding is magnified by the condition number of K + λI, up to 4e7 here at the smallest damping.
+    tolerance = max(1e-10, (1 + np.linalg.norm(R, 2) ** 2 / damping) * np.finfo(float).eps)
+    assert_close(state(R, g, x0, damping, time), dense_device_state(A, g, x0, time), tolerance)
+    assert_close(state(R, g, None, damping, time), dense_device_state(A, g, 0 * g, time), tolerance)
+
+
+def test_state_without_damping_at_finite_times():
+    R, g, x0, _ = problem(3, 6)
+    assert_close(state(R, g, x0, 0.0, 2.0), dense_device_state(R.T @ R + 1e-13 * np.eye(6), g, x0, 2.0), 1e-10)
+
+
+def test_no_curvature_at_all():
+    _, g, x0, _ = problem()
+    assert_close(state(np.zeros((4, 9)), g, x0, 0.5, 3.0), dense_device_state(0.5 * np.eye(9), g, x0, 3.0), 1e-12)
+
+
+def test_eigenvalues_near_zero_keep_the_precision():
+    # Singular values from 1 to 1e-9: eigenvalues of K across the switch to the derivative, far below and above it.
+    generator = np.random.default_rng(1)
+    Q, _ = np.linalg.qr(generator.standard_normal((12, 12)))
+    R = np.diag(np.logspace(0, -9, 10)) @ Q[:10]
+    g, x0 = generator.standard_normal((2, 12))
+    for time in (0.1, 10.0, float("inf")):
+        assert_close(state(R, g, x0, 0.01, time), dense_device_state(R.T @ R + 0.01 * np.eye(12), g, x0, time), 1e-10)
+
+
+@pytest.mark.parametrize("time", [0.2, 5.0, float("inf")])
+def test_single_precision_is_true_to_the_condition_number(time):
+    R, g, x0, _ = problem(40, 60)
+    A = R.T @ R + 0.05 * np.eye(60)
+    found = state(R, g, x0, 0.05, time, dtype=torch.float32)
+    expected = dense_device_state(A, g, x0, time)
+    error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+    assert error < np.linalg.cond(A) * np.finfo(np.float32).eps
+    assert error > 0
+
+
+@pytest.mark.parametrize("time", [0.2, 5.0, float("inf")])
+def test_lanczos_converges_and_exhausted_is_exact(time):
+    R, g, x0, _ = problem(30, 50)
+    R = np.diag(np.logspace(0, -3, 30)) @ R
+    exact = state(R, g, x0, 0.1, time)
+    errors = [np.linalg.norm(state(R, g, x0, 0.1, time, m) - exact) / np.linalg.norm(exact) for m in (2, 5, 12, 29)]
+    assert errors[-1] < 1e-9
+    assert errors[0] > errors[1] > errors[2]
+    assert_close(state(R, g, x0, 0.1, time, 30), exact, 1e-10)
+    # A Krylov space of dimension 2 is exhausted after two steps; the others must not bring noise in.
+    few = np.zeros((30, 50))
+    few[:2] = R[:2]
+    assert_close(state(few, g, x0, 0.1, time, 15), state(few, g, x0, 0.1, time), 1e-10)
+
+
+def test_lanczos_without_a_gram_matrix_is_lanczos(monkeypatch):
+    R, g, x0, _ = problem(30, 50)
+    direct = state(R, g, x0, 0.1, 3.0, 8)
+    monkeypatch.setattr(dynamics, "LARGEST", 10)
+    assert dynamics.held_curvature(dense_factor(torch.tensor(R)), torch.tensor(g), 8).K is None
+    assert_close(state(R, g, x0, 0.1, 3.0, 8), direct, 1e-12)
+
+
+def test_a_start_that_is_the_gradient_itself_changes_nothing():
+    R, g, _, _ = problem()
+    R, g = torch.tensor(R), torch.tensor(g)
+    held = held_curvature(dense_factor(R), g)
+    for time in (0.0, 0.7, float("inf")):
+        same, copied = (device_state(held, g, x0, 0.1, time) for x0 in (g, g.clone()))
+        assert_close(same.numpy(), copied.numpy(), 1e-13)
+
+
+@pytest.mark.parametrize("spectrum", [(2.0, 1.0, 0.5, 0.0), (1.0, 1e-3, 1e-4, 1e-5)])
+@pytest.mark.parametrize("time", [0.4, 20.0, float("inf")])
+def test_noise_has_exactly_its_covariance(time, spectrum):
+    # The noise is linear in the white numbers: its matrix B must give B Bᵀ = κ₀ A⁻¹ (I - e^{-2At}).
+    R, g, *_ = problem(4, 7)
+    R = np.diag(spectrum) @ np.linalg.qr(R.T)[0].T
+    noise, damping = 0.3, 0.05
+    quiet = state(R, 0 * g, None, damping, time)
+    B = np.stack([state(R, 0 * g, None, damping, time, noise=noise, white=e) - quiet for e in np.eye(7)], axis=1)
+    A = R.T @ R + damping * np.eye(7)
+    left = np.zeros_like(A) if np.isinf(time) else expm(-2 * A * time)
+    assert_close(B @ B.T, noise * np.linalg.solve(A, np.eye(7) - left), 1e-12)
+
+
+def test_exact_noise_is_that_of_the_simulated_equation():
+    # Euler-Maruyama as printed in the paper, signs put right; 4000 runs. The variance of each entry over them is known
+    # to a relative sqrt(2/4000); a bound for six numbers
+    # together, and the step's own bias of dt·a/2.
+    R, g, *_ = problem(2, 3, seed=3)
+    R, damping, noise, time, dt = R / 2, 0.2, 0.1, 1.5, 0.005
+    A = R.T @ R + damping * np.eye(3)
+    generator = np.random.default_rng(5)
+    x = np.tile(g, (4000, 1))
+    for _ in range(round(time / dt)):
+        x = x - dt * (x @ A - g) + np.sqrt(2 * noise * dt) * generator.standard_normal(x.shape)
+    quiet = state(R, g, g, damping, time)
+    B = np.stack([state(R, g, g, damping, time, noise=noise, white=e) - quiet for e in np.eye(3)], axis=1)
+    bias = dt * np.linalg.eigvalsh(A)[-1]
+    assert np.abs(x.var(axis=0) / np.diag(B @ B.T) - 1).max() < BOUND_OF_SIX * np.sqrt(2 / 4000) + bias
+    deviation = np.abs(x.mean(axis=0) - quiet) / np.sqrt(np.diag(B @ B.T) / 4000)
+    assert deviation.max() < BOUND_OF_SIX + bias * np.abs(quiet).max() / np.sqrt(np.diag(B @ B.T).min() / 4000)
+
+
+def test_softmax_curvature_has_a_zero_eigenvalue_a_sample_and_the_state_is_finite():
+    generator = np.random.default_rng(0)
+    J, z = generator.standard_normal((4, 3, 20)), 3 * generator.standard_normal((4, 3))
+    p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+    S = np.sqrt(p)[:, :, None] * (np.eye(3) - p[:, None, :])  # rank 2 of 3 a sample: K has 4 eigenvalues of 0
+    R = np.concatenate(S @ J) / 2
+    g = generator.standard_normal(20)
+    for time in (0.5, 50.0, float("inf")):
+        expected = dense_device_state(softmax_ggn(J, z) + 0.01 * np.eye(20), g, g, time)
+        assert_close(state(R, g, g, 0.01, time), expected, 1e-10)
+
+
+@pytest.mark.parametrize(
+    ("damping", "time", "noise", "word"),
+    [(-1.0, 1.0, 0.0, "damping"), (0.1, -1.0, 0.0, "time"), (0.1, float("nan"), 0.0, "time"),
+     (0.1, 1.0, -1.0, "noise"), (0.0, float("inf"), 0.0, "inf without damping")],
+)  # fmt: skip
+def test_impossible_times_and_dampings_are_refused(damping, time, noise, word):
+    R, g, x0, white = problem()
+    with pytest.raises(InputError, match=word):
+        state(R, g, x0, damping, time, noise=noise, white=white)

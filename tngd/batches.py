@@ -1,0 +1,122 @@
+"""One batch as the optimizer sees it: loss, gradients, and the factor of its curvature; micro-batches joined."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from circuits.errors import InputError
+from tngd.curvature import cotangents, evaluated, explicit_rows
+from tngd.gram import Factor, dense_factor, join_factors
+from tngd.losses import Loss
+from tngd.recorder import Recorder
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Loss, gradient (N,), gradients of a companion's parameters, factor (None if not asked for), counted samples."""
+
+    value: Tensor
+    gradient: Tensor
+    companion: tuple[Tensor, ...]
+    factor: Factor | None
+    count: float
+
+
+def evaluate_batch(
+    closure: Callable[[], tuple[Tensor, Tensor]],
+    trained: Sequence[Tensor],
+    others: Sequence[Tensor],
+    loss: Loss,
+    kind: str | None,
+    recorder: Recorder | None,
+    generator: torch.Generator,
+) -> Batch:
+    """Call the closure and differentiate; `kind` of curvature or None. InputError for a loss that is not finite."""
+    with torch.enable_grad():
+        calls = None
+        if recorder is not None and kind is not None:
+            outputs, targets, calls = recorder.evaluate(closure)
+        else:
+            outputs, targets = evaluated(closure)
+        if outputs.dtype != trained[0].dtype:
+            raise InputError(
+                f"outputs are {outputs.dtype} and parameters {trained[0].dtype}; compute both alike, without autocast"
+            )
+        value = loss.value(outputs, targets)
+        if not torch.isfinite(value):
+            raise InputError(
+                f"the loss is {value.item()}, the step was not made; check the data, or lower lr or raise the damping"
+            )
+        found = torch.autograd.grad(
+            value, [*trained, *others], retain_graph=kind is not None, allow_unused=True, materialize_grads=True
+        )
+        gradient = torch.cat([g.reshape(-1) for g in found[: len(trained)]])
+        if not all_finite(gradient):
+            raise InputError("the gradient is not finite, the step was not made; check the data, or lower lr")
+        factor = None
+        if kind is not None:
+            factor = _factor(outputs, targets, value, trained, gradient, loss, kind, recorder, calls, generator)
+    weights = loss.weights(outputs.detach(), targets)
+    return Batch(value.detach(), gradient, found[len(trained) :], factor, float((weights > 0).sum()))
+
+
+def all_finite(vector: Tensor) -> bool:
+    """Whether every number is finite; the sum says so at once in all but extreme cases."""
+    return bool(torch.isfinite(vector.sum())) or bool(torch.isfinite(vector).all())
+
+
+def join_batches(parts: list[Batch], loss: Loss) -> Batch:
+    """The batch that holds the samples of all."""
+    if len(parts) == 1:
+        return parts[0]
+    total = sum(part.count for part in parts)
+    shares = [part.count / total if loss.reduction == "mean" else 1.0 for part in parts]
+    factor = None
+    if parts[0].factor is not None:
+        factor = join_factors([part.factor for part in parts], [share**0.5 for share in shares])
+    return Batch(
+        sum(share * part.value for part, share in zip(parts, shares, strict=True)),
+        sum(share * part.gradient for part, share in zip(parts, shares, strict=True)),
+        tuple(
+            sum(share * g for g, share in zip(found, shares, strict=True))
+            for found in zip(*(part.companion for part in parts), strict=True)
+        ),
+        factor,
+        total,
+    )
+
+
+def joined_value(closures: Sequence[Callable[[], tuple[Tensor, Tensor]]], loss: Loss) -> Tensor:
+    """The loss of the joined batch of all closures."""
+    results = [closure() for closure in closures]
+    values = [loss.value(*result) for result in results]
+    if len(values) == 1 or loss.reduction == "sum":
+        return sum(values)
+    counts = [float((loss.weights(*result) > 0).sum()) for result in results]
+    return sum(count * value for count, value in zip(counts, values, strict=True)) / sum(counts)
+
+
+def _factor(
+    outputs: Tensor,
+    targets: Tensor,
+    value: Tensor,
+    trained: Sequence[Tensor],
+    gradient: Tensor,
+    loss: Loss,
+    kind: str,
+    recorder: Recorder | None,
+    calls: list | None,
+    generator: torch.Generator,
+) -> Factor:
+    slope = None
+    if kind == "empirical" or (recorder is not None and not recorder.checked):
+        (slope,) = torch.autograd.grad(value, outputs, retain_graph=True)
+    with torch.no_grad():
+        S = cotangents("ggn" if kind == "tiles" else kind, outputs, targets, loss, slope, generator)
+    if recorder is None:
+        return dense_factor(explicit_rows(outputs, trained, S))
+    recorder.check(outputs, calls, slope, gradient)
+    with torch.no_grad():
+        return recorder.factor(outputs, calls, S)

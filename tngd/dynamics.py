@@ -1,0 +1,205 @@
+"""The device in exact time: dx = -(A x - g) dt + N(0, 2 κ₀ dt), A = λI + RᵀR of the whole parameter vector.
+
+Started at x₀ and read after time t (in units of the device's time constant),
+
+    x(t) = φ_t(A) g + e^{-At} x₀ + sqrt(κ₀) s_t(A) ξ,   φ_t(a) = (1 - e^{-at})/a,   s_t(a)² = (1 - e^{-2at})/a,
+
+ξ standard normal. Each is a function of A, and with K = R Rᵀ, whose size is the rank r of the batch and not N,
+
+    f(A) v = f(λ) v + Rᵀ f[λ, λ + K] R v,     f[λ, λ + w] = (f(λ + w) - f(λ))/w,     f'(λ) where w is 0,
+
+the divided difference taken on the eigenvalues w of K. Nothing of size N x N is formed.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import isinf
+
+import torch
+from torch import Tensor
+
+from circuits.errors import InputError
+from tngd.gram import Factor
+
+NEAR = 1e-5  # of λ + 1/t: eigenvalues below take f' at the middle, true to the square of this
+SERIES = 1e-2
+LARGEST = 4096  # rank up to which Lanczos steps get a K of their own, which later gradients use again
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A curvature on the device: its factor R, K (r, r), and the Lanczos steps to use (None: K's eigenvectors).
+
+    K is None where Lanczos steps do with products of R.
+    """
+
+    factor: Factor
+    K: Tensor | None
+    lanczos: int | None = None
+    lower: dict[float, Tensor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def eigen(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues w (r,), none below 0, and eigenvectors (r, r) of K."""
+        w, V = torch.linalg.eigh(self.K)
+        return w.clamp(min=0), V
+
+    def product(self, vector: Tensor) -> Tensor:
+        """K v, (r,)."""
+        return self.factor.forward(self.factor.transpose(vector)) if self.K is None else self.K @ vector
+
+    def cholesky(self, damping: float) -> Tensor:
+        """Factor of K + λI, kept for the last damping."""
+        if damping not in self.lower:
+            self.lower.clear()
+            shifted = self.K.clone()
+            shifted.diagonal().add_(damping)
+            L, failed = torch.linalg.cholesky_ex(shifted)
+            # Singular in this precision: the eigenvectors still do.
+            self.lower[damping] = L if not int(failed) else torch.empty(0, dtype=L.dtype, device=L.device)
+        return self.lower[damping]
+
+
+def held_curvature(factor: Factor, like: Tensor, lanczos: int | None = None) -> Held:
+    """Put a factor on the device, K in the precision and place of `like`; InputError if it is not finite."""
+    if lanczos is not None and lanczos < factor.rank and factor.rank > LARGEST:
+        return Held(factor, None, lanczos)
+    K = factor.gram(like)
+    if not torch.isfinite(K.diagonal().sum()):  # K is positive semidefinite: its diagonal bounds the rest
+        raise InputError("the curvature is not finite, the step was not made; check the outputs, or lower lr")
+    return Held(factor, K, lanczos)
+
+
+def device_state(
+    held: Held,
+    gradient: Tensor,
+    start: Tensor | None,
+    damping: float,
+    time: float,
+    noise: float = 0.0,
+    white: Tensor | None = None,
+) -> Tensor:
+    """The state x (N,) after `time` under A = λI + RᵀR and the gradient (N,), from `start` (N,), zero if None.
+
+    `time` from 0 to inf in time constants; `noise` κ₀, with `white` (N,) standard normal. Relative error about
+    cond(A) times the precision of the gradient. InputError for a negative or not-a-number damping, time or noise, and
+    for time inf without damping.
+    """
+    _check(damping, time, noise)
+    if time == 0:
+        return torch.zeros_like(gradient) if start is None else start.clone()
+    relax, decay, spread = _functions(time)
+    if start is gradient and not isinf(time):
+        terms = [(gradient, _Function(lambda a: relax(a) + decay(a), lambda a: relax.slope(a) + decay.slope(a)))]
+    else:
+        terms = [(gradient, relax)]
+        if start is not None and not isinf(time):
+            terms.append((start, decay))
+    if noise > 0:
+        terms.append((noise**0.5 * white, spread))
+    state = sum(_at(function, damping) * vector for vector, function in terms)
+    if not held.factor.rank:
+        return state
+    coefficients = sum(_coefficients(held, held.factor.forward(v), f, damping, time) for v, f in terms)
+    return state + held.factor.transpose(coefficients)
+
+
+@dataclass(frozen=True)
+class _Function:
+    """A function of an eigenvalue and its derivative."""
+
+    value: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
+    inverse: bool = False  # 1/a, for which Cholesky does
+
+    def __call__(self, a: Tensor) -> Tensor:
+        return self.value(a)
+
+
+def _functions(time: float) -> tuple[_Function, _Function, _Function]:
+    """φ_t, e^{-at} and s_t."""
+    if isinf(time):
+        relax = _Function(lambda a: 1 / a, lambda a: -1 / a**2, inverse=True)
+        decay = _Function(torch.zeros_like, torch.zeros_like)
+        return relax, decay, _Function(lambda a: a**-0.5, lambda a: -0.5 * a**-1.5)
+    decay = _Function(lambda a: torch.exp(-a * time), lambda a: -time * torch.exp(-a * time))
+
+    def deviation(a: Tensor) -> Tensor:
+        return _relax(a, 2 * time).sqrt()
+
+    spread = _Function(deviation, lambda a: _relax_slope(a, 2 * time) / (2 * deviation(a)))
+    return _Function(lambda a: _relax(a, time), lambda a: _relax_slope(a, time)), decay, spread
+
+
+def _relax(a: Tensor, time: float) -> Tensor:
+    return torch.where(a == 0, time, -torch.expm1(-a * time) / torch.where(a == 0, 1, a))
+
+
+def _relax_slope(a: Tensor, time: float) -> Tensor:
+    """dφ/da = t² h(at), h(x) = (x e^{-x} + e^{-x} - 1)/x²."""
+    x = a * time
+    near = x < SERIES
+    safe = torch.where(near, 1, x)
+    series = -1 / 2 + x / 3 - x**2 / 8 + x**3 / 30 - x**4 / 144
+    return time**2 * torch.where(near, series, (safe * torch.exp(-safe) + torch.expm1(-safe)) / safe**2)
+
+
+def _at(function: _Function, damping: float) -> float:
+    return float(function(torch.tensor(damping, dtype=torch.float64)))
+
+
+def _difference(function: _Function, damping: float, w: Tensor, time: float) -> Tensor:
+    """f[λ, λ + w] of eigenvalues w >= 0, in double precision: the difference cancels."""
+    w = w.double()
+    near = w < NEAR * (damping + 1 / time)
+    base = torch.full_like(w, damping)
+    ratio = (function(base + w) - function(base)) / torch.where(near, 1, w)
+    return torch.where(near, function.slope(base + w / 2), ratio)
+
+
+def _coefficients(held: Held, vector: Tensor, function: _Function, damping: float, time: float) -> Tensor:
+    """f[λ, λ + K] applied to a vector (r,)."""
+    if function.inverse and held.lanczos is None:
+        L = held.cholesky(damping)
+        if L.numel():
+            return torch.cholesky_solve(vector[:, None], L)[:, 0] / -damping
+    if held.lanczos is None or held.lanczos >= held.factor.rank:
+        w, V = held.eigen
+        return V @ (_difference(function, damping, w, time).to(V.dtype) * (V.T @ vector))
+    Q, T = _lanczos(held.product, vector, held.lanczos)
+    w, V = torch.linalg.eigh(T)
+    projected = V @ (_difference(function, damping, w.clamp(min=0), time).to(V.dtype) * V[0])
+    return vector.norm() * (projected @ Q)
+
+
+def _lanczos(product: Callable[[Tensor], Tensor], vector: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal rows Q (m, r), Q[0] along the vector, and T = Q K Qᵀ, tridiagonal; zero rows once exhausted."""
+    Q = vector.new_zeros(steps, len(vector))
+    T = vector.new_zeros(steps, steps)
+    zero = torch.zeros_like(vector)
+    length = vector.norm()
+    q = torch.where(length > 0, vector / length, zero)
+    tiny = torch.finfo(vector.dtype).eps * 4
+    for j in range(steps):
+        Q[j] = q
+        u = product(q)
+        size = u.norm()
+        T[j, j] = q @ u
+        # Against all earlier vectors, twice: in one pass rounding brings them back.
+        for _ in range(2):
+            u = u - (Q[: j + 1] @ u) @ Q[: j + 1]
+        beta = u.norm()
+        going = beta > tiny * size
+        q = torch.where(going, u / beta, zero)
+        if j + 1 < steps:
+            T[j, j + 1] = T[j + 1, j] = torch.where(going, beta, torch.zeros_like(beta))
+    return Q, T
+
+
+def _check(damping: float, time: float, noise: float) -> None:
+    for name, value in (("damping", damping), ("time", time), ("noise", noise)):
+        if not value >= 0:
+            raise InputError(f"{name} must be 0 or above, got {value}")
+    if isinf(time) and damping == 0:
+        raise InputError("time inf without damping has no end state; give a damping above 0 or a finite time")

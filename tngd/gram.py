@@ -1,0 +1,264 @@
+"""The factor R (r, N) of a curvature RᵀR, layer by layer: its Gram matrix K = R Rᵀ and products, R itself unformed.
+
+Row (k, c) of a linear layer is the outer product of the output gradient g_kc and the input a_k, so
+
+    K += (A Aᵀ + 1) ∘ (G Gᵀ),    (R v)_kc = g_kc · (W a_k + β),    Rᵀ c: W = Σ_k (Σ_c c_kc g_kc) a_kᵀ,
+
+v = (W, β); with several positions a sample (convolutions, sequences) row (k, c) is a sum of such products over them.
+Parameters live at offsets of one flat vector (N,); rows are ordered sample by sample.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 144  # rows of K at once: only the lower triangle is computed
+
+
+@dataclass(frozen=True, eq=False)
+class Outer:
+    """Rows of a linear layer with one position a sample; offsets of weight and bias, None where not trained."""
+
+    inputs: Tensor  # (b, m)
+    outputs: Tensor  # (b, q, n)
+    weight: int | None
+    bias: int | None
+
+    def add_gram(self, K: Tensor) -> None:
+        """Add R Rᵀ to the lower triangle of K (b q, b q)."""
+        b, q, n = self.outputs.shape
+        G = self.outputs.reshape(b * q, n)
+        alike = self.inputs @ self.inputs.T if self.weight is not None else self.inputs.new_zeros(b, b)
+        if self.bias is not None:
+            alike = alike + 1
+        samples = max(1, BLOCK // q)
+        for start in range(0, b, samples):
+            end = min(start + samples, b)
+            part = (G[start * q : end * q] @ G[: end * q].T).view(end - start, q, end, q)
+            part *= alike[start:end, None, :end, None]
+            K[start * q : end * q, : end * q] += part.view((end - start) * q, end * q)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """R v, (b q,)."""
+        n, m = self.outputs.shape[-1], self.inputs.shape[-1]
+        response = 0
+        if self.weight is not None:
+            response = self.inputs @ vector[self.weight : self.weight + n * m].view(n, m).T
+        if self.bias is not None:
+            response = response + vector[self.bias : self.bias + n]
+        return (self.outputs @ response.expand(len(self.inputs), n)[:, :, None]).reshape(-1)
+
+    def add_transpose(self, coefficients: Tensor, total: Tensor) -> None:
+        """Add Rᵀ c to total (N,)."""
+        b, q, n = self.outputs.shape
+        G = (coefficients.view(b, 1, q) @ self.outputs)[:, 0]
+        if self.weight is not None:
+            m = self.inputs.shape[-1]
+            total[self.weight : self.weight + n * m] += (G.T @ self.inputs).reshape(-1)
+        if self.bias is not None:
+            total[self.bias : self.bias + n] += G.sum(0)
+
+    def rows(self) -> "Rows":
+        """The same rows, written out."""
+        return Positions(
+            self.inputs[:, None, :, None], self.outputs[:, :, None, :, None], self.weight, self.bias
+        ).rows()
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """Rows of a convolution or of a linear layer on sequences: sums over positions, groups of channels apart."""
+
+    inputs: Tensor  # (b, groups, m, positions)
+    outputs: Tensor  # (b, q, groups, n, positions)
+    weight: int | None
+    bias: int | None
+
+    def add_gram(self, K: Tensor) -> None:
+        """Add R Rᵀ to the lower triangle of K, one output channel of every group at a time."""
+        for channel in range(self.outputs.shape[3]):
+            part = Positions(self.inputs, self.outputs[:, :, :, channel : channel + 1], self.weight, self.bias)
+            part.rows().add_gram(K)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """R v, (b q,)."""
+        b, groups, m, positions = self.inputs.shape
+        n = self.outputs.shape[3]
+        response = self.inputs.new_zeros(b, groups, n, positions)
+        if self.weight is not None:
+            response = vector[self.weight : self.weight + groups * n * m].view(groups, n, m) @ self.inputs
+        if self.bias is not None:
+            response = response + vector[self.bias : self.bias + groups * n].view(groups, n, 1)
+        return (self.outputs.flatten(2) @ response.flatten(1)[:, :, None]).reshape(-1)
+
+    def add_transpose(self, coefficients: Tensor, total: Tensor) -> None:
+        """Add Rᵀ c to total (N,)."""
+        b, q, groups, n, positions = self.outputs.shape
+        G = (coefficients.view(b, 1, q) @ self.outputs.flatten(2)).view(b, groups, n, positions)
+        if self.weight is not None:
+            W = torch.einsum("bgnp,bgmp->gnm", G, self.inputs).reshape(-1)
+            total[self.weight : self.weight + len(W)] += W
+        if self.bias is not None:
+            total[self.bias : self.bias + groups * n] += G.sum((0, 3)).reshape(-1)
+
+    def rows(self) -> "Rows":
+        """The same rows, written out."""
+        _, q, groups, n, _ = self.outputs.shape
+        writer = Writer(self.inputs, groups * n, q, (self.weight, self.bias), Rows)
+        for c in range(q):
+            writer.add(c, self.outputs[:, c])
+        return writer.block()
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows written out; places are (offset, length) of their columns, in order."""
+
+    matrix: Tensor  # (r, n)
+    places: tuple[tuple[int, int], ...]
+
+    def add_gram(self, K: Tensor) -> None:
+        """Add R Rᵀ to the lower triangle of K."""
+        R = self.matrix
+        for start in range(0, len(R), BLOCK):
+            end = min(start + BLOCK, len(R))
+            K[start:end, :end].addmm_(R[start:end], R[:end].T)
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """R v, (r,)."""
+        return self.matrix @ torch.cat([vector[offset : offset + length] for offset, length in self.places])
+
+    def add_transpose(self, coefficients: Tensor, total: Tensor) -> None:
+        """Add Rᵀ c to total (N,)."""
+        product = coefficients @ self.matrix
+        start = 0
+        for offset, length in self.places:
+            total[offset : offset + length] += product[start : start + length]
+            start += length
+
+    def rows(self) -> "Rows":
+        """Itself."""
+        return self
+
+
+KINDS = {kind.__name__: kind for kind in (Outer, Positions, Rows)}
+
+
+class Writer:
+    """Collects the block of one layer call, one cotangent after the other, which keeps what it works on in the cache.
+
+    Inputs (b, groups, m, positions); a kind Rows writes the rows out at once.
+    """
+
+    def __init__(self, inputs: Tensor, channels: int, q: int, places: tuple[int | None, int | None], kind: type):
+        b, groups, m, positions = inputs.shape
+        self.inputs, self.kind, (self.weight, self.bias) = inputs, kind, places
+        width = {Outer: channels, Positions: channels * positions}.get(kind)
+        self.columns = channels * m if self.weight is not None else 0
+        if kind is Rows:
+            width = self.columns + (channels if self.bias is not None else 0)
+        self.shape = (groups, channels // groups, positions)
+        self.kept = inputs.new_empty(b, q, width)
+
+    def add(self, c: int, gradient: Tensor) -> None:
+        """Take the gradients (b, groups, n, positions) of cotangent number c."""
+        if self.kind is not Rows:
+            self.kept[:, c] = gradient.reshape(len(gradient), -1)
+            return
+        if self.columns:
+            self.kept[:, c, : self.columns] = (gradient @ self.inputs.mT).view(len(gradient), -1)
+        if self.bias is not None:
+            self.kept[:, c, self.columns :] = gradient.sum(-1).view(len(gradient), -1)
+
+    def block(self) -> "Outer | Positions | Rows":
+        """The block, once all cotangents are in. It has inputs of its own: the caller may reuse the batch's memory."""
+        b, q, _ = self.kept.shape
+        if self.kind is Outer:
+            return Outer(self.inputs[:, 0, :, 0].clone(), self.kept, self.weight, self.bias)
+        if self.kind is Positions:
+            return Positions(self.inputs.clone(), self.kept.view(b, q, *self.shape), self.weight, self.bias)
+        places = [(self.weight, self.columns)] if self.weight is not None else []
+        places += [(self.bias, self.shape[0] * self.shape[1])] if self.bias is not None else []
+        return Rows(self.kept.view(b * q, -1), tuple(places))
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """R (rank, size) as blocks of columns; parameters in no block have curvature 0."""
+
+    blocks: tuple[Outer | Positions | Rows, ...]
+    rank: int
+    size: int
+
+    def gram(self, like: Tensor) -> Tensor:
+        """K (r, r), in the precision and on the device of `like`."""
+        K = like.new_zeros(self.rank, self.rank)
+        for block in self.blocks:
+            block.add_gram(K)
+        for start in range(0, self.rank, BLOCK):
+            end = min(start + BLOCK, self.rank)
+            K[:start, start:end] = K[start:end, :start].T
+            corner = K[start:end, start:end]
+            corner.copy_(corner.tril() + corner.tril(-1).T)
+        return K
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """R v, (r,)."""
+        return sum((block.forward(vector) for block in self.blocks), vector.new_zeros(self.rank))
+
+    def transpose(self, coefficients: Tensor) -> Tensor:
+        """Rᵀ c, (N,)."""
+        total = coefficients.new_zeros(self.size)
+        for block in self.blocks:
+            block.add_transpose(coefficients, total)
+        return total
+
+    def dense(self, like: Tensor) -> Tensor:
+        """R itself, (r, N)."""
+        R = like.new_zeros(self.rank, self.size)
+        for block in (block.rows() for block in self.blocks):
+            start = 0
+            for offset, length in block.places:
+                R[:, offset : offset + length] += block.matrix[:, start : start + length]
+                start += length
+        return R
+
+
+def dense_factor(matrix: Tensor) -> Factor:
+    """The factor whose R is the given matrix (r, N)."""
+    return Factor((Rows(matrix, ((0, matrix.shape[1]),)),), *matrix.shape)
+
+
+def join_factors(factors: list[Factor], scales: list[float]) -> Factor:
+    """One factor with the rows of all, each scaled: the curvature of joined batches of the same model."""
+    if len(factors) == 1 and scales == [1.0]:
+        return factors[0]
+    blocks = []
+    for parts in zip(*(factor.blocks for factor in factors), strict=True):
+        if len({(type(part), part.inputs.shape[2:]) if not isinstance(part, Rows) else Rows for part in parts}) > 1:
+            parts = [part.rows() for part in parts]
+        if isinstance(parts[0], Rows):
+            matrix = torch.cat([scale * part.matrix for part, scale in zip(parts, scales, strict=True)])
+            blocks.append(Rows(matrix, parts[0].places))
+        else:
+            outputs = torch.cat([scale * part.outputs for part, scale in zip(parts, scales, strict=True)])
+            inputs = torch.cat([part.inputs for part in parts])
+            blocks.append(type(parts[0])(inputs, outputs, parts[0].weight, parts[0].bias))
+    return Factor(tuple(blocks), sum(factor.rank for factor in factors), factors[0].size)
+
+
+def packed(factor: Factor) -> dict[str, Any]:
+    """A factor as plain dictionaries and tensors, for a state_dict."""
+    blocks = [
+        {"kind": type(block).__name__} | {field.name: getattr(block, field.name) for field in fields(block)}
+        for block in factor.blocks
+    ]
+    return {"blocks": blocks, "rank": factor.rank, "size": factor.size}
+
+
+def unpacked(content: dict[str, Any]) -> Factor:
+    """The factor that `packed` wrote."""
+    blocks = [KINDS[entry["kind"]](**{k: v for k, v in entry.items() if k != "kind"}) for entry in content["blocks"]]
+    return Factor(tuple(blocks), content["rank"], content["size"])

@@ -1,0 +1,86 @@
+"""Parameter groups of an optimizer as one flat vector, and which optimizer has which parameters."""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuits.errors import InputError
+from tngd.settings import Settings
+
+Groups = list[dict[str, Any]]
+
+
+def members(groups: Groups) -> list[tuple[dict[str, Any], Tensor]]:
+    """Every trained parameter with its group, in the order of the flat vector."""
+    return [(group, p) for group in groups for p in group["params"] if p.requires_grad]
+
+
+def trained(groups: Groups) -> list[Tensor]:
+    """The parameters of members."""
+    return [parameter for _, parameter in members(groups)]
+
+
+def flat(parameters: Sequence[Tensor]) -> Tensor:
+    """One vector (N,) of parameters, detached."""
+    return torch.cat([p.detach().reshape(-1) for p in parameters])
+
+
+def descend(groups: Groups, direction: Tensor) -> None:
+    """θ ← (1 - η w) θ - η x, in place, with each group's lr η and weight_decay w."""
+    start = 0
+    for group, parameter in members(groups):
+        if group["weight_decay"]:
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        parameter.sub_(direction[start : start + parameter.numel()].view_as(parameter), alpha=group["lr"])
+        start += parameter.numel()
+
+
+def hand_over(groups: Groups, direction: Tensor) -> None:
+    """Put the direction (N,) into the parameters' `.grad`, for another optimizer."""
+    start = 0
+    for parameter in trained(groups):
+        parameter.grad = direction[start : start + parameter.numel()].view_as(parameter).clone()
+        start += parameter.numel()
+
+
+def rates(groups: Groups) -> Tensor:
+    """The step size of every number of the flat vector, (N,)."""
+    return torch.cat([p.new_full((p.numel(),), group["lr"]) for group, p in members(groups)])
+
+
+def left_to(model: torch.nn.Module, companion: torch.optim.Optimizer | None) -> list[Tensor]:
+    """The parameters of a model that its companion does not train."""
+    taken = set() if companion is None else {id(p) for p in trained(companion.param_groups)}
+    return [p for p in model.parameters() if id(p) not in taken]
+
+
+def check_one_setting(groups: Groups) -> None:
+    """InputError if groups differ in what the device, which is one, can have only once."""
+    for group in groups[1:]:
+        for field in fields(Settings):
+            if group[field.name] != groups[0][field.name]:
+                raise InputError(
+                    f"{field.name} is the device's, one for all groups, got {groups[0][field.name]} and "
+                    f"{group[field.name]}; groups have their own lr and weight_decay"
+                )
+
+
+def check_partners(
+    groups: Groups,
+    inner: torch.optim.Optimizer | None,
+    companion: torch.optim.Optimizer | None,
+    settings: Settings,
+) -> None:
+    """InputError if other optimizers do not fit: `inner` has the same parameters, `companion` none of them."""
+    own = {id(p) for p in trained(groups)}
+    if inner is not None and {id(p) for p in trained(inner.param_groups)} != own:
+        raise InputError("the inner optimizer must have exactly the parameters of TNGD; build it on the same ones")
+    if companion is not None and own & {id(p) for p in trained(companion.param_groups)}:
+        raise InputError("a parameter is trained by TNGD and by its companion; give every parameter to one of them")
+    if inner is not None and settings.kl_clip is not None:
+        raise InputError("kl_clip needs the step itself, which the inner optimizer makes; drop one of them")
+    if companion is not None and settings.adapt:
+        raise InputError("adapt cannot tell the companion's part of the change of the loss; fix the damping")

@@ -1,0 +1,229 @@
+"""What linear and convolutional layers see in one forward pass, and from it the factor R of the curvature.
+
+Hooks keep the input a of every call of a layer and its place in the graph; backward passes from the outputs, one for
+each of the q cotangents a sample has, give the gradients at those places for all samples at once. That is right while
+samples do not mix; the first use checks it, and that nothing else used the layers' parameters. Parameters of other
+layers get explicit rows, one backward pass a row.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from circuits.errors import InputError
+from tngd.curvature import evaluated, explicit_rows
+from tngd.gram import Factor, Outer, Positions, Rows, Writer
+
+LIMIT = 2**24  # numbers in the rows of one layer; beyond, they are kept as products
+TOLERANCE = 1e-3  # of a layer's gradient: recorded against autograd's, float32 networks of any depth
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a layer: its input and the place of its output in the graph."""
+
+    layer: nn.Module
+    inputs: Tensor
+    edge: torch.autograd.graph.GradientEdge
+    shape: torch.Size
+
+
+class Recorder:
+    """Records a model for the given trained parameters, whose order is that of the flat vector (N,)."""
+
+    def __init__(self, model: nn.Module, parameters: Sequence[Tensor]):
+        self.parameters = list(parameters)
+        self.size = sum(p.numel() for p in parameters)
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.offsets, start = {}, 0
+        for p in parameters:
+            self.offsets[id(p)] = start
+            start += p.numel()
+        self.modules = {module: name for name, module in model.named_modules()}
+        owners: dict[int, list[nn.Module]] = {}
+        for module in self.modules:
+            for p in module._parameters.values():
+                if p is not None and id(p) in self.offsets:
+                    owners.setdefault(id(p), []).append(module)
+        self.recorded = {k for k, found in owners.items() if all(map(_is_recorded, found))}
+        places = {module: self._offsets_of(module) for module in self.modules if _is_recorded(module)}
+        self.places = {module: found for module, found in places.items() if found != (None, None)}
+        self.checked = False
+        self._refuse_sparse()
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Call]]:
+        """Collect the calls made inside; InputError where a layer mixes samples by design."""
+        for module, name in self.modules.items():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
+                raise InputError(
+                    f"layer {name!r} ({type(module).__name__}) mixes the samples of a batch while it trains; put it in "
+                    "eval(), use GroupNorm, or give TNGD the parameters without the model (exact, slow)"
+                )
+        calls: list[Call] = []
+
+        def keep(layer: nn.Module, inputs: tuple, named: dict, output: Tensor) -> None:
+            if torch.is_grad_enabled() and output.requires_grad:
+                edge = torch.autograd.graph.get_gradient_edge(output)
+                calls.append(Call(layer, (inputs[0] if inputs else named["input"]).detach(), edge, output.shape))
+
+        handles = [layer.register_forward_hook(keep, with_kwargs=True) for layer in self.places]
+        try:
+            yield calls
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def evaluate(self, closure: Callable) -> tuple[Tensor, Tensor, list[Call]]:
+        """What the closure returned, and the calls it made."""
+        with self.recording() as calls:
+            outputs, targets = evaluated(closure)
+        for call in calls:
+            if call.inputs.ndim < 2 or len(call.inputs) != len(outputs):
+                shape = tuple(call.inputs.shape)
+                raise InputError(
+                    f"layer {self.modules[call.layer]!r} took {shape}, not a batch of {len(outputs)}; keep samples "
+                    "first, or give TNGD the parameters without the model (exact, slow)"
+                )
+        return outputs, targets, calls
+
+    def factor(self, outputs: Tensor, calls: list[Call], S: Tensor) -> Factor:
+        """R (b q, N) from cotangents S (b, q, d); the graph is kept."""
+        writers = [_writer(call, S.shape[1], self.places[call.layer]) for call in calls]
+        for c in range(S.shape[1]):
+            for writer, call, G in zip(writers, calls, self.gradients(outputs, calls, S[:, c]), strict=True):
+                writer.add(c, by_position(call, G))
+        blocks: list[Outer | Positions | Rows] = []
+        shared: dict[tuple[int, int], Tensor] = {}
+        times = Counter(offset for call in calls for offset in self.places[call.layer] if offset is not None)
+        for call, writer in zip(calls, writers, strict=True):
+            weight, bias = self.places[call.layer]
+            block = writer.block()
+            if max(times[offset] for offset in (weight, bias) if offset is not None) == 1:
+                blocks.append(block)
+                continue
+            rows, start = block.rows(), 0
+            for place in rows.places:
+                part = rows.matrix[:, start : start + place[1]]
+                shared[place] = shared[place] + part if place in shared else part
+                start += place[1]
+        blocks += [Rows(matrix, (place,)) for place, matrix in shared.items()]
+        called = {offset for call in calls for offset in self.places[call.layer]}
+        others = [p for p in self.parameters if self.offsets[id(p)] not in called]
+        if others:
+            blocks.append(self._explicit(outputs, others, S))
+        return Factor(tuple(blocks), S.shape[0] * S.shape[1], self.size)
+
+    def gradients(self, outputs: Tensor, calls: list[Call], cotangent: Tensor) -> list[Tensor]:
+        """The gradient (b, *) at the output of every call of one cotangent (b, d), zero where none reaches it."""
+        if not calls:
+            return []
+        edges = [call.edge for call in calls]
+        found = torch.autograd.grad(outputs, edges, grad_outputs=cotangent, retain_graph=True, allow_unused=True)
+        return [
+            outputs.new_zeros(1).expand(call.shape) if G is None else G for call, G in zip(calls, found, strict=True)
+        ]
+
+    def check(self, outputs: Tensor, calls: list[Call], slope: Tensor, gradient: Tensor) -> None:
+        """InputError, naming a layer, if samples mix or a layer's parameters are used outside it; once a recorder."""
+        if self.checked:
+            return
+        b, d = outputs.shape
+        sample = b // 2
+        one = torch.zeros_like(outputs)
+        one[sample] = torch.linspace(1, 2, d, dtype=one.dtype, device=one.device)
+        for call, G in zip(calls, self.gradients(outputs, calls, one), strict=True):
+            inside = float(G[sample].abs().max())
+            if float(G.abs().sum() - G[sample].abs().sum()) > TOLERANCE * inside:
+                raise InputError(
+                    f"samples of the batch mix after layer {self.modules[call.layer]!r}; keep samples first and apart, "
+                    "or give TNGD the parameters without the model (exact, slow)"
+                )
+        recorded = self.factor(outputs, calls, slope[:, None, :]).transpose(slope.new_ones(b))
+        for p in self.parameters:
+            part = slice(self.offsets[id(p)], self.offsets[id(p)] + p.numel())
+            gap, scale = float((recorded - gradient)[part].norm()), float(gradient[part].norm())
+            if gap > TOLERANCE * scale + 1e-6 * float(gradient.norm()):
+                raise InputError(
+                    f"parameter {self.names.get(id(p), '?')!r} is used outside its layer, where it is not seen; "
+                    "give it to a companion optimizer, or give TNGD the parameters without the model (exact, slow)"
+                )
+        self.checked = True
+
+    def _offsets_of(self, layer: nn.Module) -> tuple[int | None, int | None]:
+        """Offsets of weight and bias of a layer, None where not trained or not all its own."""
+        found = (layer._parameters.get(name) for name in ("weight", "bias"))
+        return tuple(self.offsets[id(p)] if p is not None and id(p) in self.recorded else None for p in found)
+
+    def _explicit(self, outputs: Tensor, parameters: list[Tensor], S: Tensor) -> Rows:
+        try:
+            matrix = explicit_rows(outputs, parameters, S)
+        except RuntimeError as error:
+            names = ", ".join(repr(self.names.get(id(p), "?")) for p in parameters)
+            raise InputError(
+                f"no curvature for parameters {names}: their layers have no batched backward pass; give them to a "
+                "companion optimizer"
+            ) from error
+        return Rows(matrix, tuple((self.offsets[id(p)], p.numel()) for p in parameters))
+
+    def _refuse_sparse(self) -> None:
+        for module, name in self.modules.items():
+            if getattr(module, "sparse", False) and id(module._parameters.get("weight")) in self.offsets:
+                raise InputError(
+                    f"layer {name!r} ({type(module).__name__}) has sparse gradients; build it with sparse=False, or "
+                    "give its parameters to a companion optimizer"
+                )
+
+
+def by_position(call: Call, gradient: Tensor) -> Tensor:
+    """The gradient (b, *) at the output of a call as (b, groups, n, positions)."""
+    layer, b = call.layer, len(gradient)
+    if isinstance(layer, nn.Linear):
+        return gradient.reshape(b, -1, gradient.shape[-1]).mT[:, None]
+    return gradient.reshape(b, layer.groups, layer.out_channels // layer.groups, -1)
+
+
+def seen(call: Call) -> Tensor:
+    """What a call saw, (b, groups, m, positions)."""
+    layer, a = call.layer, call.inputs
+    b = len(a)
+    if isinstance(layer, nn.Linear):
+        return a.reshape(b, -1, a.shape[-1]).mT[:, None]
+    patches = _patches(layer, a)
+    return patches.reshape(b, layer.groups, -1, patches.shape[-2] * patches.shape[-1])
+
+
+def _is_recorded(module: nn.Module) -> bool:
+    """Linear and Conv2d, subclasses too unless they compute something else."""
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward
+    return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
+
+
+def _writer(call: Call, q: int, places: tuple[int | None, int | None]) -> Writer:
+    """For the block of one call with q cotangents: rows where they are few, products where they are many."""
+    inputs, layer = seen(call), call.layer
+    linear = isinstance(layer, nn.Linear)
+    channels = layer.out_features if linear else layer.out_channels
+    if linear and call.inputs.ndim == 2:
+        return Writer(inputs, channels, q, places, Outer)
+    width = channels * (inputs.shape[2] + 1)
+    return Writer(inputs, channels, q, places, Rows if len(inputs) * q * width <= LIMIT else Positions)
+
+
+def _patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
+    """What every output position sees, (b, channels, *kernel, *positions), a view of the padded input."""
+    if any(layer._reversed_padding_repeated_twice):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        a = nn.functional.pad(a, layer._reversed_padding_repeated_twice, mode=mode)
+    a = a.contiguous()
+    b, channels, *extent = a.shape
+    sample, channel, *unit = a.stride()
+    kernel, step, spread = layer.kernel_size, layer.stride, layer.dilation
+    places = [(extent[i] - spread[i] * (kernel[i] - 1) - 1) // step[i] + 1 for i in (0, 1)]
+    strides = [spread[0] * unit[0], spread[1] * unit[1], step[0] * unit[0], step[1] * unit[1]]
+    return a.as_strided((b, channels, *kernel, *places), (sample, channel, *strides))

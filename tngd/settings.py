@@ -1,0 +1,72 @@
+"""Settings of TNGD, checked in one place."""
+
+from dataclasses import dataclass
+from math import inf, isinf
+from typing import Any
+
+from circuits.errors import InputError
+from tngd.curvature import CURVATURES
+
+STARTS = ("gradient", "zero", "kept")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one step is made with; see TNGD. InputError for what cannot be."""
+
+    curvature: str
+    damping: float
+    refresh: int
+    time: float = inf
+    start: str = "gradient"
+    delay: float = 0.0
+    noise: float = 0.0
+    max_norm: float | None = None
+    kl_clip: float | None = None
+    adapt: int = 0
+    lanczos: int | None = None
+
+    def __post_init__(self):
+        if self.curvature not in (*CURVATURES, "tiles"):
+            raise InputError(f"curvature must be one of {', '.join(CURVATURES)} or tiles, got {self.curvature!r}")
+        if self.start not in STARTS:
+            raise InputError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
+        for name in ("time", "delay", "noise"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"{name} must be 0 or above, got {getattr(self, name)}")
+        endless = isinf(self.time) or isinf(self.delay) or self.curvature == "tiles"
+        if not (self.damping >= 0 and not isinf(self.damping)) or (self.damping == 0 and endless):
+            raise InputError(
+                f"damping must be above 0{'' if endless else ', or 0 for a finite time'}, got {self.damping}"
+            )
+        if isinf(self.noise):
+            raise InputError("noise must be finite, got inf")
+        self._check_counts()
+        for name in ("max_norm", "kl_clip"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0 (None for no limit), got {getattr(self, name)}")
+        if self.curvature == "tiles":
+            self._check_tiles()
+
+    def _check_counts(self) -> None:
+        if self.refresh < (0 if self.curvature == "tiles" else 1):
+            least = "0 or more" if self.curvature == "tiles" else "1 or more"
+            raise InputError(f"refresh is a number of steps, {least}, got {self.refresh}")
+        if self.adapt < 0:
+            raise InputError(f"adapt is a number of steps, 0 for a fixed damping, got {self.adapt}")
+        if self.lanczos is not None and self.lanczos < 1:
+            raise InputError(f"lanczos is a number of steps, 1 or more (None for none), got {self.lanczos}")
+
+    def _check_tiles(self) -> None:
+        given: dict[str, Any] = {
+            "time": (self.time, inf),
+            "delay": (self.delay, 0.0),
+            "noise": (self.noise, 0.0),
+            "start": (self.start, "gradient"),
+            "adapt": (self.adapt, 0),
+            "kl_clip": (self.kl_clip, None),
+            "lanczos": (self.lanczos, None),
+        }
+        for name, (value, only) in given.items():
+            if value != only:
+                raise InputError(f"tiles are read at infinite time and know no {name}, got {name}={value!r}")
