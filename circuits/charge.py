@@ -17,7 +17,7 @@ import numpy as np
 from scipy.linalg import expm, matrix_balance
 
 from circuits.assembly import Circuit, assemble_many, nominal_circuit, readout_matrix
-from circuits.board import Board, Conditions, Program
+from circuits.board import REFERENCE_CELSIUS, Board, Conditions, Program
 from circuits.deck import START_UP, control
 from circuits.design import Design
 from circuits.errors import InputError, SimulationError
@@ -115,15 +115,15 @@ def charge_law(board: Board, circuit: Circuit, charge: float, times: np.ndarray)
     return (circuit.readout * scale[:m] @ states[:, :m]).transpose(2, 0, 1)
 
 
-def charge_readout(design: Design, runs: dict[str, ChargeRun]) -> ChargeReadout:
-    """What the runs of a design, by copy name, say of its inverse, and what noise would say in the same time.
+def charge_readout(design: Design, runs: dict[str, ChargeRun], ambient: float = REFERENCE_CELSIUS) -> ChargeReadout:
+    """What the runs of a design at `ambient` [°C], by copy name, say of its inverse, and noise in the same time.
 
     InputError for a resistive board.
     """
     board, program = design.board, design.program
     _check(board)
     rule = inversion(design)
-    circuits = assemble_many(board, program, design.specimens, Conditions())
+    circuits = assemble_many(board, program, design.specimens, Conditions(ambient))
     charge, times = runs["nominal"].charge, runs["nominal"].times
     laws = [charge_law(board, circuits[k], charge, times) for k in range(len(design.specimens))]
     best = int(_errors(design, rule, charge, laws[0]).argmin())

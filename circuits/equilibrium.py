@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-LONG_RECORD = 400.0  # effective samples of every reading from which the χ² of kurtoses keeps its false-alarm rate
+LONG_RECORD = 400.0  # effective samples in the slowest direction from which both χ² keep their false-alarm rates
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,8 @@ class Equilibrium:
     """`kurtosis`: largest excess in size, `kurtosis_p` that of the χ² of all readings (None: record too short).
 
     `asymmetry` is ||a(L)||/||<y yᵀ>||, `predicted_asymmetry` that of the copy's law, `expected_asymmetry` its root mean
-    square with the noise of the estimate, `asymmetry_p` that of the χ² of a(L) against the law (None: one reading).
+    square with the noise of the estimate, `asymmetry_p` that of the χ² of a(L) against the law (None: one cell, or the
+    record is too short).
     """
 
     lag: int
@@ -63,12 +64,16 @@ def sums_of(y: np.ndarray, lag: int) -> Sums:
     return Sums(lag, len(early), late.T @ early, len(y), (y**4).sum(axis=0))
 
 
-def equilibrium(sums: Sums, covariance: np.ndarray, rho: np.ndarray, records: np.ndarray) -> Equilibrium:
+def equilibrium(
+    sums: Sums, covariance: np.ndarray, rho: np.ndarray, records: np.ndarray, effective: float = np.inf
+) -> Equilibrium:
     """Judge a record of this sample covariance (n, n) by the lagged covariances ρ (lags, n, n) of its copy.
 
-    It came in independent records of so many readings each.
+    It came in independent records of so many readings each, worth `effective` independent ones in the slowest
+    direction; below LONG_RECORD there is no p.
     """
     kurtosis, kurtosis_p = _gaussian(sums, covariance, rho, records)
+    long = effective >= LONG_RECORD
     L, n = sums.lag, len(covariance)
     known = rho[L] if len(rho) > L else np.zeros((n, n))
     predicted, found = (known - known.T) / 2, (sums.lagged - sums.lagged.T) / 2 / sums.pairs
@@ -76,11 +81,11 @@ def equilibrium(sums: Sums, covariance: np.ndarray, rho: np.ndarray, records: np
     V = _antisymmetric_covariance(rho, L, records)
     i, j = np.triu_indices(n, 1)
     deviation = (found - predicted)[i, j]
-    p = float(special.chdtrc(len(i), deviation @ np.linalg.solve(V, deviation))) if n > 1 else None
+    p = float(special.chdtrc(len(i), deviation @ np.linalg.solve(V, deviation))) if n > 1 and long else None
     return Equilibrium(
         L,
         kurtosis,
-        kurtosis_p,
+        kurtosis_p if long else None,
         float(np.linalg.norm(found) / scale),
         float(np.linalg.norm(predicted) / scale),
         float(np.sqrt(np.sum(predicted**2) + 2 * np.trace(V)) / scale),

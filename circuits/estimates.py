@@ -77,7 +77,7 @@ def estimates(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[
         chunks_law(recipe, circuit, period, run.moments.samples) for circuit, run in zip(circuits, runs, strict=True)
     ]
     found = [
-        Estimate(run.moments, law, correction, _equilibrium(circuit, run, period))
+        Estimate(run.moments, law, correction, _equilibrium(circuit, run, period, law))
         for circuit, run, law in zip(circuits, runs, laws, strict=True)
     ]
     return [*found, mean_estimate(found)]
@@ -107,8 +107,8 @@ def mean_estimate(found: list[Estimate]) -> Estimate:
     return Estimate(moments, law, np.mean([each.correction for each in found], axis=0))
 
 
-def sampled_result(rule: Inversion, estimate: Estimate, copies: int = 1) -> SampledResult:
-    """What an estimate says; that of a single copy has a joint χ²."""
+def sampled_result(rule: Inversion, estimate: Estimate, of_mean: int | None = None) -> SampledResult:
+    """What an estimate says; that of a single copy has a joint χ², that of a mean took `of_mean` readings in all."""
     moments, law, correction = estimate.moments, estimate.law, estimate.correction
     samples, partial = running(moments, CURVE_POINTS)
     B = rule.read(partial + correction)
@@ -121,22 +121,23 @@ def sampled_result(rule: Inversion, estimate: Estimate, copies: int = 1) -> Samp
         expected_floor=floor,
         statistical_error=spread,
         interval=total_interval(rule, expected, law),
-        samples=moments.samples * copies,
+        samples=of_mean or moments.samples,
         inverse=B[-1],
         curve=Curve(
             tuple(samples.tolist()),
             tuple(rule.error(B).tolist()),
             tuple(np.hypot(floor, spread * np.sqrt(moments.samples / samples)).tolist()),
         ),
-        **(_of_copy(moments.mean, law) | {"equilibrium": estimate.equilibrium} if copies == 1 else {}),
+        **({} if of_mean else _of_copy(moments.mean, law) | {"equilibrium": estimate.equilibrium}),
     )
 
 
-def _equilibrium(circuit: Circuit, run: Run, period: float) -> Equilibrium | None:
+def _equilibrium(circuit: Circuit, run: Run, period: float, law: EstimateLaw) -> Equilibrium | None:
     if run.sums is None:
         return None
     rho = chunks_lags(run.recipe, circuit, period)
-    return equilibrium(run.sums, run.moments.mean, rho, np.array(chunk_sizes(run.moments.samples)))
+    records = np.array(chunk_sizes(run.moments.samples))
+    return equilibrium(run.sums, run.moments.mean, rho, records, effective_samples(law))
 
 
 def _of_copy(covariance: np.ndarray, law: EstimateLaw) -> dict[str, object]:

@@ -132,8 +132,8 @@ def samples_for(design: Design, rule: Inversion, target: float, ambient: float) 
     for copy in design.copies:
         circuit = assemble(design.board, design.program, copy, Conditions(ambient))
         law = chunks_law(recipe, circuit, design.program.period, CHUNK)
-        needed = max(needed, CHUNK * (rule.spread(law) / target) ** 2)
-    return int(np.ceil(needed / BLOCK)) * BLOCK
+        needed = max(needed, CHUNK * min(rule.spread(law) / target, 1e9) ** 2)
+    return int(np.ceil(min(needed, 1e18) / BLOCK)) * BLOCK
 
 
 def _jobs(

@@ -1,8 +1,10 @@
 """Many copies: how the error of the inverse is spread, how many meet a bound, what matters, and what averaging gains.
 
-Fresh copies are drawn and solved by the Lyapunov equation (a resistive board by its mean), all causes on unless the
-circuit has too many states. Independent errors of first order average: the mean of three copies has an error smaller by
-sqrt(3), as a law over many triples (one proves nothing: the mean beats a single copy in about three of four).
+Fresh copies are drawn and solved by the Lyapunov equation (a resistive board by its mean), with all causes on. A
+circuit of too many states for that is drawn without its parasitics, and what they do to the nominal board is added to
+every copy; their own spread is left out. Independent errors of first order average: the mean of three copies has an
+error smaller by sqrt(3), as a law over many triples (one proves nothing: the mean beats a single copy in about three
+of four).
 """
 
 from collections.abc import Iterator
@@ -16,12 +18,15 @@ from circuits.board import REFERENCE_CELSIUS, Conditions, ideal_conditions
 from circuits.copies import draw_gains
 from circuits.design import Design
 from circuits.inversion import Inversion
+from circuits.ou import MOST_STATES
 from circuits.sensitivity import expected_error, part_sensitivities
 from circuits.solve import circuit_inverses
 
 COPIES = 600
 POPULATION_SEED = 10_000_019  # added to the design's seed: never the copies themselves
-MOST_STATES = 120  # of a copy in a population; with more it is drawn without parasitics
+LARGE = 120  # states of a copy, from which parasitics are taken from the nominal board
+BOUND = 0.01  # relative error by which copies are judged if nobody says otherwise
+ON, NOMINAL, OFF = "on", "as on the nominal board", "left out"
 BATCH = 4e6  # entries of a batch of state matrices
 CONFIDENCE = 0.95  # of the interval of a yield
 
@@ -60,13 +65,13 @@ class Contribution:
 class Population:
     """Sorted errors of `copies` drawn copies; `unstable` of them run away and have none.
 
-    `parasitics` says whether they were on. `expected` is the root mean square error that first-order sensitivities
-    give, `rms` that of the copies. With no two triples left there is no averaging.
+    `parasitics` says how they were taken into account. `expected` is the root mean square error that first-order
+    sensitivities give, `rms` that of the copies. With no two triples left there is no averaging.
     """
 
     copies: int
     unstable: int
-    parasitics: bool
+    parasitics: str
     errors: tuple[float, ...]
     rms: float | None
     single_median: float | None
@@ -83,20 +88,19 @@ def population(
     bound: float | None = None,
     ambient: float = REFERENCE_CELSIUS,
 ) -> Population:
-    """Draw `copies` fresh copies, look at them at `ambient` [°C], judge them by `bound` (None: the median error)."""
-    inverses, stable = _draw(design, rule, copies, ambient)
-    errors = np.sort(rule.error(inverses)) if len(inverses) else np.zeros(0)
-    if bound is None and len(errors):
-        bound = float(np.median(errors))
+    """Draw `copies` fresh copies, look at them at `ambient` [°C], judge them by `bound` (None: BOUND)."""
+    parasitics = _parasitics(design)
+    inverses, stable = _draw(design, rule, copies, ambient, parasitics)
+    errors = np.sort(rule.error(inverses))
     return Population(
         copies,
         int((~stable).sum()),
-        _with_parasitics(design),
+        parasitics,
         tuple(errors.tolist()),
         float(np.sqrt(np.mean(errors**2))) if len(errors) else None,
         float(np.median(errors)) if len(errors) else None,
         expected_error(design.board, design.program),
-        tuple(yield_at(errors, copies, x) for x in _bounds(errors, bound)),
+        tuple(yield_at(errors, copies, x) for x in _bounds(errors, bound or BOUND)),
         contributions(design),
         _averaging(rule, inverses, stable),
     )
@@ -122,27 +126,36 @@ def contributions(design: Design) -> tuple[Contribution, ...]:
     return tuple(sorted(rows, key=lambda row: -row.share))
 
 
-def _bounds(errors: np.ndarray, bound: float | None) -> list[float]:
+def _bounds(errors: np.ndarray, bound: float) -> list[float]:
     """The bound that was asked for, then those of a curve from the smallest to the largest error."""
-    curve = np.quantile(errors, np.linspace(0.05, 1, 20)).tolist() if len(errors) else []
-    return ([] if bound is None else [bound]) + curve
+    return [bound, *(np.quantile(errors, np.linspace(0.05, 1, 20)).tolist() if len(errors) else [])]
 
 
-def _with_parasitics(design: Design) -> bool:
-    return states(nominal_circuit(design.board, design.program, Conditions())) <= MOST_STATES
+def _parasitics(design: Design) -> str:
+    """How the parasitics of a design are taken into account."""
+    size = states(nominal_circuit(design.board, design.program, Conditions()))
+    most = np.inf if design.board.inputs else MOST_STATES
+    return ON if size <= LARGE else NOMINAL if size <= most else OFF
 
 
-def _draw(design: Design, rule: Inversion, copies: int, ambient: float) -> tuple[np.ndarray, np.ndarray]:
+def _draw(
+    design: Design, rule: Inversion, copies: int, ambient: float, parasitics: str
+) -> tuple[np.ndarray, np.ndarray]:
     """Inverses (stable copies, n, n), and which copies are stable."""
     board, program = design.board, design.program
-    off = frozenset() if _with_parasitics(design) else ideal_conditions(board).off
+    off = frozenset() if parasitics == ON else ideal_conditions(board).off
     gains = draw_gains(board, design.seed + POPULATION_SEED, copies)
-    read, stable = [], []
+    read, stable = [np.zeros((0, *rule.inverse.shape))], []
+    common = np.zeros_like(rule.inverse)
+    if parasitics == NOMINAL:
+        every, ideal = (nominal_circuit(board, program, Conditions(ambient, without)) for without in ((), off))
+        common = circuit_inverses(design, rule, every) - circuit_inverses(design, rule, ideal)
     for batch in _batches(gains, states(nominal_circuit(board, program, Conditions(off=off)))):
         circuits = assemble_gains(board, program, batch, Conditions(ambient, off))
         good = is_stable(circuits)
         stable.append(good)
-        read.append(circuit_inverses(design, rule, circuits[good]))
+        if good.any():
+            read.append(circuit_inverses(design, rule, circuits[good]) + common)
     return np.concatenate(read), np.concatenate(stable)
 
 

@@ -143,7 +143,7 @@ def verify(
     solved = _solved_copies(design, rule, made, own) if own[0].solve else none
     taken = estimates(design, made, own) if own[0].moments else none
     sampled = [each and sampled_result(rule, each) for each in taken[:-1]]
-    sampled.append(taken[-1] and sampled_result(rule, taken[-1], len(own)))
+    sampled.append(taken[-1] and sampled_result(rule, taken[-1], sum(each.moments.samples for each in taken[:-1])))
     names = [*(copy.name for copy in design.copies), "mean of copies"]
     rows = [
         Reading(*row[:4], budget=_budgets(rule, *row, deviation, estimate))
@@ -152,7 +152,7 @@ def verify(
     nominal = runs["nominal"]
     solution = nominal.solve and _solved(design, rule, nominal.solve.columns, nominal.solve.bias)
     charged = {name: run.charge for name, run in runs.items() if run.charge}
-    charge = charge_readout(design, charged) if charged else None
+    charge = charge_readout(design, charged, ambient) if charged else None
     charge_agrees = charge is None or max(row.difference_to_law for row in charge.copies) <= CHARGE_AGREEMENT
     return Verification(
         design.program.name,
@@ -188,7 +188,7 @@ def verify_recorded(
         _target(design, rule),
         Reading("nominal"),
         tuple(rows),
-        Reading("mean of copies", sampled=sampled_result(rule, mean, len(taken))),
+        Reading("mean of copies", sampled=sampled_result(rule, mean, sum(each.moments.samples for each in taken))),
         population(design, rule, copies, bound),
         recorded=tuple(each.summary for each in recorded),
     )

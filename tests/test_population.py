@@ -1,6 +1,7 @@
 """Many copies: the exact and the Lyapunov route agree, yields and their intervals, averaging as a law, what matters."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -70,8 +71,35 @@ def test_two_hundred_copies_take_less_than_thirty_seconds():
     start = time.monotonic()
     found = population(made, inversion(made), copies=200, bound=0.02)
     assert time.monotonic() - start < 30
-    assert found.parasitics
+    assert found.parasitics == "on"
     assert len(found.errors) == 200
+
+
+def test_parasitics_of_large_boards_count_as_on_the_nominal_board():
+    # Two ways for the same copies: whole circuits, and ideal ones with what parasitics do to the nominal board.
+    made = make_design(FAIR, FAIR_FACTOR, parasitics=Parasitics(winding=2.0, esr=0.2), tolerance=1e-3)
+    rule = inversion(made)
+    whole = population(made, rule, copies=60, bound=0.02)
+    assert whole.parasitics == "on"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("circuits.population.LARGE", 10)
+        quick = population(made, rule, copies=60, bound=0.02)
+    assert quick.parasitics == "as on the nominal board"
+    assert whole.single_median > 0.02
+    # The copies differ by the spread of ±20 % that parasitics have, which is not drawn then.
+    assert quick.single_median == pytest.approx(whole.single_median, rel=0.05)
+
+
+def test_no_stable_copy_is_a_result_of_its_own():
+    made = make_design(FAIR, tolerance=0.01, copies=1)
+    hopeless = replace(
+        made, board=replace(made.board, parts=tuple(replace(p, tolerance=0.9) for p in made.board.parts))
+    )
+    found = population(hopeless, inversion(made), copies=3, bound=1.0)
+    assert found.unstable == 3
+    assert found.errors == ()
+    assert found.single_median is None
+    assert found.yields[0].share == 0.0
 
 
 @needs_ngspice

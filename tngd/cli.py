@@ -190,12 +190,19 @@ def calibrate(
     route: Annotated[str, typer.Option(help="Fit to exact or sampled runs; auto takes exact if there.")] = "auto",
     force: Force = False,
 ) -> None:
-    """Fit the reduced-order model of every copy to its runs."""
+    """Fit every copy to its runs; one with banks to programmings of its own, which it runs."""
     with Stages(announce=False) as stage:
         content = _loaded("laboratory").calibrate(folder, route, force, stage("calibrate"))
     for name, fit in content["fitted_on"]["copies"].items():
         before, after = fit["rms_residual_uncalibrated"], fit["rms_residual"]
         print(f"{name}: rms residual {before:.3g} -> {after:.3g} standard deviations")
+    held = content.get("held_out")
+    if held:
+        print(
+            f"held out: {len(held['errors'])} programmings, worst error {max(held['errors']):.2g}, "
+            f"{held['improvement']:.3g} times below uncalibrated; z-scores spread {held['z_rms']:.2f}, "
+            f"{held['coverage_95']:.1%} of {held['intervals']} intervals of 95 % hold"
+        )
 
 
 @app.command()
