@@ -134,14 +134,16 @@ def recorded_budget(
     return _budget(name, "recorded", rule, nominal, measured - rule.inverse, more, interval)
 
 
-def total_interval(rule: Inversion, expected: np.ndarray, law: EstimateLaw) -> tuple[float, float]:
-    """Interval of COVERAGE for the relative error of one estimate: ||Δ + ε||² of Gaussian ε, as a gamma law."""
+def total_interval(
+    rule: Inversion, expected: np.ndarray, law: EstimateLaw, coverage: float = COVERAGE
+) -> tuple[float, float]:
+    """Interval of this coverage for the relative error of one estimate: ||Δ + ε||² of Gaussian ε, as a gamma law."""
     scale = np.linalg.norm(rule.inverse)
     offset = triangle((expected - rule.inverse) / scale)
     V = rule.error_covariance(law)
     mean = offset @ offset + np.trace(V)
     variance = 4 * offset @ V @ offset + 2 * np.sum(V * V)
-    tails = np.array([(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    tails = np.array([(1 - coverage) / 2, (1 + coverage) / 2])
     low, high = special.gammaincinv(mean**2 / variance, tails) * variance / mean
     return float(np.sqrt(low)), float(np.sqrt(high))
 

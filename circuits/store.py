@@ -113,7 +113,7 @@ def read_json(path: Path, made_by: str) -> Any:
     """Read a JSON file; InputError names the command that makes it if it is missing or broken."""
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} does not exist; make it with `tngd {made_by}`") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON ({error}); make it again with `tngd {made_by}`") from None

@@ -107,7 +107,7 @@ class Verification:
     """Everything a verification found at `ambient` [°C]; `recipe` is how sampled runs were made.
 
     `recorded` tells of readings of physical boards, `population` of freshly drawn copies, `temperature` of the copies
-    from cold to hot, `charge` of the charge readout.
+    from cold to hot, `charge` of the charge readout, `left_out` what a circuit of this size has not got.
     """
 
     name: str
@@ -121,6 +121,7 @@ class Verification:
     temperature: Sweep | None = None
     charge: ChargeReadout | None = None
     recipe: str | None = None
+    left_out: str | None = None
     recorded: tuple[RecordSummary, ...] | None = None
 
 
@@ -166,6 +167,7 @@ def verify(
         sweep(design, rule),
         charge,
         own[0].recipe.name if own[0].moments else None,
+        None if found else "error budget and temperatures: the circuit has too many states",
     )
 
 
@@ -264,8 +266,7 @@ def _exact_copies(rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> 
 
 
 def _off_noise(noise: NoiseRun, covariance: np.ndarray) -> float:
-    variances = np.diag(covariance)[list(noise.outputs)]
-    return float(np.abs(noise.variances / variances - 1).max())
+    return float(np.abs(noise.variances / np.diag(covariance)[list(noise.outputs)] - 1).max())
 
 
 def _solved_copies(design: Design, rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> list[SolveResult]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import needs_ngspice
 
 TARGET = np.array([[2.0, -0.5, -0.3], [-0.5, 1.5, -0.2], [-0.3, -0.2, 1.0]])
 BANKS = ("--bank-bits", "4")
@@ -150,9 +151,9 @@ def test_another_target_on_the_same_board(banks, works):
     assert Path("next/codes.csv").read_text() != Path("banks/codes.csv").read_text()
 
 
-def test_boards_calibration_is_not_for_are_refused_by_name(target, banks, refused, works, monkeypatch):
-    monkeypatch.setattr("tngd.laboratory.load_measurements", lambda *_: {})
-    monkeypatch.setattr("tngd.laboratory.read_json", lambda *_: {"provenance": {"ngspice": "39"}, "ambient": 27.0})
+@needs_ngspice
+def test_a_route_that_a_board_is_not_calibrated_by_is_refused(target, banks, refused, works):
+    assert "by exact runs of its own; leave out --route" in refused("calibrate", banks, "--route", "sampled")
     works("design", target, "--coupling", "resistive", "--out", "solver")
-    assert "this one is resistive" in refused("calibrate", "solver", "--route", "exact")
-    assert "with switched banks" in refused("calibrate", banks, "--route", "exact")
+    works("verify", "solver", "--method", "sampled", "--samples", "500")
+    assert "calibrated on exact runs; make them with `tngd verify --method exact`" in refused("calibrate", "solver")

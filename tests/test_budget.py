@@ -25,6 +25,7 @@ from circuits.choices import Choices
 from circuits.copies import nominal_copy
 from circuits.deck import circuit_of
 from circuits.design import make_design
+from circuits.estimates import estimates
 from circuits.handover import decks
 from circuits.inversion import hold_correction, inversion
 from circuits.measurement import Plan, measure
@@ -161,16 +162,24 @@ def test_sampling_is_what_is_left_and_holding_what_the_nominal_correction_leaves
     assert share["holding"] == pytest.approx(np.sum(direction * held) / scale, rel=1e-6)
 
 
+def assembled(made) -> list:
+    return [assemble(made.board, made.program, copy, Conditions()) for copy in made.copies]
+
+
 @needs_ngspice
 def test_measured_totals_agree_with_the_sum_of_their_causes():
-    # Exact: to the integration error of ngspice. Sampled: the total is inside the interval, which here is widened to
-    # the false-alarm rate by asking for the joint chi-square of the same record.
+    # Exact: to the integration error of ngspice. Sampled: the total is inside the interval of the false-alarm rate.
     for choices, parasitics in ((Choices(series="E24", source_tolerance=0.02), ALL), (Choices(), Parasitics())):
         made = make_design(FAIR, FAIR_FACTOR, choices=choices, parasitics=parasitics, copies=2)
         circuits = {name: circuit_of(text) for name, text in decks(made)}
-        result = verify(made, measure(made, circuits, Plan(exact=True, samples=10_000, seed=5)), copies=30)
-        for copy in result.copies:
+        runs = measure(made, circuits, Plan(exact=True, samples=10_000, seed=5))
+        result = verify(made, runs, copies=30)
+        rule, laws = inversion(made), estimates(made, assembled(made), [runs[copy.name] for copy in made.copies])
+        for copy, estimate in zip(result.copies, laws[:-1], strict=True):
             exact, sampled = copy.budget
+            expected = rule.read(estimate.law.mean + estimate.correction)
+            low, high = total_interval(rule, expected, estimate.law, 1 - FALSE_ALARM)
+            assert low < sampled.total < high
             assert (exact.route, sampled.route) == ("exact", "sampled")
             parts = sum(cause.share for cause in exact.causes)
             assert parts == pytest.approx(exact.total, abs=1e-6)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_NAMES = 80  # below an axis
 HATCHES = ("", "///", "\\\\\\", "...", "xxx", "---", "+++", "ooo")
 LINES = ("-", "--", "-.", ":", (0, (3, 1, 1, 1)), (0, (5, 1)), "-")
 STYLE = {
@@ -252,7 +253,10 @@ def gains(device: dict[str, Any]) -> str:
             axes.errorbar(
                 x, 100 * value, 200 * error, fmt=MARKERS[k % 7], color=COLOURS[k % 6], markersize=3, label=copy["name"]
             )
-        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        if len(names) <= MOST_NAMES:
+            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        else:
+            axes.set_xlabel(f"{len(names)} parameters")
         axes.set_ylabel("gain off nominal [%]")
         axes.legend(fontsize=8, ncols=3)
         return _svg(figure)

@@ -7,6 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from circuits.board import REFERENCE_CELSIUS
+
+MOST_COPIES = 4  # shown; the report has all
+ROUTES = {"exact": "without sampling", "sampled": "sampled", "solve": "solved", "recorded": "as recorded"}
+
 
 def show(table: Table) -> None:
     """Print a table, 110 letters wide where nobody sets the width."""
@@ -17,6 +22,8 @@ def verification_table(results: dict[str, dict[str, Any]]) -> Table:
     """Errors of the inverse of every copy, from the contents of verification.json by board."""
     recipes = sorted({result["recipe"] for result in results.values() if "recipe" in result})
     title = "Relative error of the inverse" + (f"; sampled with {', '.join(recipes)}" if recipes else "")
+    warm = sorted({result["ambient"] for result in results.values()} - {REFERENCE_CELSIUS})
+    title += f"; at {', '.join(f'{ambient:g}' for ambient in warm)} °C" if warm else ""
     table = Table(title=title, title_justify="left")
     solves = any("solve" in result["nominal"] for result in results.values())
     columns = (
@@ -53,10 +60,15 @@ def verification_table(results: dict[str, dict[str, Any]]) -> Table:
 
 def more_tables(result: dict[str, Any]) -> Iterator[Table]:
     """Where the errors come from, what the population and other conditions say, from one verification.json."""
-    yield from filter(None, (budget_table(result), charge_table(result)))
+    yield from budget_tables(result)
+    yield from filter(None, [charge_table(result)])
     yield population_table(result)
     if "temperature" in result:
         yield temperature_table(result["temperature"])
+    if "left_out" in result:
+        table = Table(show_header=False)
+        table.add_row("left out", result["left_out"])
+        yield table
     for record in result.get("recorded", ()):
         table = Table(title=f"Readings of {record['name']}", title_justify="left", show_header=False)
         table.add_row("readings", f"{record['readings']:,}, one every {record['period_s']:.4g} s")
@@ -65,23 +77,24 @@ def more_tables(result: dict[str, Any]) -> Iterator[Table]:
         yield table
 
 
-def budget_table(result: dict[str, Any]) -> Table | None:
-    """Signed shares of every cause in each copy's error."""
-    rows = [*result["copies"], result["mean_of_copies"]]
+def budget_tables(result: dict[str, Any]) -> Iterator[Table]:
+    """Signed shares of every cause in the error of the first copies and of the mean, a table for each route."""
+    rows = [*result["copies"][:MOST_COPIES], result["mean_of_copies"]]
     budgets = [budget for row in rows for budget in row.get("budget", ())]
-    if not budgets:
-        return None
-    causes = list(dict.fromkeys(cause["name"] for budget in budgets for cause in budget["causes"]))
-    table = Table(title="Where the error comes from (shares add up to it)", title_justify="left")
-    table.add_column("copy")
-    for column in ("route", *causes, "error"):
-        table.add_column(column, justify="right")
-    for budget in budgets:
-        share = {cause["name"]: f"{cause['share']:+.3%}" for cause in budget["causes"]}
-        table.add_row(
-            budget["name"], budget["route"], *(share.get(cause, "") for cause in causes), f"{budget['total']:.3%}"
-        )
-    return table
+    for route in dict.fromkeys(budget["route"] for budget in budgets):
+        found = [budget for budget in budgets if budget["route"] == route]
+        table = Table(title=f"Where the error comes from, {ROUTES[route]}", title_justify="left")
+        table.add_column("cause")
+        for budget in found:
+            table.add_column(budget["name"], justify="right")
+        for k, cause in enumerate(found[0]["causes"]):
+            table.add_row(cause["name"], *(f"{budget['causes'][k]['share']:+.3%}" for budget in found))
+        table.add_section()
+        table.add_row("error", *(f"{budget['total']:.3%}" for budget in found))
+        if "interval" in found[0]:
+            ends = (f"{budget['interval'][0]:.2%} to {budget['interval'][1]:.2%}" for budget in found)
+            table.add_row("95 of 100 within", *ends)
+        yield table
 
 
 def population_table(result: dict[str, Any]) -> Table:
@@ -97,6 +110,8 @@ def population_table(result: dict[str, Any]) -> Table:
         first = found["yields"][0]
         low, high = first["interval"]
         table.add_row(f"yield at {first['bound']:.2%}", f"{first['share']:.1%} ({low:.1%} to {high:.1%})")
+    if found["parasitics"] != "on":
+        table.add_row("parasitics", found["parasitics"])
     if found["contributions"]:
         parts = ", ".join(f"{row['role']} {row['share']:.0%}" for row in found["contributions"][:5])
         table.add_row("what matters", parts)
@@ -127,7 +142,7 @@ def charge_table(result: dict[str, Any]) -> Table | None:
     found = result.get("charge")
     if not found:
         return None
-    title = f"Charge readout, {found['instant']:.2g} s after each packet, {found['board_time']:.2g} s in all"
+    title = f"Charges, {found['instant']:.2g} s after each; {found['board_time']:.2g} s in all"
     table = Table(title=title, title_justify="left")
     for column in ("copy", "charge", "covariance, same time", "as good after"):
         table.add_column(column, justify="left" if column == "copy" else "right")
