@@ -253,10 +253,8 @@ def gains(device: dict[str, Any]) -> str:
             axes.errorbar(
                 x, 100 * value, 200 * error, fmt=MARKERS[k % 7], color=COLOURS[k % 6], markersize=3, label=copy["name"]
             )
-        if len(names) <= MOST_NAMES:
-            axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        else:
-            axes.set_xlabel(f"{len(names)} parameters")
+        few = len(names) <= MOST_NAMES
+        axes.set_xticks(range(len(names)) if few else [], names if few else [], rotation=90, fontsize=7)
         axes.set_ylabel("gain off nominal [%]")
         axes.legend(fontsize=8, ncols=3)
         return _svg(figure)
