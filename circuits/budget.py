@@ -117,13 +117,20 @@ def sampled_budget(
 
 
 def recorded_budget(
-    design: Design, name: str, rule: Inversion, measured: np.ndarray, law: EstimateLaw, correction: np.ndarray
+    design: Design,
+    name: str,
+    rule: Inversion,
+    measured: np.ndarray,
+    law: EstimateLaw,
+    *,
+    correction: np.ndarray,
+    ambient: float = REFERENCE_CELSIUS,
 ) -> Budget | None:
     """Budget of an inverse (n, n) read on a physical board, whose parts nobody knows: that of the nominal board.
 
     What parts and sampling do cannot be told apart in one record; `interval` is that of sampling on the nominal board.
     """
-    found = deviations(design, rule, [nominal_copy(design.board)])
+    found = deviations(design, rule, [nominal_copy(design.board)], ambient)
     if found is None:
         return None
     known = {cause: matrix for cause, matrix in found[0].alone.items() if cause not in (TOLERANCE, TEMPERATURES)}

@@ -64,21 +64,31 @@ def sums_of(y: np.ndarray, lag: int) -> Sums:
     return Sums(lag, len(early), late.T @ early, len(y), (y**4).sum(axis=0))
 
 
+def pairs_of_records(lags: int, lag: int, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How many readings, and how many pairs `lag` apart, are 0, 1, … `lags` - 1 apart, in records of such lengths."""
+    return _pairs(lags, 0, records), _pairs(lags, lag, records)
+
+
 def equilibrium(
-    sums: Sums, covariance: np.ndarray, rho: np.ndarray, records: np.ndarray, effective: float = np.inf
+    sums: Sums,
+    covariance: np.ndarray,
+    rho: np.ndarray,
+    pairs: tuple[np.ndarray, np.ndarray],
+    effective: float = np.inf,
 ) -> Equilibrium:
     """Judge a record of this sample covariance (n, n) by the lagged covariances ρ (lags, n, n) of its copy.
 
-    It came in independent records of so many readings each, worth `effective` independent ones in the slowest
-    direction; below LONG_RECORD there is no p.
+    `pairs` are those of `pairs_of_records`, which gaps may change. The record is worth `effective` independent readings
+    in the slowest direction; below LONG_RECORD there is no p.
     """
-    kurtosis, kurtosis_p = _gaussian(sums, covariance, rho, records)
+    of_readings, of_pairs = (_fitted(counts, len(rho)) for counts in pairs)
+    kurtosis, kurtosis_p = _gaussian(sums, covariance, rho, of_readings)
     long = effective >= LONG_RECORD
     L, n = sums.lag, len(covariance)
     known = rho[L] if len(rho) > L else np.zeros((n, n))
     predicted, found = (known - known.T) / 2, (sums.lagged - sums.lagged.T) / 2 / sums.pairs
     scale = np.linalg.norm(covariance)
-    V = _antisymmetric_covariance(rho, L, records)
+    V = _antisymmetric_covariance(rho, L, of_pairs)
     i, j = np.triu_indices(n, 1)
     deviation = (found - predicted)[i, j]
     p = float(special.chdtrc(len(i), deviation @ np.linalg.solve(V, deviation))) if n > 1 and long else None
@@ -93,11 +103,11 @@ def equilibrium(
     )
 
 
-def _gaussian(sums: Sums, covariance: np.ndarray, rho: np.ndarray, records: np.ndarray) -> tuple[float, float | None]:
+def _gaussian(sums: Sums, covariance: np.ndarray, rho: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:
     """Largest excess kurtosis, and p of all of them."""
     sigma = np.sqrt(np.diag(rho[0]))
     r = rho / (sigma[:, None] * sigma)
-    weight = _pairs(len(rho), 0, records) * np.where(np.arange(len(rho)) == 0, 1.0, 2.0) / records.sum() ** 2
+    weight = counts * np.where(np.arange(len(rho)) == 0, 1.0, 2.0) / counts[0] ** 2
     # <y²> is off by a_i = He₂'s mean, Var(a_i) = 2 Σ c r²/N²; in second order it takes 3 a² from the kurtosis.
     second = 2 * np.einsum("t,tii->i", weight, r**2)
     excess = sums.fourth / sums.readings / np.diag(covariance) ** 2 - 3 + 3 * second
@@ -121,14 +131,13 @@ def _normal(x: np.ndarray, n: np.ndarray) -> np.ndarray:
     return (1 - 2 / (9 * A) - np.cbrt((1 - 2 / A) / (1 + x * np.sqrt(2 / (A - 4))))) / np.sqrt(2 / (9 * A))
 
 
-def _antisymmetric_covariance(rho: np.ndarray, lag: int, records: np.ndarray) -> np.ndarray:
+def _antisymmetric_covariance(rho: np.ndarray, lag: int, counts: np.ndarray) -> np.ndarray:
     """Covariance of the upper triangle of a(L), (q, q)."""
     n = rho.shape[1]
     far = len(rho) - 1
     both = np.concatenate([np.swapaxes(rho[:0:-1], 1, 2), rho])  # ρ(τ), τ = -far … far
     padded = np.pad(both, ((lag, lag), (0, 0), (0, 0)))
     ahead, behind = padded[2 * lag :], padded[: len(both)]  # ρ(τ + L), ρ(τ - L)
-    counts = _pairs(len(rho), lag, records)
     weight = np.concatenate([counts[:0:-1], counts])[:, None] / counts[0] ** 2
     i, j = np.triu_indices(n, 1)
 
@@ -141,6 +150,11 @@ def _antisymmetric_covariance(rho: np.ndarray, lag: int, records: np.ndarray) ->
     R = (R - R.transpose(1, 0, 2, 3)) / 2
     R = (R - R.transpose(0, 1, 3, 2)) / 2
     return R[i, j][:, i, j] if far >= 0 else R[:0, :0]
+
+
+def _fitted(counts: np.ndarray, lags: int) -> np.ndarray:
+    """Counts of so many lags; of those that were not counted there are none."""
+    return np.pad(counts[:lags].astype(float), (0, max(lags - len(counts), 0)))
 
 
 def _pairs(lags: int, lost: int, records: np.ndarray) -> np.ndarray:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.assembly import Circuit
+from circuits.assembly import Circuit, nominal_circuit
+from circuits.board import Conditions
 from circuits.budget import total_interval
 from circuits.design import Design
-from circuits.equilibrium import Equilibrium, equilibrium
+from circuits.equilibrium import Equilibrium, equilibrium, pairs_of_records
 from circuits.inversion import Inversion, hold_correction
 from circuits.moments import Moments, running
-from circuits.ou import EstimateLaw, effective_samples, joint_chi_square
+from circuits.ou import EstimateLaw, effective_samples, joint_chi_square, lagged_covariances
 from circuits.recorded import Recorded, recorded_law
 from circuits.runs import Run
 from circuits.sampled import chunk_sizes, chunks_lags, chunks_law
@@ -85,8 +86,13 @@ def estimates(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[
 
 def recorded_estimate(design: Design, recorded: Recorded) -> Estimate:
     """The estimate of a physical board, by the law of the nominal one; about the sample mean a covariance lacks V."""
-    moments = Moments(recorded.block_readings, recorded.moments)
-    return Estimate(moments, recorded_law(design, recorded), recorded.mean_covariance)
+    moments, law, balance = Moments(recorded.block_readings, recorded.moments), recorded_law(design, recorded), None
+    if recorded.sums:
+        circuit = nominal_circuit(design.board, design.program, Conditions(recorded.summary.ambient))
+        rho = lagged_covariances(circuit, recorded.summary.period_s, held=False)
+        pairs = (recorded.pairs, recorded.sums_pairs)
+        balance = equilibrium(recorded.sums, recorded.covariance, rho, pairs, effective_samples(law))
+    return Estimate(moments, law, recorded.mean_covariance, balance)
 
 
 def mean_estimate(found: list[Estimate]) -> Estimate:
@@ -136,8 +142,8 @@ def _equilibrium(circuit: Circuit, run: Run, period: float, law: EstimateLaw) ->
     if run.sums is None:
         return None
     rho = chunks_lags(run.recipe, circuit, period)
-    records = np.array(chunk_sizes(run.moments.samples))
-    return equilibrium(run.sums, run.moments.mean, rho, records, effective_samples(law))
+    pairs = pairs_of_records(len(rho), run.sums.lag, np.array(chunk_sizes(run.moments.samples)))
+    return equilibrium(run.sums, run.moments.mean, rho, pairs, effective_samples(law))
 
 
 def _of_copy(covariance: np.ndarray, law: EstimateLaw) -> dict[str, object]:

@@ -122,18 +122,15 @@ def measure(
     }
 
 
-def samples_for(design: Design, rule: Inversion, target: float, ambient: float) -> int:
-    """Readings a copy after which the statistical error of every copy's inverse is at most `target`.
+def error_of_one(design: Design, rule: Inversion, ambient: float) -> float:
+    """Statistical error of the worst copy's inverse, times the square root of the readings it is taken from.
 
     The error of an estimate is known before it is made: it is that of the law of the copy's own values.
     """
     recipe = recipe_for(design.board, design.program)
-    needed = 0.0
-    for copy in design.copies:
-        circuit = assemble(design.board, design.program, copy, Conditions(ambient))
-        law = chunks_law(recipe, circuit, design.program.period, CHUNK)
-        needed = max(needed, CHUNK * min(rule.spread(law) / target, 1e9) ** 2)
-    return int(np.ceil(min(needed, 1e18) / BLOCK)) * BLOCK
+    circuits = [assemble(design.board, design.program, copy, Conditions(ambient)) for copy in design.copies]
+    laws = [chunks_law(recipe, circuit, design.program.period, CHUNK) for circuit in circuits]
+    return max(rule.spread(law) for law in laws) * float(np.sqrt(CHUNK))
 
 
 def _jobs(

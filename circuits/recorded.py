@@ -22,33 +22,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from pandas.errors import EmptyDataError, ParserError, ParserWarning
-from scipy.special import betainc
 
 from circuits.assembly import Circuit, assemble
-from circuits.board import Board, Conditions, Copy
+from circuits.board import REFERENCE_CELSIUS, Board, Conditions, Copy
 from circuits.design import Design
+from circuits.equilibrium import Sums
 from circuits.errors import InputError
 from circuits.ou import EstimateLaw, decay_time, lagged_covariances, law_about_mean, mean_covariance
+from circuits.sampled import lag_of
 from circuits.store import Array
-from circuits.streaming import LEAST, Stream
+from circuits.streaming import LEAST, Clipping, Outliers, Stream
 
 ROWS = 50_000  # read at a time
 BOM = b"\xef\xbb\xbf"  # with which some programs begin a UTF-8 file
 HEAD = 1 << 16  # bytes in which the header is looked for
-PILE_UP = 3.0  # times as many readings at the extreme as in the next level
-FALSE_ALARM = 1e-5  # of calling a column clipped
 SECONDS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # of a unit in a second
 VOLTS = {"V": 1.0, "mV": 1e3, "uV": 1e6}
-
-
-@dataclass(frozen=True)
-class Clipping:
-    """How many `readings` of a cell, and which fraction, are at the limit `level_V` of its converter."""
-
-    cell: str
-    level_V: float
-    readings: int
-    fraction: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +45,12 @@ class RecordSummary:
     """What is to be said of the record of one copy.
 
     `gaps` steps were longer than a period, `missing` readings would fill them, `longest_gap` is in periods. `dropped`
-    readings lacked a voltage, in these cells so many. `mean_V` (n,) comes with its standard error on the nominal board.
+    readings lacked a voltage up to 1 kV, in these cells so many. `mean_V` (n,) comes with its standard error on the
+    nominal board at `ambient` [°C].
     """
 
     name: str
+    ambient: float
     period_s: float
     readings: int
     gaps: int
@@ -68,22 +59,28 @@ class RecordSummary:
     dropped: int
     dropped_by_cell: dict[str, int]
     clipped: tuple[Clipping, ...]
+    outliers: tuple[Outliers, ...]
     mean_V: Array
     mean_error_V: Array
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Gaps, dropped and clipped readings in words; none for a record without faults."""
+        """Gaps, dropped, clipped and far readings in words; none for a record without faults."""
         found = []
         if self.gaps:
             gaps, missing = _counted(self.gaps, "gap"), _counted(self.missing, "reading")
             found.append(f"{gaps}, {missing} missing, the longest step {self.longest_gap:,} periods")
         if self.dropped:
             cells = ", ".join(f"{cell} {count:,}" for cell, count in self.dropped_by_cell.items())
-            found.append(f"{_counted(self.dropped, 'reading')} dropped for lack of a voltage ({cells})")
+            why = "lack a voltage or have" if self.dropped > 1 else "lacks a voltage or has"
+            found.append(f"{_counted(self.dropped, 'reading')} dropped that {why} one beyond 1 kV ({cells})")
         for clip in self.clipped:
-            where = f"{clip.cell}: {clip.readings:,} readings at {clip.level_V:+.6g} V, {100 * clip.fraction:.2g} %"
-            found.append(f"{where}, are clipped and bias the covariance")
+            where = f"{clip.cell}: {clip.readings:,} readings at or beyond {clip.level_V:+.6g} V"
+            found.append(f"{where}, {100 * clip.fraction:.2g} %, are clipped and bias the covariance")
+        for far in self.outliers:
+            where = f"{far.cell}: {'at least ' * far.at_least}{_counted(far.readings, 'reading')} farther than"
+            where += f" {far.deviations:.2g} standard deviations from the mean"
+            found.append(f"{where}, the largest {far.largest_V:.6g} V")
         return tuple(found)
 
 
@@ -93,7 +90,8 @@ class Recorded:
 
     `moments` (blocks, n, n) [V²] are those of consecutive blocks of `block_readings` (blocks,) readings about the
     same mean, BLOCK or BLOCK · 2ᵏ each but the last; weighted with these they average to `covariance`. `pairs` (lags,)
-    readings are 0, 1, 2, … periods apart.
+    readings are 0, 1, 2, … periods apart. `sums` are those of circuits.equilibrium about the mean, over pairs without a
+    gap between them (None: there are none), and `sums_pairs` (lags,) of these pairs are 0, 1, 2, … periods apart.
     """
 
     summary: RecordSummary
@@ -102,27 +100,34 @@ class Recorded:
     moments: np.ndarray
     block_readings: np.ndarray
     pairs: np.ndarray
+    sums: Sums | None
+    sums_pairs: np.ndarray
 
 
-def read_recorded(path: Path, design: Design, rows: int = ROWS) -> tuple[Recorded, ...]:
-    """The recorded copies of a design, in its order, read `rows` rows at a time; InputError says what is wrong.
+def read_recorded(
+    path: Path, design: Design, rows: int = ROWS, ambient: float = REFERENCE_CELSIUS
+) -> tuple[Recorded, ...]:
+    """The copies of a design recorded at `ambient` [°C], in its order, read by `rows` rows; InputError: what is wrong.
 
     * Header `copy,time_s,cell1_V,cell2_V,…`: time_s, _ms, _us or _ns, and one voltage a cell in _V, _mV or _uV, in any
       order; v1_V is cell1_V. Rows are in time order within a copy. Lines that start with # are comments.
     * The median of the first 999 time steps of a copy is one period; every step must be a whole number of them, to 1 %
       of the step. Longer ones are gaps; `period_s` is the mean of the others.
-    * A reading without a number for every cell is dropped, as if lost whatever its voltage was.
-    * In the tail of a bell curve the outer of two neighbouring values is the rarer one. A column is clipped at its
-      outermost if that has three times as many readings as the next and a fair coin would do as much less than once in
-      1e5, where g readings count as one: g = Σ_τ ρ²(τ)/ρ²(0) of the cell. Clipped readings stay in, and are counted.
+    * A reading without a number up to 1 kV for every cell is dropped, as if lost whatever its voltage was.
+    * In the tail of a bell curve the outer of two neighbouring values is the rarer one. A column is clipped at one of
+      its 16 outermost values if that has three times as many readings as the next one inwards and a fair coin would do
+      as much less than once in 1e5/16, where g readings count as one: g = Σ_τ ρ²(τ)/ρ²(0) of the cell.
+    * Readings farther from the mean than 8 standard deviations of the nominal board, or than one Gaussian record in
+      1e5 reaches, are outliers. They and clipped readings stay in, and are counted.
     """
     board = design.board
     cells = [cell.name for cell in board.cells]
     names, units, skipped = _read_header(path, board)
-    circuit = _circuit(design)
+    circuit = _circuit(design, ambient)
     numbers = {copy.name: k for k, copy in enumerate(design.copies)}
-    decay, place = decay_time(circuit), partial(_place, path)
-    streams = [Stream(copy.name, len(cells), decay, place) for copy in design.copies]
+    times = decay_time(circuit), lag_of(board, design.program) * design.program.period
+    place = partial(_place, path)
+    streams = [Stream(copy.name, len(cells), times, place) for copy in design.copies]
     start = 0
     for frame in _frames(path, names, skipped, rows):
         row = start + np.arange(len(frame))
@@ -137,12 +142,15 @@ def read_recorded(path: Path, design: Design, rows: int = ROWS) -> tuple[Recorde
         start += len(frame)
     if not start:
         raise InputError(f"{path} has a header but no readings; {LEAST:,} of a copy are needed")
-    return tuple(_recorded(path, stream, circuit, cells) for stream in streams if stream.rows)
+    return tuple(_recorded(path, stream, circuit, ambient, cells) for stream in streams if stream.rows)
 
 
-def recorded_law(design: Design, recorded: Recorded, copy: Copy | None = None) -> EstimateLaw:
-    """Law of `recorded.covariance` on the nominal board, or on a copy whose parts are known, under white noise."""
-    rho = lagged_covariances(_circuit(design, copy), recorded.summary.period_s, held=False)
+def recorded_law(
+    design: Design, recorded: Recorded, copy: Copy | None = None, ambient: float | None = None
+) -> EstimateLaw:
+    """Law of `recorded.covariance` on the nominal board or a copy, under white noise, by default at its `ambient`."""
+    ambient = recorded.summary.ambient if ambient is None else ambient
+    rho = lagged_covariances(_circuit(design, ambient, copy), recorded.summary.period_s, held=False)
     return law_about_mean(rho, recorded.pairs)
 
 
@@ -150,9 +158,9 @@ def _counted(number: int, word: str) -> str:
     return f"{number:,} {word}" + "s" * (number > 1)
 
 
-def _circuit(design: Design, copy: Copy | None = None) -> Circuit:
+def _circuit(design: Design, ambient: float, copy: Copy | None = None) -> Circuit:
     """A copy, by default the nominal board, with all the parasitics that the design knows."""
-    return assemble(design.board, design.program, copy or design.specimens[0], Conditions())
+    return assemble(design.board, design.program, copy or design.specimens[0], Conditions(ambient))
 
 
 def _read_header(path: Path, board: Board) -> tuple[list[str], dict[str, float], int]:
@@ -180,6 +188,7 @@ def _read_header(path: Path, board: Board) -> tuple[list[str], dict[str, float],
     wrong = [field for field, name in zip(fields, names, strict=True) if name is None or names.count(name) > 1]
     if wrong:
         field = wrong[0][:40]
+        example += ", with commas between columns and points in numbers" * (";" in field or "\t" in field)
         raise InputError(f"column {field!r} of {path} is unknown or there twice; the header must be like {example}")
     lacking = [name for name in ("copy", "time", *cells) if name not in names]
     if lacking:
@@ -254,37 +263,28 @@ def _is_row(line: bytes) -> bool:
     return bool(line.strip()) and not line.startswith(b"#")
 
 
-def _clipped(stream: Stream, cells: list[str], rho: np.ndarray) -> tuple[Clipping, ...]:
-    square = np.diagonal(rho, axis1=1, axis2=2) ** 2
-    worth = 2 * square.sum(axis=0) / square[0] - 1  # g, (n,)
-    outer, inner = stream.counts.swapaxes(0, 1)  # (side, n)
-    chance = betainc(outer / worth, inner / worth + 1, 0.5)  # of so many heads or more
-    found = (outer >= PILE_UP * inner) & (chance < FALSE_ALARM)
-    total = stream.moments.total
-    return tuple(
-        Clipping(cells[i], float((1, -1)[s] * stream.levels[s, 0, i]), int(outer[s, i]), float(outer[s, i] / total))
-        for i, s in np.argwhere(found.T)
-    )
-
-
-def _recorded(path: Path, stream: Stream, circuit: Circuit, cells: list[str]) -> Recorded:
+def _recorded(path: Path, stream: Stream, circuit: Circuit, ambient: float, cells: list[str]) -> Recorded:
     readings = stream.moments.total if stream.period else stream.rows
     if readings < LEAST:
         raise InputError(
             f"{stream.name} has {readings:,} readings with a voltage of every cell in {path}; at least "
             f"{LEAST:,} are needed"
         )
-    constant = stream.counts[0, 1] == 0
+    constant = stream.outermost.counts[0, 1] == 0
     if constant.any():
-        cell, level = cells[int(constant.argmax())], stream.levels[0, 0, int(constant.argmax())]
+        cell, level = cells[int(constant.argmax())], stream.outermost.levels[0, 0, int(constant.argmax())]
         raise InputError(f"{cell} of {stream.name} reads {level:.6g} V throughout {path}; is it connected?")
     period = stream.single_time / stream.singles
     rho = lagged_covariances(circuit, period, held=False)
     pairs = stream.pairs.close()
     mean, moments, count = stream.moments.close()
+    sums = stream.lagged.close(mean - stream.moments.origin)
     V = mean_covariance(rho, pairs)
+    square = np.diagonal(rho, axis1=1, axis2=2) ** 2
+    worth, sigma = 2 * square.sum(axis=0) / square[0] - 1, square[0] ** 0.25  # g and standard deviations, (n,)
     summary = RecordSummary(
         name=stream.name,
+        ambient=ambient,
         period_s=period,
         readings=readings,
         gaps=stream.gaps,
@@ -292,8 +292,9 @@ def _recorded(path: Path, stream: Stream, circuit: Circuit, cells: list[str]) ->
         longest_gap=stream.longest if stream.gaps else 0,
         dropped=stream.dropped,
         dropped_by_cell={cell: int(k) for cell, k in zip(cells, stream.lacking, strict=True) if k},
-        clipped=_clipped(stream, cells, rho),
+        clipped=stream.outermost.clipped(cells, worth, sigma),
+        outliers=stream.outermost.outliers(cells, mean, sigma),
         mean_V=mean,
         mean_error_V=np.sqrt(np.diag(V).clip(0)),
     )
-    return Recorded(summary, np.average(moments, axis=0, weights=count), V, moments, count, pairs)
+    return Recorded(summary, np.average(moments, axis=0, weights=count), V, moments, count, pairs, *sums)

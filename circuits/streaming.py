@@ -1,13 +1,16 @@
 """Statistics of one copy's record, gathered while its rows go by, in memory that does not grow with them.
 
-Second moments by blocks; the numbers of readings so many periods apart, wherever the gaps are; the two outermost
-values of every cell, which show clipping.
+Second moments by blocks; the numbers of readings so many periods apart, wherever the gaps are; fourth powers and lagged
+products; the outermost values of every cell, which show clipping and outliers.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import betainc, ndtri
 
+from circuits.equilibrium import Sums
 from circuits.errors import InputError
 from circuits.ou import MEMORY
 from circuits.sampled import BLOCK
@@ -15,8 +18,39 @@ from circuits.sampled import BLOCK
 LEAST = 2 * BLOCK  # readings of a copy
 STEP = 0.01  # relative, how far a time step may be from a whole number of periods
 LONGEST = 1e15  # periods in a step that can be counted
+LARGEST = 1e3  # volts that such a board can read; instruments write 9.9e37 when overloaded
 MOST_BLOCKS = 1024  # kept of a copy: when they are full, pairs of them are added up
 MOST_LAGS = 5e7  # numbers in the lagged covariances: 400 MB
+KEPT = 17  # outermost values of a cell and side: clipping is looked for at all of them but the innermost
+PIECE = 1000  # rows that are sorted at a time
+PILE_UP = 3.0  # times as many readings at a limit as at the next value inwards
+FINE = 0.1  # standard deviations, between values that are about as frequent wherever they are in a bell curve
+FAR = 8.0  # standard deviations that no reading of a board within tolerance is from the mean
+FALSE_ALARM = 1e-5  # of calling a column clipped on one side, and of outliers of a cell
+
+
+@dataclass(frozen=True)
+class Clipping:
+    """How many `readings` of a cell, and which fraction, are at the limit `level_V` of its converter or beyond."""
+
+    cell: str
+    level_V: float
+    readings: int
+    fraction: float
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """How many `readings` of a cell, or at least so many, are farther than `deviations` from the mean.
+
+    One deviation is the standard deviation of the nominal board; `largest_V` is the farthest reading.
+    """
+
+    cell: str
+    readings: int
+    at_least: bool
+    deviations: float
+    largest_V: float
 
 
 class PairCounts:
@@ -97,21 +131,118 @@ class BlockMoments:
         return self.origin + mean, about / count, self.readings[used]
 
 
+class LaggedSums:
+    """Sums over powers of readings z, and over pairs of them `lag` periods apart without a gap between them."""
+
+    def __init__(self, lag: int, lags: int, cells: int):
+        self.lag, self.pairs = lag, PairCounts(lags)
+        self.position, self.last = np.zeros(0, dtype=int), np.zeros((0, cells))
+        self.powers, self.ends, self.products = np.zeros((5, cells)), np.zeros((2, cells)), np.zeros((cells, cells))
+
+    def add(self, position: np.ndarray, z: np.ndarray) -> None:
+        """Take in the next readings (readings, n) at these numbers of periods."""
+        squares = z * z
+        self.powers += [p.sum(axis=0) for p in (np.ones_like(z), z, squares, squares * z, squares * squares)]
+        position, z = np.concatenate([self.position, position]), np.concatenate([self.last, z])
+        whole = position[self.lag :] - position[: -self.lag] == self.lag
+        late, early = z[self.lag :][whole], z[: -self.lag][whole]
+        self.ends += [late.sum(axis=0), early.sum(axis=0)]
+        self.products += late.T @ early
+        self.pairs.add(position[self.lag :][whole])
+        self.position, self.last = position[-self.lag :], z[-self.lag :]
+
+    def close(self, mean: np.ndarray) -> tuple[Sums | None, np.ndarray]:
+        """Sums about a mean (n,), and how many pairs are 0, 1, 2, … periods from each other; None without pairs."""
+        (late, early), pairs, (N, first, second, third, fourth) = self.ends, self.pairs.readings, self.powers
+        if not pairs:
+            return None, self.pairs.correlation
+        lagged = self.products - np.outer(late, mean) - np.outer(mean, early) + pairs * np.outer(mean, mean)
+        about = fourth - 4 * mean * third + 6 * mean**2 * second - 4 * mean**3 * first + N * mean**4
+        return Sums(self.lag, pairs, lagged, int(N[0]), about), self.pairs.close()
+
+
+class Outermost:
+    """The KEPT largest values of every cell and its negative (2, KEPT, n), or -inf, and how often each occurred."""
+
+    def __init__(self, cells: int):
+        self.readings = 0
+        self.levels, self.counts = np.full((2, KEPT, cells), -np.inf), np.zeros((2, KEPT, cells), dtype=int)
+
+    def add(self, y: np.ndarray) -> None:
+        """Take in the next readings (readings, n)."""
+        self.readings += len(y)
+        for piece in np.split(y, range(PIECE, len(y), PIECE)):
+            near = (piece >= self.levels[0, -1]) | (-piece >= self.levels[1, -1])
+            rows = piece[near.any(axis=1)]
+            values = np.concatenate([self.levels, [rows, -rows]], axis=1)
+            counts = np.concatenate([self.counts, np.ones((2, *rows.shape), dtype=int)], axis=1)
+            order = np.argsort(-values, axis=1)
+            values, counts = np.take_along_axis(values, order, 1), np.take_along_axis(counts, order, 1)
+            rank = np.zeros(values.shape, dtype=int)
+            rank[:, 1:] = np.cumsum(values[:, 1:] != values[:, :-1], axis=1)
+            side, row, cell = np.nonzero(rank < KEPT)
+            place = side, rank[side, row, cell], cell
+            self.levels, self.counts = np.full_like(self.levels, -np.inf), np.zeros_like(self.counts)
+            self.levels[place] = values[side, row, cell]
+            np.add.at(self.counts, place, counts[side, row, cell])
+
+    def clipped(self, cells: list[str], worth: np.ndarray, sigma: np.ndarray) -> tuple[Clipping, ...]:
+        """Cells and sides with a pile-up, where `worth` (n,) readings count as one, of deviation `sigma` (n,) [V].
+
+        Only in the outer half of the readings, or between fine steps, is the outer of two values surely the rarer.
+        """
+        outer, inner = self.counts[:, :-1], self.counts[:, 1:]
+        beyond = np.cumsum(outer, axis=1)
+        with np.errstate(invalid="ignore"):  # inf - inf, where no values are
+            step = self.levels[:, :-1] - self.levels[:, 1:]
+        judged = (2 * beyond < self.readings) | (step < FINE * sigma)
+        judged[:, 0] = True
+        chance = betainc(np.maximum(outer, 1) / worth, inner / worth + 1, 0.5)  # of so many heads or more
+        found = judged & (outer >= PILE_UP * inner) & (chance < FALSE_ALARM / (KEPT - 1))
+        innermost = KEPT - 2 - found[:, ::-1].argmax(axis=1)
+        limits = []
+        for i, s in np.argwhere(found.any(axis=1).T):
+            at = s, innermost[s, i], i
+            level, count = float((1, -1)[s] * self.levels[at]), int(beyond[at])
+            limits.append(Clipping(cells[i], level, count, count / self.readings))
+        return tuple(limits)
+
+    def outliers(self, cells: list[str], mean: np.ndarray, sigma: np.ndarray) -> tuple[Outliers, ...]:
+        """Cells with readings beyond a bound that one Gaussian record in 1e5 passes, or FAR if that is farther.
+
+        The mean (n,) is that of the others: it leaves out what is kept here, unless that is most of the record.
+        """
+        bound = float(max(FAR, -ndtri(FALSE_ALARM / 2 / self.readings)))
+        sign = np.array([1, -1])[:, None, None]
+        kept = self.counts.sum(axis=(0, 1))
+        sums = (sign * self.counts * np.where(self.counts, self.levels, 0)).sum(axis=(0, 1))
+        few = 2 * kept < self.readings
+        mean = np.where(few, (self.readings * mean - sums) / np.where(few, self.readings - kept, 1), mean)
+        distance = self.levels - sign * mean
+        far = distance > bound * sigma
+        count, more = np.where(far, self.counts, 0).sum(axis=(0, 1)), far[:, -1].any(axis=0)
+        farthest = np.where(distance[0, 0] > distance[1, 0], self.levels[0, 0], -self.levels[1, 0])
+        return tuple(
+            Outliers(cells[i], int(count[i]), bool(more[i]), bound, float(farthest[i])) for i in np.flatnonzero(count)
+        )
+
+
 class Stream:
     """What is kept of one copy while its rows go by; the first rows wait until the period is known."""
 
-    def __init__(self, name: str, cells: int, decay: float, place: Callable[[int], str]):
-        self.name, self.decay, self.place = name, decay, place
+    def __init__(self, name: str, cells: int, times: tuple[float, float], place: Callable[[int], str]):
+        """`times` [s]: decay of the slowest mode, and lag at which detailed balance is judged."""
+        self.name, (self.decay, self.lag), self.place = name, times, place
         self.period: float | None = None
         self.waiting: list[tuple[np.ndarray, ...]] = []
         self.rows = self.position = self.gaps = self.longest = self.dropped = 0
         self.last_time, self.singles, self.single_time = np.nan, 0, 0.0
         self.lacking = np.zeros(cells, dtype=int)
         self.moments = BlockMoments(cells)
-        self.levels, self.counts = np.full((2, 2, cells), -np.inf), np.zeros((2, 2, cells), dtype=int)
+        self.outermost = Outermost(cells)
 
     def add(self, row: np.ndarray, time: np.ndarray, volts: np.ndarray) -> None:
-        """Take in rows: their numbers in the file, times [s], and readings (rows, n) [V], NaN where there is none."""
+        """Take in rows: their numbers in the file, times [s], and readings (rows, n) [V]; NaN or too large: none."""
         self.rows += len(row)
         if self.period is None:
             self.waiting.append((row, time, volts))
@@ -122,15 +253,14 @@ class Stream:
             self._start(row, time, volts.shape[1])
         position = self.position + np.cumsum(self._steps(row, time))
         self.position, self.last_time = int(position[-1]), float(time[-1])
-        there = np.isfinite(volts)
+        there = np.abs(volts) <= LARGEST
         kept = there.all(axis=1)
         self.dropped, self.lacking = self.dropped + int((~kept).sum()), self.lacking + (~there).sum(axis=0)
         self.pairs.add(position[kept])
         self.moments.add(volts[kept])
-        for side, sign in enumerate((1, -1)):
-            values = np.concatenate([self.levels[side], sign * volts[kept]])
-            counts = np.concatenate([self.counts[side], np.ones_like(volts[kept], dtype=int)])
-            self.levels[side], self.counts[side] = _two_largest(values, counts)
+        self.outermost.add(volts[kept])
+        if kept.any():
+            self.lagged.add(position[kept], volts[kept] - self.moments.origin)
 
     def _start(self, row: np.ndarray, time: np.ndarray, cells: int) -> None:
         self.last_time = float(time[0])
@@ -143,6 +273,7 @@ class Stream:
                     f"{self.decay:.3g} s; keep one reading in {int(lags * cells**2 / MOST_LAGS) + 1}"
                 )
             self.pairs = PairCounts(int(lags))
+            self.lagged = LaggedSums(max(1, round(self.lag / self.period)), int(lags), cells)
 
     def _steps(self, row: np.ndarray, time: np.ndarray) -> np.ndarray:
         """Whole periods since the row before; 0 for the first row of all."""
@@ -151,9 +282,12 @@ class Stream:
         wrong = (step <= 0) | (np.abs(step - steps * self.period) > STEP * step) | (steps > LONGEST)
         wrong[0] &= self.position > 0  # the first row of all has none before it
         if wrong.any():
-            k = int(wrong.argmax())
+            same = wrong & (step == 0)
+            k = int(same.argmax() if same.any() else wrong.argmax())
             what = f"{self.place(int(row[k]))} is {step[k]:.6g} s after the reading of {self.name} before it"
-            if step[k] <= 0:
+            if step[k] == 0:
+                raise InputError(f"{what}; no two may share a time: write more digits, or start them at zero")
+            if step[k] < 0:
                 raise InputError(f"{what}; the rows of a copy must be in time order")
             raise InputError(
                 f"{what}, no whole multiple of the period {self.period:.6g} s to 1 %; sample on a grid, write times "
@@ -163,10 +297,3 @@ class Stream:
         self.singles, self.single_time = self.singles + int(single.sum()), self.single_time + float(step[single].sum())
         self.gaps, self.longest = self.gaps + int((steps > 1).sum()), max(self.longest, int(steps.max()))
         return steps.astype(int)
-
-
-def _two_largest(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The two largest values (2, n) of every column and how often they occur (2, n)."""
-    top = values.max(axis=0)
-    levels = np.array([top, np.where(values < top, values, -np.inf).max(axis=0)])
-    return levels, np.array([np.where(values == level, counts, 0).sum(axis=0) for level in levels])

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from circuits.assembly import Circuit, assemble
+from circuits.answers import ExactResult, SolveResult, exact_result, exact_results, solve_result, solve_results
+from circuits.assembly import assemble
 from circuits.board import REFERENCE_CELSIUS, Conditions
 from circuits.budget import (
     Budget,
@@ -27,12 +28,9 @@ from circuits.charge import ChargeReadout, charge_readout
 from circuits.design import Design
 from circuits.estimates import Estimate, SampledResult, estimates, mean_estimate, recorded_estimate, sampled_result
 from circuits.inversion import Inversion, inversion
-from circuits.noise import NoiseRun
-from circuits.ou import reading_covariance
 from circuits.population import COPIES, Population, population
 from circuits.recorded import Recorded, RecordSummary
 from circuits.runs import Run
-from circuits.solve import predicted_columns, predicted_settling, solved_inverse
 from circuits.store import Array, sha256
 from circuits.thermal import Sweep, sweep
 
@@ -41,36 +39,6 @@ EXACT_AGREEMENT = 1e-6  # relative, of the exact covariance with the Lyapunov so
 SETTLING_AGREEMENT = 1e-4  # of a transient analysis with a hundred steps a time constant
 CHARGE_AGREEMENT = 1e-4  # of the readings of a packet with their law
 FALSE_ALARM = 1e-5
-
-
-@dataclass(frozen=True, eq=False)
-class ExactResult:
-    """An inverse (n, n) read without sampling; the last four are of single copies only.
-
-    `difference_to_noise` is the largest relative one of a few variances from those of ngspice's own noise analysis.
-    """
-
-    relative_error: float
-    scale_free_error: float
-    inverse: Array
-    predicted_error: float | None = None
-    difference_to_lyapunov: float | None = None
-    difference_to_noise: float | None = None
-    integration_error: float | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class SolveResult:
-    """An inverse (n, n) read column by column from the mean of a resistive board; the last two are of boards only.
-
-    `difference_to_law` is that of the columns from H G⁻¹ of the copy's own values, `settling_difference` the largest
-    of the settling from (I - e^{-At}) G⁻¹, both relative.
-    """
-
-    relative_error: float
-    inverse: Array
-    difference_to_law: float | None = None
-    settling_difference: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +108,8 @@ def verify(
     found = deviations(design, rule, design.copies, ambient)
     found = found and [*found, mean_deviations(found)]
     none = [None] * (len(own) + 1)
-    exact = _exact_copies(rule, made, own) if own[0].exact else none
-    solved = _solved_copies(design, rule, made, own) if own[0].solve else none
+    exact = exact_results(rule, made, own) if own[0].exact else none
+    solved = solve_results(design, rule, made, own) if own[0].solve else none
     taken = estimates(design, made, own) if own[0].moments else none
     sampled = [each and sampled_result(rule, each) for each in taken[:-1]]
     sampled.append(taken[-1] and sampled_result(rule, taken[-1], sum(each.moments.samples for each in taken[:-1])))
@@ -151,7 +119,7 @@ def verify(
         for *row, deviation, estimate in zip(names, exact, solved, sampled, found or none, taken, strict=True)
     ]
     nominal = runs["nominal"]
-    solution = nominal.solve and _solved(design, rule, nominal.solve.columns, nominal.solve.bias)
+    solution = nominal.solve and solve_result(design, rule, nominal.solve.columns, nominal.solve.bias)
     charged = {name: run.charge for name, run in runs.items() if run.charge}
     charge = charge_readout(design, charged, ambient) if charged else None
     charge_agrees = charge is None or max(row.difference_to_law for row in charge.copies) <= CHARGE_AGREEMENT
@@ -160,7 +128,7 @@ def verify(
         design.program.step,
         ambient,
         _target(design, rule),
-        Reading("nominal", nominal.exact and _exact(rule, nominal.exact.covariance), solution),
+        Reading("nominal", nominal.exact and exact_result(rule, nominal.exact.covariance), solution),
         tuple(replace(row, agrees=_agrees(row) and charge_agrees) for row in rows[:-1]),
         rows[-1],
         population(design, rule, copies, bound, ambient),
@@ -176,22 +144,25 @@ def verify_recorded(
 ) -> Verification:
     """Compare readings of physical boards with the target and with the law of the nominal board."""
     rule = inversion(design)
+    ambient = recorded[0].summary.ambient
     taken = [recorded_estimate(design, each) for each in recorded]
     rows = []
     for each, estimate in zip(recorded, taken, strict=True):
         name, result = each.summary.name, sampled_result(rule, estimate)
-        budget = recorded_budget(design, name, rule, result.inverse, estimate.law, estimate.correction)
+        budget = recorded_budget(
+            design, name, rule, result.inverse, estimate.law, correction=estimate.correction, ambient=ambient
+        )
         rows.append(Reading(name, sampled=result, budget=(budget,) if budget else ()))
     mean = mean_estimate(taken)
     return Verification(
         design.program.name,
         design.program.step,
-        REFERENCE_CELSIUS,
+        ambient,
         _target(design, rule),
         Reading("nominal"),
         tuple(rows),
         Reading("mean of copies", sampled=sampled_result(rule, mean, sum(each.moments.samples for each in taken))),
-        population(design, rule, copies, bound),
+        population(design, rule, copies, bound, ambient),
         recorded=tuple(each.summary for each in recorded),
     )
 
@@ -245,56 +216,3 @@ def _budgets(
         inverse = rule.read(estimate.moments.mean + estimate.correction)
         budgets.append(sampled_budget(name, rule, found, inverse, estimate.law, estimate.correction))
     return tuple(budgets)
-
-
-def _exact_copies(rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> list[ExactResult]:
-    """One result a copy, and last that of their mean."""
-    results = []
-    for circuit, run in zip(circuits, runs, strict=True):
-        found, predicted = run.exact.covariance, reading_covariance(circuit)
-        results.append(
-            _exact(
-                rule,
-                found,
-                predicted_error=float(rule.error(rule.read(predicted))),
-                difference_to_lyapunov=float(np.linalg.norm(found - predicted) / np.linalg.norm(predicted)),
-                difference_to_noise=run.noise and _off_noise(run.noise, found),
-                integration_error=run.exact.integration_error,
-            )
-        )
-    return [*results, _exact(rule, np.mean([run.exact.covariance for run in runs], axis=0))]
-
-
-def _off_noise(noise: NoiseRun, covariance: np.ndarray) -> float:
-    return float(np.abs(noise.variances / np.diag(covariance)[list(noise.outputs)] - 1).max())
-
-
-def _solved_copies(design: Design, rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> list[SolveResult]:
-    """One result a copy of a resistive board, and last that of their mean."""
-    results = []
-    for circuit, run in zip(circuits, runs, strict=True):
-        found = run.solve
-        law = predicted_columns(design.board, circuit, found.bias)
-        settling = predicted_settling(design.board, circuit, found.bias, found.times)
-        results.append(
-            _solved(
-                design,
-                rule,
-                found.columns,
-                found.bias,
-                difference_to_law=float(np.linalg.norm(found.columns - law) / np.linalg.norm(law)),
-                settling_difference=float(np.abs(found.settling - settling).max() / np.abs(settling).max()),
-            )
-        )
-    mean = np.mean([run.solve.columns for run in runs], axis=0)
-    return [*results, _solved(design, rule, mean, runs[0].solve.bias)]
-
-
-def _solved(design: Design, rule: Inversion, columns: np.ndarray, bias: float, **of_copy: float) -> SolveResult:
-    B = solved_inverse(design.board, design.program, columns, bias)
-    return SolveResult(float(rule.error(B)), B, **of_copy)
-
-
-def _exact(rule: Inversion, covariance: np.ndarray, **of_copy: float) -> ExactResult:
-    B = rule.read(covariance)
-    return ExactResult(float(rule.error(B)), rule.scale_free_error(B), B, **of_copy)

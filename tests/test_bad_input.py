@@ -525,6 +525,7 @@ def test_existing_verification_is_kept(file, board, refused):
         (["--target-error", "1e-9"], "--target-error 0.00026 would do"),
         (["--bound", "inf"], "--bound is a relative error above 0"),
         (["--measured", "none.csv"], "none.csv"),
+        (["--target-error", "1e-200"], "takes more than 100,000,000 readings a copy"),
         (["--measured", "none.csv", "--charge"], "need no --charge"),
     ],
     ids=" ".join,

@@ -13,7 +13,8 @@ from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.deck import circuit_of
 from circuits.design import make_design
-from circuits.equilibrium import equilibrium, sums_of
+from circuits.equilibrium import equilibrium as judged
+from circuits.equilibrium import pairs_of_records, sums_of
 from circuits.handover import decks
 from circuits.sampled import CHUNK, HELD, chunk_deck, chunks_lags, lag_of, run_chunk
 
@@ -23,6 +24,10 @@ D = 0.3 * np.diag([1.0, 0.5, 2.0])
 S = solve_continuous_lyapunov(A, D)
 F = expm(-A)
 RHO = np.array([np.linalg.matrix_power(F, k) @ S for k in range(300)])
+
+
+def equilibrium(sums, covariance, rho, records):
+    return judged(sums, covariance, rho, pairs_of_records(len(rho), sums.lag, records))
 
 
 def paths(readings: int, count: int, seed: int) -> np.ndarray:

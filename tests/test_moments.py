@@ -17,7 +17,7 @@ from circuits.equilibrium import Sums
 from circuits.errors import SimulationError
 from circuits.handover import decks
 from circuits.inversion import inversion
-from circuits.measurement import Plan, measure, samples_for
+from circuits.measurement import Plan, error_of_one, measure
 from circuits.moments import MOST_BLOCKS, Accumulator, running
 from circuits.ou import estimate_law
 from circuits.sampled import BLOCK, CHUNK, HELD, Chunk
@@ -103,16 +103,11 @@ def test_a_job_that_fails_twice_ends_the_run_when_all_others_are_kept(monkeypatc
 
 
 @pytest.mark.parametrize("factor", [None, FAIR_FACTOR])
-def test_samples_for_an_error_bring_the_law_of_every_copy_down_to_it(factor):
+def test_error_of_one_reading_is_that_of_the_worst_copy_at_any_number(factor):
     made = make_design(FAIR, factor)
     rule = inversion(made)
-    for target in (0.03, 0.003):
-        samples = samples_for(made, rule, target, 27.0)
-        assert samples % BLOCK == 0
-        spreads = []
-        for copy in made.copies:
-            circuit = assemble(made.board, made.program, copy, Conditions())
-            law = estimate_law(circuit, made.program.period, max(samples, CHUNK), CHUNK)
-            spreads.append(rule.spread(law) * np.sqrt(max(samples, CHUNK) / samples))
-        assert max(spreads) <= target * (1 + 1e-12)
-        assert max(spreads) > target * np.sqrt(1 - 2 * BLOCK / samples)
+    one = error_of_one(made, rule, 27.0)
+    for samples in (CHUNK, 10 * CHUNK):
+        circuits = [assemble(made.board, made.program, copy, Conditions()) for copy in made.copies]
+        spreads = [rule.spread(estimate_law(c, made.program.period, samples, CHUNK)) for c in circuits]
+        assert max(spreads) == pytest.approx(one / np.sqrt(samples), rel=1e-9)

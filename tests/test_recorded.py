@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,17 +14,19 @@ from compare import FALSE_ALARM, NORMAL_BOUND, assert_close
 from pydantic import TypeAdapter
 from reference import kronecker_lyapunov
 from scipy.linalg import expm
+from scipy.stats import norm
 
 from circuits import streaming
 from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.design import Design, make_design
+from circuits.equilibrium import equilibrium
 from circuits.errors import InputError
 from circuits.ou import effective_samples, joint_chi_square, lagged_covariances
 from circuits.parasitics import Parasitics
 from circuits.recorded import RecordSummary, read_recorded, recorded_law
-from circuits.sampled import BLOCK
+from circuits.sampled import BLOCK, lag_of
 
 PAIR = np.array([[1.5, -0.5], [-0.5, 1.0]])
 
@@ -211,6 +214,57 @@ def assert_same(found, expected):
             assert_close(getattr(a, name), getattr(b, name), 1e-12, name)
 
 
+@pytest.mark.parametrize(("factor", "rows"), [(0.7, 3), (0.7, 333), (0.11, 50_000), (5.0, 50_000)])
+def test_sums_are_literal_ones_over_pairs_without_a_gap(tmp_path, factor, rows):
+    made, position = board("M-matrix"), grid_with_gaps()
+    period, n = factor * made.program.period, len(made.board.cells)
+    y = white(1400, n) + 2.0  # an offset costs digits of a fourth power
+    y[:, 0] = y[:, 0] ** 3
+    y[[20, 21, 300], 1] = np.nan
+    (record,) = read_recorded(write(tmp_path, table("copy-1", period * position, y)), made, rows)
+    kept = np.isfinite(y).all(axis=1)
+    position, z = position[kept], y[kept] - y[kept].mean(axis=0)
+    lag = max(1, round(lag_of(made.board, made.program) / factor))
+    assert record.sums.lag == lag
+    at = dict(zip(position.tolist(), z, strict=True))
+    late = [t for t in at if all(t - k in at for k in range(lag + 1))]
+    assert 500 < len(late) == record.sums.pairs
+    assert_close(record.sums.lagged, sum(np.outer(at[t], at[t - lag]) for t in late), 1e-10)
+    assert record.sums.readings == 1397
+    assert_close(record.sums.fourth, (z**4).sum(axis=0), 1e-10)
+    apart = np.abs(np.subtract.outer(late, late))
+    counts = np.bincount(apart[apart < len(record.pairs)], minlength=len(record.pairs))
+    assert (record.sums_pairs[1:] * 2 == counts[1:]).all()
+    assert record.sums_pairs[0] == counts[0]
+
+
+def test_record_without_a_pair_has_no_sums(tmp_path):
+    made, period = board(), 0.2 * board().program.period
+    assert lag_of(made.board, made.program) > 1
+    position = np.delete(np.arange(3000), slice(2, None, 3))
+    (record,) = read_recorded(write(tmp_path, table("copy-1", period * position, white(2000))), made)
+    assert record.sums is None
+    assert (record.sums_pairs == 0).all()
+
+
+@pytest.mark.parametrize("coupling", ["capacitive", "resistive"])
+def test_equilibrium_of_a_record_is_judged_as_that_of_its_copy(tmp_path, coupling):
+    made = make_design(*TARGETS["M-matrix"][:2], choices=Choices(coupling=coupling, source_tolerance=0.4), seed=4)
+    copy, period, samples = made.copies[0], 0.6 * made.program.period, 60_000
+    circuit = assemble(made.board, made.program, copy, Conditions())
+    y = path_of(circuit, period, samples, seed=8) + 0.3
+    (record,) = read_recorded(write(tmp_path, table(copy.name, period * np.arange(samples), y)), made)
+    rho = lagged_covariances(circuit, period, held=False)
+    found = equilibrium(record.sums, record.covariance, rho, (record.pairs, record.sums_pairs))
+    assert record.sums.lag > 1
+    assert min(found.asymmetry_p, found.kurtosis_p) > FALSE_ALARM
+    assert found.predicted_asymmetry > 1e-3
+    backwards = write(tmp_path, table(copy.name, period * np.arange(samples), np.abs(y[::-1] - 0.3) ** 1.2))
+    (record,) = read_recorded(backwards, made)
+    pairs = (record.pairs, record.sums_pairs)
+    assert equilibrium(record.sums, record.covariance, rho, pairs).kurtosis_p < FALSE_ALARM
+
+
 @pytest.mark.parametrize("rows", [130, 50_000])
 def test_blocks_are_added_up_in_pairs_when_they_are_too_many(tmp_path, monkeypatch, rows):
     volts = white(6700) + 0.5
@@ -272,10 +326,51 @@ def test_readings_without_a_voltage_are_dropped_like_gaps(tmp_path):
         about = found.summary
         assert (about.readings, about.dropped, about.gaps) == (1995, 5, 0)
         assert about.dropped_by_cell == {"cell1": 1, "cell2": 5}
-        assert about.remarks == ("5 readings dropped for lack of a voltage (cell1 1, cell2 5)",)
+        assert about.remarks == ("5 readings dropped that lack a voltage or have one beyond 1 kV (cell1 1, cell2 5)",)
         apart = np.abs(kept[:, None] - kept)
         assert (found.pairs[:50] == [(apart == k).sum() // (1 + (k > 0)) for k in range(50)]).all()
         assert_close(found.covariance, np.cov(white(2000)[kept].T, ddof=0), 1e-12)
+
+
+@pytest.mark.parametrize("word", ["9.9e37", "-9.9e37", "1e9", "1e308", "-1000.5", "1e999"])
+def test_overload_is_no_reading(tmp_path, word):
+    made, y = board(), white(2000)
+    rows = table("copy-1", 1e-7 * np.arange(2000), y).astype({"cell2_V": object})
+    rows.loc[1234, "cell2_V"] = word
+    (found,) = read_recorded(write(tmp_path, rows), made)
+    assert found.summary.remarks == ("1 reading dropped that lacks a voltage or has one beyond 1 kV (cell2 1)",)
+    assert_close(found.covariance, np.cov(np.delete(y, 1234, axis=0).T, ddof=0), 1e-12)
+    assert joint_chi_square(found.covariance, recorded_law(made, found))[2] is not None
+    json.dumps(TypeAdapter(RecordSummary).dump_python(found.summary, mode="json"), allow_nan=False)
+
+
+def test_largest_voltage_is_a_reading(tmp_path):
+    y = white(2000)
+    y[55, 0], y[56, 0] = 1000.0, -1000.0
+    (found,) = read_recorded(write(tmp_path, table("copy-1", 1e-7 * np.arange(2000), y)), board())
+    assert found.summary.dropped == 0
+    assert_close(found.covariance, np.cov(y.T, ddof=0), 1e-12)
+
+
+def literal_outermost(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    levels, counts = np.unique(values, return_counts=True)
+    filled = np.full(17, -np.inf), np.zeros(17, dtype=int)
+    filled[0][: len(levels)], filled[1][: len(levels)] = levels[::-1][:17], counts[::-1][:17]
+    return filled
+
+
+@pytest.mark.parametrize("chunk", [1, 700, 5000])
+def test_outermost_values_are_those_of_the_sorted_column(chunk):
+    y = np.column_stack([quantised(white(5000, 3), 0.02), quantised(white(5000, 2, seed=1), 0.001), white(5000, 1)])
+    kept = streaming.Outermost(6)
+    for start in range(0, 5000 if chunk > 1 else 60, chunk):
+        kept.add(y[start : start + chunk])
+    y = y[: kept.readings]
+    for i in range(6):
+        for side, sign in enumerate((1, -1)):
+            levels, counts = literal_outermost(sign * y[:, i])
+            assert (kept.levels[side, :, i] == levels).all()
+            assert (kept.counts[side, :, i] == counts).all()
 
 
 def test_column_of_true_and_false_holds_no_voltages(tmp_path):
@@ -343,22 +438,130 @@ def test_clipped_readings_are_counted_where_they_are(tmp_path):
     assert [(clip.cell, clip.readings, clip.level_V) for clip in record.summary.clipped] == expected
     for clip in record.summary.clipped:
         assert clip.fraction == clip.readings / samples
-        assert f"{clip.cell}: {clip.readings:,} readings at {clip.level_V:+.6g} V" in " ".join(record.summary.remarks)
+        assert f"{clip.cell}: {clip.readings:,} readings at or beyond {clip.level_V:+.6g} V" in " ".join(
+            record.summary.remarks
+        )
     # They stay in, and the covariance shows it.
     assert_close(record.covariance, np.cov(volts.T, ddof=0), 1e-11)
     assert joint_chi_square(record.covariance, recorded_law(made, record, made.copies[0]))[2] < FALSE_ALARM
+
+
+def railed(samples: int = 20_000) -> tuple[np.ndarray, float]:
+    """White 16 bit readings of two cells, the first clipped at 0.08 V, and the step between codes."""
+    step = 0.8 / 2**16
+    rail = round(0.08 / step) * step
+    return np.column_stack([quantised(np.minimum(white(samples, 1), rail), step), white(samples, 1, seed=1)]), rail
+
+
+@pytest.mark.parametrize("upwards", [1, -1])
+@pytest.mark.parametrize("fault", ["beyond", "split", "glitch", "glitches", "fifteen", "half"])
+def test_clipping_is_found_behind_strays(tmp_path, fault, upwards):
+    y, rail = railed()
+    at = np.flatnonzero(y[:, 0] >= rail - 1e-9)
+    level = y[at[0], 0]
+    assert 800 < len(at) < 1400
+    if fault == "beyond":
+        y[at[7], 0] += 1e-4
+    elif fault == "split":
+        y[at[::2], 0] -= 3e-6
+        level -= 3e-6
+    elif fault == "glitch":
+        y[at[7], 0] = 5.0
+    elif fault == "glitches":  # are a pile-up themselves
+        y[at[:60], 0], y[at[60], 0] = 5.0, 4.9
+    elif fault == "fifteen":
+        y[at[:15], 0] += 1e-4 * np.arange(1, 16)
+    elif fault == "half":  # most of the readings are at the limit, on two codes
+        y[:, 0] = np.minimum(y[:, 0], -0.02)
+        y[::2, 0] = np.where(y[::2, 0] == -0.02, -0.020003, y[::2, 0])
+        at, level = np.flatnonzero(y[:, 0] >= -0.020003), -0.020003
+    (record,) = read_recorded(write(tmp_path, table("copy-1", 1e-5 * np.arange(len(y)), upwards * y)), board(), 3000)
+    (clip,) = record.summary.clipped
+    assert (clip.cell, clip.readings) == ("cell1", len(at))
+    assert clip.level_V == pytest.approx(upwards * level, abs=1e-9)
+
+
+def test_outliers_are_counted_and_named(tmp_path):
+    made = board()
+    sigma = np.sqrt(np.diag(recorded_nominal(made)))
+    y, time = white(20_000) + np.array([1.0, -2.0]), 1e-5 * np.arange(20_000)
+    strays = {5: (0, 5.0), 6: (0, 1.0 - 8.1 * sigma[0]), 7: (0, 1.0 + 7.8 * sigma[0]), 8: (1, -900.0), 9: (1, -900.0)}
+    for k, (cell, volts) in strays.items():
+        y[k, cell] = volts
+    (record,) = read_recorded(write(tmp_path, table("copy-1", time, y)), made, 3000)
+    assert [
+        (far.cell, far.readings, far.at_least, far.deviations, far.largest_V) for far in record.summary.outliers
+    ] == [
+        ("cell1", 2, False, 8.0, 5.0),
+        ("cell2", 2, False, 8.0, -900.0),
+    ]
+    remark = "2 readings farther than 8 standard deviations from the mean, the largest"
+    assert record.summary.remarks == (f"cell1: {remark} 5 V", f"cell2: {remark} -900 V")
+    assert_close(record.covariance, np.cov(y.T, ddof=0), 1e-11)  # they stay in
+
+    y[200:216, 0] = 900.0  # take the mean 0.7 V away, and no other reading becomes an outlier by that
+    y[100:140, 1] = np.linspace(3, 4, 40)
+    (record,) = read_recorded(write(tmp_path, table("copy-1", time, y)), made, 3000)
+    first, far = record.summary.outliers
+    assert (first.readings, first.at_least, first.largest_V) == (16 + 2, False, 900.0)
+    assert (far.readings, far.at_least, far.largest_V) == (17 + 2, True, -900.0)
+    assert "cell2: at least 19 readings farther" in record.summary.remarks[1]
+
+
+def recorded_nominal(made: Design) -> np.ndarray:
+    return lagged_white(made, 1e-5)[0]
+
+
+def test_bound_of_outliers_grows_with_records_that_reach_farther():
+    kept = streaming.Outermost(1)
+    kept.add(np.r_[white(2000, 1), [[9.0]]])
+    for readings, bound in ((2001, 8.0), (10**13, 8.836)):
+        kept.readings = readings
+        (far,) = kept.outliers(["cell1"], np.zeros(1), np.full(1, 0.05))
+        assert far.deviations == pytest.approx(max(8.0, norm.isf(0.5e-5 / readings)), rel=1e-9)
+        assert far.deviations == pytest.approx(bound, rel=1e-3)
+
+
+def test_law_is_that_of_the_ambient_temperature(tmp_path):
+    made, samples = board("M-matrix"), 30_000
+    period = 4 * made.program.period
+    # Real boards change by 0.4 % from 27 to 70 °C; the sources of this one by 20 %.
+    sources = tuple(replace(source, tempco=0.005) for source in made.board.sources)
+    made = replace(made, board=replace(made.board, sources=sources))
+    path = write(
+        tmp_path,
+        *(
+            table(copy.name, period * np.arange(samples), path_of(warm, period, samples, seed=5))
+            for copy in made.copies
+            for warm in [assemble(made.board, made.program, copy, Conditions(70.0))]
+        ),
+    )
+    for copy, cold, warm in zip(
+        made.copies, read_recorded(path, made), read_recorded(path, made, ambient=70.0), strict=True
+    ):
+        assert (cold.summary.ambient, warm.summary.ambient) == (27.0, 70.0)
+        assert_close(cold.covariance, warm.covariance, 0)
+        assert joint_chi_square(warm.covariance, recorded_law(made, warm, copy))[2] >= FALSE_ALARM
+        assert joint_chi_square(cold.covariance, recorded_law(made, cold, copy))[2] < FALSE_ALARM
+        assert_close(recorded_law(made, cold, ambient=70.0).mean, recorded_law(made, warm).mean, 0)
+        circuit = assemble(made.board, made.program, made.specimens[0], Conditions(70.0))
+        _, _, covariance, H = transition(circuit, period)
+        assert_close(recorded_law(made, warm).mean + warm.mean_covariance, H @ covariance @ H.T, 1e-9)
 
 
 def test_summary_goes_to_json_and_back(tmp_path):
     volts = np.clip(white(3000), None, 0.03)
     rows = table("copy-1", 1e-6 * np.arange(3000), volts).drop([50, 51])
     rows.loc[3, "cell1_V"] = np.nan
+    rows.loc[4, "cell2_V"] = -7.0
     (record,) = read_recorded(write(tmp_path, rows), board())
     adapter = TypeAdapter(RecordSummary)
     text = json.dumps(adapter.dump_python(record.summary, mode="json"), allow_nan=False)
     back = adapter.validate_json(text)
     assert [clip.cell for clip in back.clipped] == ["cell1", "cell2"]
-    assert len(back.remarks) == 4
+    assert len(back.remarks) == 5
+    assert back.remarks == record.summary.remarks
+    assert back.outliers == record.summary.outliers
     assert_close(back.mean_V, record.summary.mean_V, 0)
     assert back.dropped_by_cell == {"cell1": 1}
 
@@ -382,7 +585,8 @@ def body(samples: int = 1200, **changed: str) -> str:
         (HEAD + "# nothing\n", "has a header but no readings"),
         (b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe", "not a CSV file in UTF-8"),
         (("\ufeff" + HEAD).encode("utf-16"), "not a CSV file in UTF-8"),
-        (HEAD.replace(",", ";"), "column 'copy;time_s;cell1_V;cell2_V' .* unknown"),
+        (HEAD.replace(",", ";"), "column 'copy;time_s;cell1_V;cell2_V' .* unknown .*cell2_V, with commas"),
+        (HEAD.replace(",", "\t"), r"column 'copy\\ttime.* unknown .*cell2_V, with commas"),
         ("a" * 200_000, "column 'a{40}' of"),
         ("time_s,cell1_V,cell2_V\n", "no column for copy"),
         ("copy,cell1_V,cell2_V\n", "no column for time"),
@@ -402,13 +606,17 @@ def body(samples: int = 1200, **changed: str) -> str:
         (HEAD + body(_7="copy-1,,1,2\n"), "line 9 has no time"),
         (HEAD + body(_1100="copy-1,soon,1,2\n"), "line 1102 has no time"),
         (HEAD + "\n# x\n" + body(_7=ROW.format(2e-7, 1, 2)), "line 11 is -4e-07 s .*in time order"),
-        (HEAD + body(_1150=ROW.format(1149e-7, 1, 2)), "line 1152 is 0 s .*in time order"),
+        (HEAD + body(_1150=ROW.format(1149e-7, 1, 2)), "line 1152 is 0 s .*no two may share a time"),
         (
             HEAD + body(_1150=ROW.format(1150.03e-7, 1, 2)),
             "line 1152 is 1.03e-07 s .*multiple of the period 1e-07",
         ),
         (HEAD + body(_3=ROW.format(3.4e-7, 1, 2)), "line 5 is 1.4e-07 s .*no whole multiple"),
-        (HEAD + ROW.format(0, 1, 2) * 1200, "line 3 is 0 s .*in time order"),
+        (HEAD + ROW.format(0, 1, 2) * 1200, "line 3 is 0 s .*more digits, or start them at zero"),
+        (
+            HEAD + "".join(ROW.format(f"{1.7e9 + k * 1e-7:.7f}", k % 5, k % 7) for k in range(1, 1200)),
+            "is 0 s .*more digits, or start them at zero",
+        ),
         (HEAD + body(999), "copy-1 has 999 readings .* at least 1,000 are needed"),
         (HEAD + body(1000, _5=ROW.format(5e-7, "", 2)), "copy-1 has 999 readings"),
         (

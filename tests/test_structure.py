@@ -65,6 +65,7 @@ ORDER = {
         "estimates",
         "population",
         "thermal",
+        "answers",
         "verification",
         "pairs",
         "response",

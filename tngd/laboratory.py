@@ -20,7 +20,7 @@ from circuits.design import Design, load_design
 from circuits.device import Device, describe_device
 from circuits.errors import InputError
 from circuits.inversion import inversion
-from circuits.measurement import Plan, measure, samples_for
+from circuits.measurement import Plan, error_of_one, measure
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.population import COPIES
@@ -144,8 +144,8 @@ def _check(inquiry: Inquiry) -> None:
     for option, value in (("--target-error", inquiry.target_error), ("--bound", inquiry.bound)):
         if value is not None and not 0 < value < np.inf:
             raise InputError(f"{option} is a relative error above 0 (0.01 is one per cent), got {value:g}")
-    if inquiry.measured and (inquiry.charge or inquiry.target_error or inquiry.ambient != REFERENCE_CELSIUS):
-        raise InputError("readings that are recorded already need no --charge, --target-error or --ambient")
+    if inquiry.measured and (inquiry.charge or inquiry.target_error):
+        raise InputError("readings that are recorded already need no --charge or --target-error")
 
 
 def _verify(made: Design, decks: dict[str, str], folder: Path, inquiry: Inquiry, progress: Progress) -> dict[str, Any]:
@@ -184,19 +184,18 @@ def _samples(made: Design, inquiry: Inquiry) -> int:
     """How many readings a copy takes, by the error that is wanted if one is."""
     if inquiry.target_error is None:
         return inquiry.samples
-    needed = samples_for(made, inversion(made), inquiry.target_error, inquiry.ambient)
-    if needed > MOST_SAMPLES:
-        would_do = two_digits(inquiry.target_error * (needed / MOST_SAMPLES) ** 0.5, up=True)
+    one = error_of_one(made, inversion(made), inquiry.ambient)
+    if one / inquiry.target_error > MOST_SAMPLES**0.5:
         raise InputError(
-            f"a statistical error of {inquiry.target_error:g} takes {needed:,} readings a copy, more than "
-            f"{MOST_SAMPLES:,}; --target-error {would_do:.2g} would do"
+            f"a statistical error of {inquiry.target_error:g} takes more than {MOST_SAMPLES:,} readings a copy; "
+            f"--target-error {two_digits(one / MOST_SAMPLES**0.5, up=True):.2g} would do"
         )
-    return max(needed, BLOCK)
+    return max(int(np.ceil((one / inquiry.target_error) ** 2 / BLOCK)), 1) * BLOCK
 
 
 def _verify_recorded(made: Design, folder: Path, inquiry: Inquiry, force: bool) -> dict[str, Any]:
     refuse_existing(folder / "measured.json", force)
-    recorded = read_recorded(inquiry.measured, made)
+    recorded = read_recorded(inquiry.measured, made, ambient=inquiry.ambient)
     result = describe_verification(verify_recorded(made, recorded, copies=inquiry.copies, bound=inquiry.bound))
     result["provenance"] = provenance(
         board_sha256=sha256((folder / "board.json").read_bytes()),
