@@ -40,6 +40,7 @@ from circuits.sampled import (
     chunks_law,
     recipe_for,
     run_chunk,
+    unit_rate,
 )
 from circuits.solve import solve_run
 from circuits.store import sha256
@@ -66,10 +67,7 @@ class Plan:
 
 def spectral_frequencies(design: Design) -> np.ndarray:
     """Frequencies (2,) [Hz] at which spectra are kept: the resonance or the corner of the unit, and an octave below."""
-    board = design.board
-    inductance = next((part.nominal for part in board.parts if part.kind == "L"), None)
-    corner = 1 / np.sqrt(inductance * board.unit) if inductance else board.unit / board.capacitance
-    resonance = corner / (2 * np.pi)
+    resonance = unit_rate(design.board) / (2 * np.pi)
     return np.array([resonance / 2, resonance])
 
 

@@ -138,9 +138,14 @@ def run_chunk(board: Board, program: Program, deck: str, samples: int) -> Chunk:
 
 def lag_of(board: Board, program: Program) -> int:
     """The lag at which detailed balance is judged: a quarter period, or the time constant, of a cell of the unit."""
+    quarter = np.pi / 2 if any(part.kind == "L" for part in board.parts) else 1.0
+    return max(1, round(quarter / unit_rate(board) / program.period))
+
+
+def unit_rate(board: Board) -> float:
+    """Resonance 1/sqrt(L c₀), or on a resistive board the corner g₀/c, of a cell of the unit [rad/s]."""
     inductance = next((part.nominal for part in board.parts if part.kind == "L"), None)
-    time = np.pi / 2 * np.sqrt(inductance * board.unit) if inductance else board.capacitance / board.unit
-    return max(1, round(float(time) / program.period))
+    return float(1 / np.sqrt(inductance * board.unit) if inductance else board.unit / board.capacitance)
 
 
 def chunks_lags(recipe: Recipe, circuit: Circuit, period: float) -> np.ndarray:

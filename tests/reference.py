@@ -68,9 +68,8 @@ def read_deck(text: str) -> dict:
     return found | {"inputs": inputs, "inductors": inductors, "mutuals": mutuals}
 
 
-def deck_impedance(read: dict, frequency: float) -> np.ndarray:
-    """Voltages of all nodes of a deck (nodes, nodes) for a unit current into each, by its full nodal equations."""
-    s = 2j * np.pi * frequency
+def deck_inductors(read: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Inductances (l, l) of a deck, mutual ones too, and where they are connected (nodes, l)."""
     names, nodes = list(read["inductors"]), read["nodes"]
     L = np.diag([read["inductors"][name][2] for name in names])
     for a, b, k in read["mutuals"]:
@@ -81,6 +80,13 @@ def deck_impedance(read: dict, frequency: float) -> np.ndarray:
         for node, sign in zip(read["inductors"][name][:2], (1, -1), strict=True):
             if node != "0":
                 E[nodes.index(node), column] += sign
+    return L, E
+
+
+def deck_impedance(read: dict, frequency: float) -> np.ndarray:
+    """Voltages of all nodes of a deck (nodes, nodes) for a unit current into each, by its full nodal equations."""
+    s = 2j * np.pi * frequency
+    L, E = deck_inductors(read)
     return np.linalg.inv(read["G"] + s * read["C"] + E @ np.linalg.inv(s * L) @ E.T)
 
 

@@ -12,7 +12,7 @@ import pytest
 from cases import FAIR, FAIR_FACTOR, M_MATRIX
 from compare import FALSE_ALARM, NORMAL_BOUND, assert_close, circuit_of_cells
 from conftest import needs_ngspice
-from reference import read_deck
+from reference import deck_inductors, read_deck
 
 from circuits import sampled
 from circuits.assembly import assemble, nominal_circuit, readout_matrix
@@ -89,21 +89,11 @@ class Companions:
     """The trapezoidal rule as SPICE has it: every capacitor and inductor a conductance and a current of its past."""
 
     def __init__(self, read: dict, period: float, columns: int):
-        nodes, h = read["nodes"], period
-        names = list(read["inductors"])
-        L = np.diag([read["inductors"][name][2] for name in names])
-        for a, b, k in read["mutuals"]:
-            i, j = names.index(a), names.index(b)
-            L[i, j] = L[j, i] = k * np.sqrt(L[i, i] * L[j, j])
-        E = np.zeros((len(nodes), len(names)))
-        for column, name in enumerate(names):
-            for node, sign in zip(read["inductors"][name][:2], (1, -1), strict=True):
-                if node != "0":
-                    E[nodes.index(node), column] += sign
-        self.capacitive = 2 / h * read["C"]
-        self.inductive = h / 2 * E @ np.linalg.inv(L) @ E.T if names else np.zeros_like(read["C"])
+        L, E = deck_inductors(read)
+        self.capacitive = 2 / period * read["C"]
+        self.inductive = period / 2 * E @ np.linalg.inv(L) @ E.T if len(L) else np.zeros_like(read["C"])
         self.inverse = np.linalg.inv(read["G"] + self.capacitive + self.inductive)
-        self.v, self.charging, self.coils = (np.zeros((len(nodes), columns)) for _ in range(3))
+        self.v, self.charging, self.coils = (np.zeros((len(read["nodes"]), columns)) for _ in range(3))
 
     def step(self, current: np.ndarray) -> np.ndarray:
         """Voltages (nodes, columns) one step on, for currents (nodes, columns) into the nodes then."""

@@ -19,9 +19,7 @@ class ExactNGD(torch.optim.Optimizer):
     """Natural gradient with the whole curvature of the batch; same closure convention as TNGD."""
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.1, damping: float = 1e-2, loss: Loss = CROSS_ENTROPY):
-        for name, value in (("lr", lr), ("damping", damping)):
-            if not value > 0:
-                raise InputError(f"{name} must be above 0, got {value}")
+        _check_positive(lr=lr, damping=damping)
         super().__init__(params, {"lr": lr, "damping": damping})
         self.loss = loss
 
@@ -58,9 +56,7 @@ class ConjugateNGD(torch.optim.Optimizer):
         iterations: int = 10,
         loss: Loss = CROSS_ENTROPY,
     ):
-        for name, value in (("lr", lr), ("damping", damping), ("iterations", iterations)):
-            if not value > 0:
-                raise InputError(f"{name} must be above 0, got {value}")
+        _check_positive(lr=lr, damping=damping, iterations=iterations)
         super().__init__(params, {"lr": lr, "damping": damping, "iterations": iterations})
         self.loss = loss
 
@@ -116,6 +112,13 @@ def ggn_product(
         return torch._foreach_add(image, torch._foreach_mul(vectors, damping))
 
     return product
+
+
+def _check_positive(**settings: float) -> None:
+    """Raise InputError unless every setting is above 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise InputError(f"{name} must be above 0, got {value}")
 
 
 def _dot(one: list[Tensor], other: list[Tensor]) -> Tensor:
