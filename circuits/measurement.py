@@ -5,12 +5,9 @@ the hash of its deck and of the ngspice that ran it, so an interrupted run goes 
 costs itself alone: the others go on, and it is tried once more at the end.
 """
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +18,9 @@ from circuits.charge import charge_run
 from circuits.copies import gains_of
 from circuits.design import Design
 from circuits.equilibrium import Sums
-from circuits.errors import SimulationError
 from circuits.exact import exact_run
 from circuits.inversion import Inversion
+from circuits.jobs import Progress, run_all
 from circuits.moments import Accumulator
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.noise import noise_run
@@ -46,9 +43,6 @@ from circuits.solve import solve_run
 from circuits.store import sha256
 
 EXACT, SOLVE, CHARGE, NOISE = "exact", "solving", "charge", "noise"  # jobs of a copy that are no chunks
-TRIALS = 2  # of a job
-WAITING = 64  # jobs that wait for a process; more would only take memory
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,7 @@ def measure(
             taken[name] = first + 1
 
     jobs = _jobs(design, circuits, plan, sizes, recipe, chunks)
-    _run_all(jobs, collect, progress)
+    run_all(jobs, collect, progress, lambda key: f"{key[0]} {'sampled' if isinstance(key[1], int) else key[1]}")
     return {
         copy.name: Run(
             single.get((copy.name, EXACT)),
@@ -171,50 +165,3 @@ def _kept_chunk(
     if path:
         save_chunk(path, chunk)
     return chunk
-
-
-def _run_all(
-    jobs: dict[tuple[str, str | int], Callable[[], object]],
-    collect: Callable[[tuple[str, str | int], object], None],
-    progress: Progress,
-) -> None:
-    """Run all jobs on all cores and collect results as they come; what fails is tried again when the others are done.
-
-    At Ctrl-C the waiting ones are dropped.
-    """
-    todo, done = list(jobs), 0
-    for _ in range(TRIALS):
-        failed: dict[tuple[str, str | int], SimulationError] = {}
-        for key, result, error in _finished(jobs, todo):
-            if error:
-                failed[key] = error
-                continue
-            collect(key, result)
-            done += 1
-            progress(done, len(jobs), f"{key[0]} {'sampled' if isinstance(key[1], int) else key[1]}")
-        todo = [key for key in todo if key in failed]
-        if not todo:
-            return
-    raise failed[todo[0]]  # the first in order, whichever failed first
-
-
-def _finished(
-    jobs: dict[tuple[str, str | int], Callable[[], object]], todo: list[tuple[str, str | int]]
-) -> Iterator[tuple[tuple[str, str | int], object, SimulationError | None]]:
-    """Key, result and error of every job of `todo`, as they finish."""
-    executor = ThreadPoolExecutor(os.cpu_count() or 1)
-    running: dict[Future, tuple[str, str | int]] = {}
-    waiting = iter(list(todo))
-    try:
-        while True:
-            running |= {executor.submit(jobs[key]): key for key in islice(waiting, WAITING - len(running))}
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED)[0]:
-                key = running.pop(future)
-                error = future.exception()
-                if error and not isinstance(error, SimulationError):
-                    raise error
-                yield key, None if error else future.result(), error
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)

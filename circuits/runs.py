@@ -19,6 +19,8 @@ from circuits.sampled import HELD, Chunk, Recipe, recipe_named
 from circuits.solve import SolveRun
 from circuits.store import write_npz
 
+EXACT = ("covariance", "integration_error", "frequencies", "spectra")
+SOLVED = ("bias", "columns", "times", "settling")
 SUMMED = ("lag", "pairs", "lagged", "readings", "fourth")
 CHARGED = ("charge", "times", "readings")
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what a damaged .npz makes numpy raise
@@ -45,17 +47,10 @@ def save_measurements(path: Path, measured: dict[str, Run]) -> None:
     """Write everything measured to one .npz, arrays named <copy>/<quantity>."""
     arrays: dict[str, np.ndarray] = {}
     for name, run in measured.items():
-        if run.exact:
-            arrays[f"{name}/covariance"] = run.exact.covariance
-            arrays[f"{name}/integration_error"] = np.array(run.exact.integration_error)
-            arrays[f"{name}/frequencies"] = run.exact.frequencies
-            arrays[f"{name}/spectra"] = run.exact.spectra
+        arrays |= exact_arrays(run.exact, run.solve, f"{name}/")
         if run.noise:
             fields = ("outputs", "variances", "integration_error")
             arrays |= {f"{name}/noise_{field}": np.asarray(getattr(run.noise, field)) for field in fields}
-        if run.solve:
-            fields = ("bias", "columns", "times", "settling")
-            arrays |= {f"{name}/solve_{field}": np.asarray(getattr(run.solve, field)) for field in fields}
         if run.charge:
             arrays |= {f"{name}/charge_{field}": np.asarray(getattr(run.charge, field)) for field in CHARGED}
         if run.moments:
@@ -93,6 +88,25 @@ def load_measurements(path: Path, design: Design) -> dict[str, Run]:
     return measured
 
 
+def exact_arrays(exact: ExactRun | None, solve: SolveRun | None, beginning: str = "") -> dict[str, np.ndarray]:
+    """What runs without sampling returned, as arrays whose names begin so."""
+    arrays = {f"{beginning}{field}": np.asarray(getattr(exact, field)) for field in EXACT} if exact else {}
+    solved = {f"{beginning}solve_{field}": np.asarray(getattr(solve, field)) for field in SOLVED} if solve else {}
+    return arrays | solved
+
+
+def exact_from(arrays: Mapping[str, np.ndarray], beginning: str = "") -> tuple[ExactRun | None, SolveRun | None]:
+    """What `exact_arrays` wrote; None for what is not there, KeyError for a part of one."""
+    exact = solve = None
+    if f"{beginning}covariance" in arrays:
+        covariance, error, frequencies, spectra = (arrays[beginning + field] for field in EXACT)
+        exact = ExactRun(covariance, float(error), frequencies, spectra)
+    if f"{beginning}solve_columns" in arrays:
+        bias, *rest = (arrays[f"{beginning}solve_{field}"] for field in SOLVED)
+        solve = SolveRun(float(bias), *rest)
+    return exact, solve
+
+
 def save_chunk(path: Path, chunk: Chunk) -> None:
     """Write one chunk to an .npz."""
     write_npz(path, moments=chunk.moments, **{field: np.asarray(getattr(chunk.sums, field)) for field in SUMMED})
@@ -108,16 +122,7 @@ def load_chunk(path: Path) -> Chunk | None:
 
 
 def _measurement(arrays: dict[str, np.ndarray], name: str) -> Run:
-    exact = None
-    if f"{name}/covariance" in arrays:
-        fields = ("covariance", "integration_error", "frequencies", "spectra")
-        covariance, error, frequencies, spectra = (arrays[f"{name}/{field}"] for field in fields)
-        exact = ExactRun(covariance, float(error), frequencies, spectra)
-    solve = None
-    if f"{name}/solve_columns" in arrays:
-        fields = ("bias", "columns", "times", "settling")
-        bias, *rest = (arrays[f"{name}/solve_{field}"] for field in fields)
-        solve = SolveRun(float(bias), *rest)
+    exact, solve = exact_from(arrays, f"{name}/")
     charge = None
     if f"{name}/charge_times" in arrays:
         amount, *rest = (arrays[f"{name}/charge_{field}"] for field in CHARGED)

@@ -40,6 +40,7 @@ ORDER = {
         "netlist",
         "deck",
         "ngspice",
+        "jobs",
         "exact",
         "noise",
         "sampled",

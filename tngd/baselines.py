@@ -19,7 +19,7 @@ class ExactNGD(torch.optim.Optimizer):
     """Natural gradient with the whole curvature of the batch; same closure convention as TNGD."""
 
     def __init__(self, params: Iterable[Tensor], lr: float = 0.1, damping: float = 1e-2, loss: Loss = CROSS_ENTROPY):
-        _check_positive(lr=lr, damping=damping)
+        check_positive(lr=lr, damping=damping)
         super().__init__(params, {"lr": lr, "damping": damping})
         self.loss = loss
 
@@ -56,7 +56,7 @@ class ConjugateNGD(torch.optim.Optimizer):
         iterations: int = 10,
         loss: Loss = CROSS_ENTROPY,
     ):
-        _check_positive(lr=lr, damping=damping, iterations=iterations)
+        check_positive(lr=lr, damping=damping, iterations=iterations)
         super().__init__(params, {"lr": lr, "damping": damping, "iterations": iterations})
         self.loss = loss
 
@@ -74,6 +74,13 @@ class ConjugateNGD(torch.optim.Optimizer):
             for parameter, part in zip(group["params"], direction, strict=True):
                 parameter.sub_(part, alpha=group["lr"])
         return value.detach()
+
+
+def check_positive(**settings: float) -> None:
+    """Raise InputError unless every setting is above 0."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise InputError(f"{name} must be above 0, got {value}")
 
 
 def conjugate_gradients(
@@ -112,13 +119,6 @@ def ggn_product(
         return torch._foreach_add(image, torch._foreach_mul(vectors, damping))
 
     return product
-
-
-def _check_positive(**settings: float) -> None:
-    """Raise InputError unless every setting is above 0."""
-    for name, value in settings.items():
-        if not value > 0:
-            raise InputError(f"{name} must be above 0, got {value}")
 
 
 def _dot(one: list[Tensor], other: list[Tensor]) -> Tensor:

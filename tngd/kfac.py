@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
+from tngd.baselines import check_positive
 from tngd.curvature import cotangents
 from tngd.losses import CROSS_ENTROPY, Loss
 from tngd.recorder import Call, Recorder, by_position, seen
@@ -46,9 +47,7 @@ class KFAC(torch.optim.Optimizer):
         loss: Loss = CROSS_ENTROPY,
         seed: int = 0,
     ):
-        for name, value in (("lr", lr), ("damping", damping), ("factors", factors), ("inverses", inverses)):
-            if not value > 0:
-                raise InputError(f"{name} must be above 0, got {value}")
+        check_positive(lr=lr, damping=damping, factors=factors, inverses=inverses)
         parameters = [p for p in model.parameters() if p.requires_grad]
         super().__init__(parameters, {"lr": lr, "damping": damping, "momentum": momentum})
         self.recorder = Recorder(model, parameters)
