@@ -107,7 +107,8 @@ def _exact(board: Board, draft: Program, sums: np.ndarray) -> Program:
 def _rounded(board: Board, exact: Program, load: np.ndarray) -> Program:
     banks = _banks(board)
     grid = [_near(value / banks[e].unit, 2 ** banks[e].bits - 1) * banks[e].unit for e, value in exact.values.items()]
-    name = f"banks of {board.banks[0].bits} bits"
+    bits = board.banks[0].bits
+    name = f"banks of {bits} bit{'s' * (bits != 1)}"
     rounding = round_to_grid(board, exact, np.array(grid).reshape(len(grid), NEAR), name, load)
     if not rounding.cost.error < MOST_ERROR:
         raise CoarseBankError(
