@@ -259,7 +259,7 @@ def test_what_does_not_fit_is_refused_with_what_would():
         make_design(FAIR, choices=FOUR_BITS)
     with pytest.raises(InputError, match=r"coupling \w+ needs .* its bank reaches .*; --bank-range 0\.\d+ or"):
         make_design(FAIR, FAIR_FACTOR, choices=Choices(bank_bits=4, bank_range=0.01))
-    with pytest.raises(InputError, match=r"banks of 1 bits are too coarse .* off by 12%; --bank-bits 2 would do"):
+    with pytest.raises(InputError, match=r"banks of 1 bit are too coarse .* off by 12%; --bank-bits 2 would do"):
         make_design(random_target(4, 30, 0), choices=Choices(bank_bits=1))
     with pytest.raises(InputError, match=r"pads of the switches load 8 cells .*; --unit-capacitance"):
         make_design(FAIR, FAIR_FACTOR, choices=Choices(bank_bits=8, pad_capacitance=20e-12))
