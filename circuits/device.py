@@ -13,61 +13,41 @@ ground; its reduced circuit keeps the nodes behind switches.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from circuits.assembly import Circuit
-from circuits.board import Board, Program
+from circuits.assembly import Circuit, is_stable
+from circuits.board import REFERENCE_CELSIUS, Board, Program
 from circuits.errors import InputError
-from circuits.pairs import PairModel, half_circuit, half_of, pair_model
+from circuits.fitted import (
+    Device,
+    Estimate,
+    FittedCopy,
+    by_pairs,
+    gain_names,
+    nominal_cell,
+    nominal_values,
+    pairs_of,
+)
+from circuits.interface import Interface, board_interface
+from circuits.pairs import PairModel, half_circuit, half_of
 from circuits.store import read_json, sha256
 
-SCHEMA = "tngd.device/3"
+SCHEMA = "tngd.device/4"
 DEVICE_STREAM = 3  # of random numbers: not that of parts or noise
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A relative quantity: value, standard error, and whether the data said anything about it (else: its prior)."""
-
-    value: float
-    standard_error: float
-    observed: bool
-
-
-@dataclass(frozen=True)
-class FittedCopy:
-    """Estimates of one copy: gain of every element by name, relative temperature and inductance of every cell.
-
-    On boards with banks and resistive boards `gains` are those of all pairs of parts, and of the power of sources.
-    """
-
-    name: str
-    gains: dict[str, Estimate]
-    temperatures: tuple[Estimate, ...]
-    inductances: tuple[Estimate, ...]
-
-
-@dataclass(frozen=True)
-class Device:
-    """Fitted copies of a board, what they were fitted on (route, number of data, χ², programs), held-out targets."""
-
-    board: Board
-    copies: tuple[FittedCopy, ...]
-    fitted_on: dict[str, Any]
-    held_out: dict[str, Any] = field(default_factory=dict)
+PRESETS = ("ideal", "board-1", "board-2", "board-3", "worst-case")  # devices that come with the package
 
 
 def ideal_device(board: Board, copies: int = 1) -> Device:
     """The device whose every copy is exactly nominal."""
     exact = Estimate(1.0, 0.0, False)
     each = tuple(exact for _ in board.cells)
-    gains = dict.fromkeys(_gain_names(board), exact)
+    gains = dict.fromkeys(gain_names(board), exact)
     cells = each if board.coupling == "capacitive" else ()
     fitted = tuple(FittedCopy(f"ideal-{k}", gains, cells, cells) for k in range(1, copies + 1))
     return Device(board, fitted, {"route": "ideal"})
@@ -98,7 +78,7 @@ def reduced_circuit(
             C[i, i] += value
             C[j, j] += value
             C[i, j] = C[j, i] = C[i, j] + (value if element.kind == "crossed" else -value)
-    resistance, inductance = _nominal(board)
+    resistance, inductance = nominal_cell(board)
     eye = np.eye(n)
     return Circuit(
         C,
@@ -111,33 +91,41 @@ def reduced_circuit(
     )
 
 
-def predict(device: Device, copy: int, program: Program) -> Circuit:
-    """The reduced-order circuit of copy number `copy` (from 0) under any program for its board.
+def predict(device: Device, copy: int, program: Program, ambient: float = REFERENCE_CELSIUS) -> Circuit:
+    """The reduced-order circuit of copy number `copy` (from 0) under any program for its board, at `ambient` [°C].
 
-    Readings (n,) of n nodes, and on a board with banks of those behind closed switches.
+    Readings (n,) [V], before the readout's gains and offsets, of n nodes, and on a board with banks of those behind
+    closed switches.
     """
     fitted = device.copies[copy]
     if by_pairs(device.board):
         model = pairs_of(device.board)
-        return half_circuit(half_of(model, program), parameters_of(model, fitted))
-    return reduced_circuit(
-        device.board,
-        program,
-        {name: estimate.value for name, estimate in fitted.gains.items()},
-        np.array([estimate.value for estimate in fitted.temperatures]),
-        np.array([estimate.value for estimate in fitted.inductances]),
-    )
+        circuit = half_circuit(half_of(model, program), parameters_of(model, fitted))
+    else:
+        circuit = reduced_circuit(
+            device.board,
+            program,
+            {name: estimate.value for name, estimate in fitted.gains.items()},
+            np.array([estimate.value for estimate in fitted.temperatures]),
+            np.array([estimate.value for estimate in fitted.inductances]),
+        )
+    return _warmed(circuit, temperature_coefficients(device), ambient - REFERENCE_CELSIUS)
 
 
-def by_pairs(board: Board) -> bool:
-    """Whether the parts of a copy are known pair by pair, rather than element by element."""
-    return bool(board.banks) or board.coupling == "resistive"
+def temperature_coefficients(device: Device) -> dict[str, float]:
+    """Those of all kinds of part [1/K], "R", "L", "C" and "I": the interface's where it names them, else the board's.
+
+    A copy was calibrated at the reference temperature, where they change nothing.
+    """
+    return board_interface(device.board).temperature_coefficients | device.interface.temperature_coefficients
 
 
-@lru_cache(maxsize=8)
-def pairs_of(board: Board) -> PairModel:
-    """`pair_model`, once for a board."""
-    return pair_model(board)
+def readout_of(device: Device, copy: int) -> tuple[np.ndarray, np.ndarray]:
+    """Relative gains (n,) and offsets (n,) [V] of a copy's readout."""
+    fitted, n = device.copies[copy], len(device.board.cells)
+    gains = np.array([estimate.value for estimate in fitted.readout_gains]) if fitted.readout_gains else np.ones(n)
+    offsets = np.array([e.value for e in fitted.readout_offsets]) if fitted.readout_offsets else np.zeros(n)
+    return gains, offsets
 
 
 def parameters_of(model: PairModel, copy: FittedCopy) -> np.ndarray:
@@ -159,7 +147,7 @@ def copy_of(board: Board, name: str, model: PairModel, theta: np.ndarray, covari
     cells = range(1, len(board.cells) + 1) if board.coupling == "capacitive" else ()
     return FittedCopy(
         name,
-        {parameter: found[parameter] for parameter in _gain_names(board)},
+        {parameter: found[parameter] for parameter in gain_names(board)},
         tuple(found.get(f"temperature_{i}", exact) for i in cells),
         tuple(found.get(f"inductance_{i}", exact) for i in cells),
     )
@@ -167,7 +155,7 @@ def copy_of(board: Board, name: str, model: PairModel, theta: np.ndarray, covari
 
 def quality_factor(board: Board) -> float:
     """R sqrt(c0/L) of a cell with the unit capacitance."""
-    resistance, inductance = _nominal(board)
+    resistance, inductance = nominal_cell(board)
     return float(resistance * np.sqrt(board.unit / inductance))
 
 
@@ -177,30 +165,44 @@ def describe_device(device: Device) -> dict[str, Any]:
         "schema": SCHEMA,
         "fitted_on": device.fitted_on,
         "held_out": device.held_out,
-        "nominal": _nominal_values(device.board),
-        "copies": TypeAdapter(tuple[FittedCopy, ...]).dump_python(device.copies, mode="json"),
+        "nominal": nominal_values(device.board),
+        f"program_{device.board.element_unit}": device.values,
+        "interface": TypeAdapter(Interface).dump_python(device.interface, mode="json", by_alias=True),
+        "copies": TypeAdapter(tuple[FittedCopy, ...]).dump_python(device.copies, mode="json", by_alias=True),
         "board": TypeAdapter(Board).dump_python(device.board, mode="json"),
         "device_sha256": device_hash(device),
     }
 
 
+def device_file(place: Path | str) -> Path:
+    """Where a device is: the file of that name, or, if there is none, the preset of that name."""
+    if str(place) in PRESETS and not Path(place).is_file():
+        return Path(str(resources.files("circuits"))) / "devices" / f"{place}.json"
+    return Path(place)
+
+
 def load_device(path: Path | str) -> Device:
-    """Read device.json; InputError if it is missing, of another schema, damaged, or physically impossible."""
-    path = Path(path)
+    """Read a device from its file, or a preset by its name.
+
+    InputError if it is missing, of another schema, damaged, changed, or physically impossible.
+    """
+    path = device_file(path)
     content = read_json(path, "calibrate")
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{path} does not say schema {SCHEMA}; make it again with `tngd calibrate`")
     try:
+        board = TypeAdapter(Board).validate_python(content["board"])
         device = Device(
-            TypeAdapter(Board).validate_python(content["board"]),
+            board,
             TypeAdapter(tuple[FittedCopy, ...]).validate_python(content["copies"]),
             dict(content["fitted_on"]),
             dict(content["held_out"]),
+            TypeAdapter(Interface).validate_python(content["interface"]),
+            TypeAdapter(dict[str, float]).validate_python(content[f"program_{board.element_unit}"]),
         )
         seal = content["device_sha256"]
     except (KeyError, TypeError, ValueError, ValidationError) as error:
-        word = str(error).splitlines()[0]
-        raise InputError(f"{path} is damaged ({word}); make it again with `tngd calibrate`") from None
+        raise InputError(f"{path} is damaged ({_word(error)}); make it again with `tngd calibrate`") from None
     problem = next(_problems(device), None)
     if problem:
         raise InputError(f"{path} is not usable: {problem}; make it again with `tngd calibrate`")
@@ -210,8 +212,16 @@ def load_device(path: Path | str) -> Device:
 
 
 def device_hash(device: Device) -> str:
-    """SHA-256 of everything a device predicts from: its board and its copies."""
+    """SHA-256 of everything a device predicts from: its board, its copies, how it is written and read."""
     return sha256(TypeAdapter(Device).dump_json(replace(device, fitted_on={}, held_out={})))
+
+
+def _word(error: Exception) -> str:
+    """What is wrong, in one line."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".replace("Value error, ", "")
+    return str(error).splitlines()[0]
 
 
 def _drawn(copy: FittedCopy, seed: int, number: int) -> FittedCopy:
@@ -221,50 +231,56 @@ def _drawn(copy: FittedCopy, seed: int, number: int) -> FittedCopy:
         step = estimate.standard_error * generator.uniform(-np.sqrt(3), np.sqrt(3))
         return estimate if estimate.observed else Estimate(float(estimate.value + step), 0.0, False)
 
-    return FittedCopy(
-        copy.name,
-        {name: draw(estimate) for name, estimate in copy.gains.items()},
-        tuple(draw(estimate) for estimate in copy.temperatures),
-        tuple(draw(estimate) for estimate in copy.inductances),
+    cells = ("temperatures", "inductances", "readout_gains", "readout_offsets")
+    return replace(
+        copy,
+        gains={name: draw(estimate) for name, estimate in copy.gains.items()},
+        **{kind: tuple(draw(estimate) for estimate in getattr(copy, kind)) for kind in cells},
+    )
+
+
+def _warmed(circuit: Circuit, coefficients: dict[str, float], kelvin: float) -> Circuit:
+    """The circuit with all parts `kelvin` warmer: stars of one kind of part at inner nodes scale as that kind does."""
+    if kelvin == 0:
+        return circuit
+    R, L, C, I = (1 + coefficients.get(kind, 0.0) * kelvin for kind in "RLCI")  # noqa: E741
+    return replace(
+        circuit,
+        capacitance=circuit.capacitance * C,
+        conductance=circuit.conductance / R,
+        inverse_inductance=circuit.inverse_inductance / L,
+        loss=circuit.loss * R,
+        noise=circuit.noise * I,
     )
 
 
 def _problems(device: Device) -> Iterator[str]:
-    names = set(_gain_names(device.board))
+    names = set(gain_names(device.board))
     cells = len(device.board.cells) if device.board.coupling == "capacitive" else 0
     if not device.copies:
         yield "it holds no copies"
-    for copy in device.copies:
+    unknown = sorted(device.values.keys() - {element.name for element in device.board.elements})
+    if unknown or not np.isfinite(list(device.values.values())).all():
+        yield f"its program has a value of {unknown[0] if unknown else 'an element'} that the board cannot hold"
+    for k, copy in enumerate(device.copies):
         if set(copy.gains) != names:
             yield f"{copy.name} does not have one gain for each of the board's {len(names)} parts"
         if not len(copy.temperatures) == len(copy.inductances) == cells:
             yield f"{copy.name} does not have one temperature and inductance for each cell"
-        for estimate in (*copy.gains.values(), *copy.temperatures, *copy.inductances):
+        for row in (copy.readout_gains, copy.readout_offsets):
+            if len(row) not in (0, len(device.board.cells)):
+                yield f"{copy.name} does not have one readout gain and offset for each cell"
+        for estimate in (*copy.gains.values(), *copy.temperatures, *copy.inductances, *copy.readout_gains):
             if not (0 < estimate.value < np.inf and 0 <= estimate.standard_error < np.inf):
                 yield f"{copy.name} has a gain of {estimate.value} ± {estimate.standard_error}, expected a gain above 0"
+        for estimate in copy.readout_offsets:
+            if not (np.isfinite(estimate.value) and 0 <= estimate.standard_error < np.inf):
+                yield f"{copy.name} has a readout offset of {estimate.value} ± {estimate.standard_error} V"
+        if device.values and not is_stable(predict(device, k, _own_program(device))):
+            yield f"{copy.name} would run away under the board's own program: its drift is unstable"
 
 
-def _gain_names(board: Board) -> tuple[str, ...]:
-    """Of what a copy has gains."""
-    if not by_pairs(board):
-        return tuple(element.name for element in board.elements)
-    return tuple(name for name in pairs_of(board).names if name.split("_")[0] not in ("temperature", "inductance"))
-
-
-def _nominal_values(board: Board) -> dict[str, dict[str, float]]:
-    """Nominal values of what gains are relative to, in F, ohm, H, but for elements that a program sets."""
-    if not by_pairs(board):
-        return {}
-    model, unit = pairs_of(board), {"C": "F", "R": "ohm", "L": "H"}
-    found = {}
-    for members, row in zip(model.pairs, model.exponents, strict=True):
-        part = board.parts[members[0]]
-        if part.nominal is not None and row.any():
-            found[model.names[int(np.abs(row).argmax())]] = {f"nominal_{unit[part.kind]}": part.nominal}
-    return found
-
-
-def _nominal(board: Board) -> tuple[float, float]:
-    resistance = next(part.nominal for part in board.parts if part.kind == "R")
-    inductance = next(part.nominal for part in board.parts if part.kind == "L")
-    return resistance, inductance
+def _own_program(device: Device) -> Program:
+    """The program of the board's own values; what it stands for does not matter to the drift."""
+    eye = np.eye(len(device.board.cells))
+    return Program("own", eye, eye, np.ones(len(eye)), "", "", device.values, 1e-12, 1.0, 1.0)

@@ -7,7 +7,7 @@ a spread that is known badly is drawn widely; boards of any size take what they 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -19,6 +19,7 @@ from circuits.errors import InputError
 ENSEMBLE_STREAM = 7  # of random numbers
 CONFIDENCE = 0.95
 WIDEST = 3.0  # standard deviations: parts are sorted
+COUPLINGS = ("straight", "crossed", "bit")  # kinds of elements that hold entries of a matrix
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,24 @@ def draw_boards(known: Ensemble, board: Board, copies: int, seed: int) -> Device
     return Device(board, drawn, {"route": "ensemble", "copies_known": known.copies, "seed": seed})
 
 
+def element_spread(device: Device, seed: int | None = None) -> Spread:
+    """Relative gain of one coupling element (a matched pair where cells are differential; a bit where there are banks).
+
+    All couplings of all copies that are known are one sample, so one copy will do: observed ones, and exact ones. With
+    a `seed` the deviation is drawn from what is known of it (scaled inverse χ²), else it is the estimate. InputError if
+    fewer than two couplings are known.
+    """
+    every = [estimate for copy in device.copies for name, estimate in copy.gains.items() if kind_of(name) in COUPLINGS]
+    known = [estimate for estimate in every if estimate.observed or estimate.standard_error == 0]
+    if len(known) < 2:
+        raise InputError("the device knows fewer than two of its couplings; calibrate a board that has more of them")
+    found = _spread(known)
+    if seed is None:
+        return found
+    rng = np.random.default_rng([ENSEMBLE_STREAM, seed])
+    return replace(found, deviation=_uncertain(found, rng))
+
+
 def kind_of(name: str) -> str:
     """The kind of a parameter.
 
@@ -92,11 +111,13 @@ def _spread(found: list[Estimate]) -> Spread:
     return Spread(len(value), float(value.mean()), float(np.sqrt(variance)), (low, high))
 
 
+def _uncertain(spread: Spread, rng: np.random.Generator) -> float:
+    """A deviation drawn from what is known of it."""
+    return float(spread.deviation * np.sqrt((spread.count - 1) / rng.chisquare(spread.count - 1)))
+
+
 def _drawn(known: Ensemble, blank: FittedCopy, rng: np.random.Generator, number: int) -> FittedCopy:
-    own = {
-        kind: (spread.mean, spread.deviation * np.sqrt((spread.count - 1) / rng.chisquare(spread.count - 1)))
-        for kind, spread in known.spreads.items()
-    }
+    own = {kind: (spread.mean, _uncertain(spread, rng)) for kind, spread in known.spreads.items()}
 
     def draw(name: str) -> Estimate:
         mean, deviation = own[kind_of(name)]

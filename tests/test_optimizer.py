@@ -211,3 +211,54 @@ def test_groups_on_tiles_have_their_own_step_size():
     TNGD(groups, IDEAL, lr=0.3, damping=0.05).step(closure)
     rates = np.concatenate([np.full(24, 0.1), np.full(15, 0.3)])
     assert_close(flat(model) - start, -rates * block_natural_gradient(G, gradient, 8, 0.05), 1e-10)
+
+
+@pytest.mark.parametrize("build", [
+    lambda m: torch.optim.SGD(m.parameters(), lr=0.5, momentum=0.9, nesterov=True),
+    lambda m: torch.optim.AdamW(m.parameters(), lr=0.02, weight_decay=0.1),
+])  # fmt: skip
+def test_the_step_an_inner_optimizer_really_takes_is_shortened(build):
+    free, bound = problem()[0], problem()[0]
+    outputs = problem()[1]()[1]
+    inputs = torch.randn(6, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    open_ended = TNGD(free, damping=0.1, inner=build(free))
+    clipped = TNGD(bound, damping=0.1, kl_clip=1e-4, inner=build(bound))
+    for _ in range(3):
+        start = flat(bound)
+        torch.nn.utils.vector_to_parameters(torch.tensor(start), free.parameters())  # the same step, unbounded
+        R = curvature_factor(bound(inputs), list(bound.parameters()), CROSS_ENTROPY).numpy()
+        clipped.step(lambda: (bound(inputs), outputs))
+        open_ended.step(lambda: (free(inputs), outputs))
+        taken, wanted = flat(bound) - start, flat(free) - start
+        assert np.sum((R @ wanted) ** 2) / 2 > 1e-4
+        assert np.sum((R @ taken) ** 2) / 2 == pytest.approx(1e-4, rel=1e-9)
+        assert_close(taken, clipped.last.scale * wanted, 1e-10)
+        assert clipped.last.scale < 1
+    clipped.param_groups[0]["kl_clip"] = 1e9
+    start = flat(bound)
+    torch.nn.utils.vector_to_parameters(torch.tensor(start), free.parameters())
+    clipped.step(lambda: (bound(inputs), outputs))
+    open_ended.step(lambda: (free(inputs), outputs))
+    assert np.array_equal(flat(bound), flat(free))
+    assert clipped.last.scale == 1
+
+
+@pytest.mark.parametrize("lr", [0.05, 20.0])
+def test_the_damping_is_adapted_by_the_devices_own_part_of_the_change(lr):
+    # The companion's step is large: were it in the change of the loss, the ratio would be another.
+    model, closure, G, gradient = problem()
+    start, own = flat(model), slice(24, None)
+    companion = torch.optim.SGD(model[0].parameters(), lr=3.0)
+    optimizer = TNGD(model, lr=lr, damping=0.1, adapt=2, companion=companion)
+    before = CROSS_ENTROPY.value(*closure()).item()
+    optimizer.step(closure)
+    step = np.zeros(39)
+    step[own] = -lr * np.linalg.solve(G[own, own] + 0.1 * np.eye(15), gradient[own])
+    end = start + step
+    end[:24] -= 3.0 * gradient[:24]
+    assert_close(flat(model), end, 1e-10)
+    torch.nn.utils.vector_to_parameters(torch.tensor(start + step), model.parameters())
+    actual = CROSS_ENTROPY.value(*closure()).item() - before
+    ratio = actual / (gradient @ step + step @ G @ step / 2)
+    assert optimizer.last.ratio == pytest.approx(ratio, rel=1e-8)
+    assert (optimizer.param_groups[0]["damping"] < 0.1) == (ratio > 0.75) == (lr < 1)

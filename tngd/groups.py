@@ -72,7 +72,6 @@ def check_partners(
     groups: Groups,
     inner: torch.optim.Optimizer | None,
     companion: torch.optim.Optimizer | None,
-    settings: Settings,
 ) -> None:
     """InputError if other optimizers do not fit: `inner` has the same parameters, `companion` none of them."""
     own = {id(p) for p in trained(groups)}
@@ -80,7 +79,3 @@ def check_partners(
         raise InputError("the inner optimizer must have exactly the parameters of TNGD; build it on the same ones")
     if companion is not None and own & {id(p) for p in trained(companion.param_groups)}:
         raise InputError("a parameter is trained by TNGD and by its companion; give every parameter to one of them")
-    if inner is not None and settings.kl_clip is not None:
-        raise InputError("kl_clip needs the step itself, which the inner optimizer makes; drop one of them")
-    if companion is not None and settings.adapt:
-        raise InputError("adapt cannot tell the companion's part of the change of the loss; fix the damping")

@@ -8,42 +8,106 @@ delay, else right after the reading, to the old gradient (the only one known the
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import isinf
 from typing import Any
 
 from torch import Tensor
 
+from circuits.errors import InputError
+from circuits.interface import Converter
+from tngd.array import Array, Programmed, check_size, noise_of, program_array, readings
+from tngd.converters import convert, root_mean_square
 from tngd.dynamics import Held, device_state, held_curvature
 from tngd.gram import Factor, packed, unpacked
+from tngd.low_rank import is_stable, low_rank_state
 from tngd.settings import Settings
+
+White = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class DeviceStep:
+    """What the device did in one step.
+
+    `rank` r of the curvature it holds and its `age` in steps; the `damping` used; `scale` of the direction (of an inner
+    optimizer's step) after KL clipping; `ratio` of the actual to the predicted change of the loss, in steps that adapt
+    the damping, else None. Of an array: how many values were `saturated` in its converters, and whether it was
+    `unstable`; at t = ∞ the step was then along the gradient.
+    """
+
+    rank: int
+    age: int
+    damping: float
+    scale: float
+    ratio: float | None = None
+    saturated: int = 0
+    unstable: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """The pair last uploaded, its damping, the state (N,) last read, and how many steps its curvature has served.
+    """The pair last uploaded, its damping and κ₀, the state (N,), and how many steps its curvature has served.
 
     `held` is None once neither a later step nor a delay needs that curvature.
     """
 
-    held: Held | None
+    held: Held | Programmed | None
     gradient: Tensor
     damping: float
     state: Tensor
     age: int
+    noise: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The state as it was read (N,), values that met a converter's full scale, and whether the device was unstable."""
+
+    state: Tensor
+    saturated: int = 0
+    unstable: bool = False
 
 
 def advance(
-    memory: Memory | None, settings: Settings, gradient: Tensor, factor: Factor | None, white: Callable[[], Tensor]
-) -> Memory:
+    memory: Memory | None,
+    settings: Settings,
+    gradient: Tensor,
+    factor: Factor | None,
+    white: White,
+    array: Array | None = None,
+) -> tuple[Memory, Reading]:
     """The device after one step with a new gradient (N,) and factor, None to keep the curvature it has.
 
-    `white()` draws standard normal numbers (N,); it is called only if there is noise.
+    `white()` draws standard normal numbers (N,); it is called only if there is noise. Without an `array` the device is
+    ideal. An unstable array has an end state at no endless time: it is reset to the gradient uploaded, and says so.
     """
-    begin = _begin(memory, settings, gradient, white)
-    fresh = factor is not None
-    held = held_curvature(factor, gradient, settings.lanczos) if fresh else memory.held
-    noise = white() if settings.noise else None
-    state = device_state(held, gradient, begin, settings.damping, settings.time, settings.noise, noise)
-    return Memory(held, gradient, settings.damping, state, 1 if fresh else memory.age + 1)
+    fresh, saturated, noise = factor is not None, 0, settings.noise
+    if array is not None:
+        check_array(array, settings, len(gradient))
+        wanted = gradient
+        noise += noise_of(array, wanted)
+        gradient, saturated = _through(array.dac, gradient, white, to_analog=True)
+    begin, left = _begin(memory, settings, gradient, white)
+    if not fresh:
+        held = memory.held
+    elif array is None:
+        held = held_curvature(factor, gradient, settings.lanczos)
+    else:
+        held = program_array(array, factor, gradient)
+        saturated += held.saturated
+    state, right = _evolved(held, gradient, begin, settings.damping, settings.time, noise, white)
+    kept = Memory(held, gradient, settings.damping, state, 1 if fresh else memory.age + 1, noise)
+    if array is not None:
+        state, met = _through(array.adc, readings(array, state, wanted), white)
+        saturated += met
+    return kept, Reading(state, saturated, not (left and right))
+
+
+def check_array(array: Array, settings: Settings, size: int) -> None:
+    """InputError if an array cannot work with these settings, or with a network of this size N."""
+    if settings.lanczos is not None:
+        raise InputError("Lanczos steps are for the ideal device; an array is solved exactly, so drop lanczos")
+    check_size(array, size)
 
 
 def due(memory: Memory | None, settings: Settings) -> bool:
@@ -59,38 +123,74 @@ def trimmed(memory: Memory | None, settings: Settings) -> Memory | None:
 
 
 def packed_memory(memory: Memory | None) -> dict[str, Any] | None:
-    """Plain dictionaries and tensors, for a state_dict."""
+    """Plain dictionaries and tensors, for a state_dict; what an array holds is made again from the factor."""
     if memory is None:
         return None
-    held = memory.held and {
-        "factor": packed(memory.held.factor),
-        "K": memory.held.K,
-        "lanczos": memory.held.lanczos,
-    }
-    return {
-        "held": held,
-        "gradient": memory.gradient,
-        "damping": memory.damping,
-        "state": memory.state,
-        "age": memory.age,
-    }
+    held = None
+    if memory.held is not None:
+        held = {"factor": packed(memory.held.factor)}
+        if isinstance(memory.held, Held):
+            held |= {"K": memory.held.K, "lanczos": memory.held.lanczos}
+    rest = {name: getattr(memory, name) for name in ("gradient", "damping", "state", "age", "noise")}
+    return {"held": held, **rest}
 
 
-def unpacked_memory(content: dict[str, Any] | None) -> Memory | None:
-    """The memory that `packed_memory` wrote."""
+def unpacked_memory(content: dict[str, Any] | None, array: Array | None = None) -> Memory | None:
+    """The memory that `packed_memory` wrote, of the same array."""
     if content is None:
         return None
-    held = content["held"] and Held(
-        unpacked(content["held"]["factor"]), content["held"]["K"], content["held"]["lanczos"]
-    )
-    return Memory(held, content["gradient"], content["damping"], content["state"], content["age"])
+    held = content["held"]
+    if held is not None:
+        factor = unpacked(held["factor"])
+        if array is None:
+            held = Held(factor, held["K"], held["lanczos"])
+        else:
+            held = program_array(array, factor, content["gradient"])
+    return Memory(**content | {"held": held})
 
 
-def _begin(memory: Memory | None, settings: Settings, gradient: Tensor, white: Callable[[], Tensor]) -> Tensor | None:
-    """The state x₀ at the upload, None for zero; the first step of a kept state starts from the gradient."""
+def placed(content: Any, device: Any) -> Any:
+    """Every tensor in nested dictionaries and lists on a device."""
+    if isinstance(content, dict):
+        return {key: placed(value, device) for key, value in content.items()}
+    if isinstance(content, list):
+        return [placed(value, device) for value in content]
+    return content.to(device) if isinstance(content, Tensor) else content
+
+
+def _begin(memory: Memory | None, settings: Settings, gradient: Tensor, white: White) -> tuple[Tensor | None, bool]:
+    """The state x₀ at the upload, None for zero, and whether what led to it was stable.
+
+    The first step of a kept state starts from the gradient.
+    """
     if memory is None or memory.held is None or not settings.delay:
         kept = gradient if memory is None else memory.state
-        return {"gradient": gradient, "zero": None, "kept": kept}[settings.start]
+        return {"gradient": gradient, "zero": None, "kept": kept}[settings.start], True
     left = {"gradient": memory.gradient, "zero": None, "kept": memory.state}[settings.start]
-    noise = white() if settings.noise else None
-    return device_state(memory.held, memory.gradient, left, memory.damping, settings.delay, settings.noise, noise)
+    return _evolved(memory.held, memory.gradient, left, memory.damping, settings.delay, memory.noise, white)
+
+
+def _evolved(
+    held: Held | Programmed,
+    gradient: Tensor,
+    start: Tensor | None,
+    damping: float,
+    time: float,
+    noise: float,
+    white: White,
+) -> tuple[Tensor, bool]:
+    """The state after `time`, and whether the device is stable."""
+    drawn = white() if noise else None
+    if isinstance(held, Held):
+        return device_state(held, gradient, start, damping, time, noise, drawn), True
+    real = damping * held.damping_gain
+    stable = is_stable(held.matrix, real, time)
+    if not stable and isinf(time):
+        return gradient, False
+    return low_rank_state(held.matrix, gradient, start, real, time, noise, drawn), stable
+
+
+def _through(converter: Converter, values: Tensor, white: White, to_analog: bool = False) -> tuple[Tensor, int]:
+    drawn = white() if converter.noise else None
+    found = convert(values, converter, root_mean_square(values), drawn, to_analog)
+    return found.values, found.saturated

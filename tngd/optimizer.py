@@ -2,12 +2,13 @@
 
 The device holds A = λI + RᵀR, RᵀR the curvature of the batch over the whole parameter vector, and the gradient g; its
 state after time t is taken exactly (tngd.dynamics). From the gradient, t = 0 is gradient descent and t = ∞ the damped
-natural gradient. With curvature "tiles", calibrated boards invert 8 x 8 blocks instead (tngd.tile_steps).
+natural gradient. An array puts the errors of a full-size device in (tngd.array). With curvature "tiles", calibrated
+boards invert 8 x 8 blocks instead (tngd.tile_steps).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from math import inf
 from typing import Any
 
@@ -16,32 +17,20 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from tngd.adaptation import adapted, random_state, reduction_ratio
+from tngd.array import Array
 from tngd.batches import Batch, all_finite, evaluate_batch, join_batches
-from tngd.curvature import tile_blocks
-from tngd.groups import check_one_setting, check_partners, descend, flat, hand_over, left_to, rates, trained
+from tngd.descent import shortened, take_step
+from tngd.groups import check_one_setting, check_partners, flat, left_to, trained
 from tngd.losses import CROSS_ENTROPY, Loss, as_loss
-from tngd.memory import Memory, advance, due, packed_memory, trimmed, unpacked_memory
+from tngd.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, placed, trimmed, unpacked_memory
 from tngd.recorder import Recorder
 from tngd.settings import Settings
-from tngd.tile_steps import TileFactors, TileStep, tile_direction, tile_factors
+from tngd.tile_blocks import tile_blocks
+from tngd.tile_solve import Reading, check_reading
+from tngd.tile_steps import TileFactors, TileStep, tile_step
 from tngd.tiles import TileBoard
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class DeviceStep:
-    """What the device did in one step.
-
-    `rank` r of the curvature it holds and its `age` in steps; the `damping` used; `scale` of the direction after KL
-    clipping; `ratio` of the actual to the predicted change of the loss, in steps that adapt the damping, else None.
-    """
-
-    rank: int
-    age: int
-    damping: float
-    scale: float
-    ratio: float | None = None
 
 
 class TNGD(torch.optim.Optimizer):
@@ -69,6 +58,9 @@ class TNGD(torch.optim.Optimizer):
         adapt: every so many steps the damping follows the ratio of the actual to the predicted change of the loss
             (Levenberg-Marquardt; calls the closure once more); 0 keeps it fixed.
         lanczos: Lanczos steps in place of the eigenvectors of K: for large b, approximate.
+        tile_curvature: what tiles are blocks of: "ggn", "mc" (much cheaper: one backward pass, not one a class) or
+            "empirical".
+        array: the errors of a full-size device (see below); None for an ideal one.
         model: the module, where params are its groups.
         inner: an optimizer of the same parameters, which then takes the step with the direction as its gradient:
             Adam for TNGD-Adam, SGD for momentum. lr and weight_decay are its own.
@@ -79,6 +71,14 @@ class TNGD(torch.optim.Optimizer):
     their joined batch. Returns the loss. A step that raises InputError has changed nothing. `state_dict` holds the
     device's state and random numbers: a resumed run is the uninterrupted one. Freezing or unfreezing parameters
     restarts the device. `last` holds what the device did in the last step.
+
+    The full-size array of the paper, with the spread that calibration found, 8-bit elements, both passes apart:
+
+        device = load_device("boards/fair/device.json")
+        size = sum(p.numel() for p in model.parameters())
+        array = array_of(device, shape=(64 * 9, size), seed=0, element_bits=8)  # batch 64, ten classes
+        optimizer = TNGD(model, curvature="ggn", array=array, damping=0.1, time=50.0)
+        optimizer.step(lambda: (model(x), y))
     """
 
     def __init__(
@@ -101,6 +101,8 @@ class TNGD(torch.optim.Optimizer):
         kl_clip: float | None = None,
         adapt: int = 0,
         lanczos: int | None = None,
+        tile_curvature: str = "ggn",
+        array: Array | None = None,
         model: torch.nn.Module | None = None,
         inner: torch.optim.Optimizer | None = None,
         companion: torch.optim.Optimizer | None = None,
@@ -112,10 +114,14 @@ class TNGD(torch.optim.Optimizer):
         if not weight_decay >= 0:
             raise InputError(f"weight_decay must be 0 or above, got {weight_decay}")
         curvature = curvature or ("ggn" if board is None else "tiles")
+        if curvature == "tiles" and array is not None:
+            raise InputError("an array is for curvature ggn, mc or empirical; tiles have a board instead")
         if (curvature == "tiles") != (board is not None):
             raise InputError(f"a board is for curvature 'tiles', which needs one, got curvature={curvature!r}")
         refresh = (10 if curvature == "tiles" else 1) if refresh is None else refresh
-        settings = Settings(curvature, damping, refresh, time, start, delay, noise, max_norm, kl_clip, adapt, lanczos)
+        settings = Settings(
+            curvature, damping, refresh, time, start, delay, noise, max_norm, kl_clip, adapt, lanczos, tile_curvature
+        )
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **asdict(settings)})
         own = self._trained()
         if not own:
@@ -124,7 +130,12 @@ class TNGD(torch.optim.Optimizer):
             raise InputError("all parameters must have one dtype and device")
         if own[0].dtype not in (torch.float32, torch.float64):
             raise InputError(f"parameters must be float32 or float64, got {own[0].dtype}; convert the model")
-        check_partners(self.param_groups, inner, companion, settings)
+        check_partners(self.param_groups, inner, companion)
+        if array is not None:
+            check_array(array, settings, sum(p.numel() for p in own))
+        if board is not None:
+            check_reading(board, Reading(time, noise), start)
+        self.array = array
         self.board = None if board is None else board.to(own[0].device)
         self.loss = as_loss(loss)
         self.model, self.inner, self.companion = model, inner, companion
@@ -156,14 +167,22 @@ class TNGD(torch.optim.Optimizer):
         with torch.no_grad():
             self._memory, self._tiles, self.last = memory, tiles, last
             before = flat(own) if adapts else None
-            self._apply(direction, batch.companion)
+            factor = None if memory is None else memory.held.factor
+            scale = take_step(self.param_groups, direction, self.inner, factor, settings.kl_clip)
+            if self.inner is not None and settings.kl_clip is not None:
+                self.last = replace(last, scale=scale)
             self._steps += 1
-        if adapts:
+        if adapts:  # before the companion's step, whose part in the change of the loss is not the model's
             change = flat(own) - before
             ratio = reduction_ratio(batch, memory.held.factor, change, closures, self.loss, random)
-            self.last = replace(last, ratio=ratio)
+            self.last = replace(self.last, ratio=ratio)
             for group in self.param_groups:
                 group["damping"] = adapted(settings.damping, ratio, settings.adapt)
+        if self.companion is not None:
+            for parameter, gradient in zip(trained(self.companion.param_groups), batch.companion, strict=True):
+                parameter.grad = gradient
+            with torch.no_grad():
+                self.companion.step()
         return batch.value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -178,8 +197,9 @@ class TNGD(torch.optim.Optimizer):
             "shapes": [list(p.shape) for p in self._trained()],
             "steps": self._steps,
             "memory": packed_memory(trimmed(self._memory, self._settings())),
-            "tiles": None if self._tiles is None else {"factors": self._tiles.factors, "age": self._tiles.age},
+            "tiles": None if self._tiles is None else vars(self._tiles).copy(),
             "generator": self._generator.get_state(),
+            "array": None if self.array is None else self.array.describe(),
             "inner": None if self.inner is None else self.inner.state_dict(),
             "companion": None if self.companion is None else self.companion.state_dict(),
         }
@@ -201,11 +221,13 @@ class TNGD(torch.optim.Optimizer):
                 raise InputError(
                     f"the state was saved {'without' if device[name] is None else 'with'} {name} optimizer"
                 )
+        if device.get("array") != (None if self.array is None else self.array.describe()):
+            raise InputError("the state was saved with another array (or none); build the optimizer with the same one")
         super().load_state_dict(content)
         self._steps = device["steps"]
         place = self._trained()[0].device
-        self._memory = unpacked_memory(_placed(device["memory"], place))
-        self._tiles = None if device["tiles"] is None else TileFactors(**_placed(device["tiles"], place))
+        self._memory = unpacked_memory(placed(device["memory"], place), self.array)
+        self._tiles = None if device["tiles"] is None else TileFactors(**placed(device["tiles"], place))
         self._generator.set_state(device["generator"])
         for name in ("inner", "companion"):
             if device[name] is not None:
@@ -230,7 +252,7 @@ class TNGD(torch.optim.Optimizer):
 
     def _evaluate(self, closures: tuple[Closure, ...], own: list[Tensor], settings: Settings) -> Batch:
         tiles = settings.curvature == "tiles"
-        kind = settings.curvature if tiles or due(self._memory, settings) else None
+        kind = settings.tile_curvature if tiles else settings.curvature if due(self._memory, settings) else None
         others = [] if self.companion is None else trained(self.companion.param_groups)
         parts = [
             evaluate_batch(each, own, others, self.loss, kind, self._recorder, self._generator) for each in closures
@@ -246,42 +268,21 @@ class TNGD(torch.optim.Optimizer):
         if settings.max_norm is not None:
             g = g * (settings.max_norm / g.norm()).clamp(max=1)
         if settings.curvature == "tiles":
-            # Small blocks, ill-conditioned ones among them: solved in the board's own double precision.
-            P = tile_blocks(batch.factor.dense(g).to(self.board.dtype), self.board.size, settings.damping)
-            tiles = tile_factors(P, self._tiles, settings.refresh)
-            direction, last = tile_direction(self.board, P, g.to(P.dtype), tiles)
+            # Small blocks, ill-conditioned ones among them: made and solved in the board's own precision.
+            fine = g.to(self.board.dtype)
+            P = tile_blocks(batch.factor, self.board.size, settings.damping, fine)
+            how = settings.refresh, Reading(settings.time, settings.noise), settings.start
+            direction, tiles, last = tile_step(self.board, P, fine, self._tiles, *how, self._generator)
             return direction.to(g.dtype), None, tiles, last
-        memory = advance(self._memory, settings, g, batch.factor, lambda: _white(g, self._generator))
-        direction, scale = memory.state, 1.0
-        if settings.kl_clip is not None:
-            length = memory.held.factor.forward(rates(self.param_groups) * direction).norm()
-            scale = min(1.0, (2 * settings.kl_clip) ** 0.5 / max(float(length), 1e-30))
-            direction = scale * direction
+        memory, read = advance(self._memory, settings, g, batch.factor, lambda: _white(g, self._generator), self.array)
+        limit, factor = settings.kl_clip if self.inner is None else None, memory.held.factor
+        direction, scale = shortened(self.param_groups, read.state, factor, limit)
         if not all_finite(direction):
             raise InputError("the state of the device is not finite, the step was not made; raise the damping")
-        return direction, memory, None, DeviceStep(memory.held.factor.rank, memory.age, settings.damping, scale)
-
-    def _apply(self, direction: Tensor, companion: Sequence[Tensor]) -> None:
-        if self.inner is None:
-            descend(self.param_groups, direction)
-        else:
-            hand_over(self.param_groups, direction)
-            self.inner.step()
-        if self.companion is not None:
-            for parameter, gradient in zip(trained(self.companion.param_groups), companion, strict=True):
-                parameter.grad = gradient
-            self.companion.step()
+        last = DeviceStep(factor.rank, memory.age, settings.damping, scale, None, read.saturated, read.unstable)
+        return direction, memory, None, last
 
 
 def _white(like: Tensor, generator: torch.Generator) -> Tensor:
     """Standard normal numbers, drawn on the CPU: the same on every device."""
     return torch.randn(len(like), generator=generator, dtype=like.dtype).to(like.device)
-
-
-def _placed(content: Any, device: torch.device) -> Any:
-    """Every tensor in nested dictionaries and lists on a device."""
-    if isinstance(content, dict):
-        return {key: _placed(value, device) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_placed(value, device) for value in content]
-    return content.to(device) if isinstance(content, Tensor) else content

@@ -25,6 +25,7 @@ class Settings:
     kl_clip: float | None = None
     adapt: int = 0
     lanczos: int | None = None
+    tile_curvature: str = "ggn"
 
     def __post_init__(self):
         if self.curvature not in (*CURVATURES, "tiles"):
@@ -58,15 +59,14 @@ class Settings:
             raise InputError(f"lanczos is a number of steps, 1 or more (None for none), got {self.lanczos}")
 
     def _check_tiles(self) -> None:
+        if self.tile_curvature not in CURVATURES:
+            raise InputError(f"tile_curvature must be one of {', '.join(CURVATURES)}, got {self.tile_curvature!r}")
         given: dict[str, Any] = {
-            "time": (self.time, inf),
             "delay": (self.delay, 0.0),
-            "noise": (self.noise, 0.0),
-            "start": (self.start, "gradient"),
             "adapt": (self.adapt, 0),
             "kl_clip": (self.kl_clip, None),
             "lanczos": (self.lanczos, None),
         }
         for name, (value, only) in given.items():
             if value != only:
-                raise InputError(f"tiles are read at infinite time and know no {name}, got {name}={value!r}")
+                raise InputError(f"tiles know no {name}, got {name}={value!r}")
