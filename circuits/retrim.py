@@ -24,6 +24,7 @@ from circuits.device import Device, pairs_of, parameters_of
 from circuits.elements import element_values
 from circuits.errors import InputError
 from circuits.evidence import draw_mismatch
+from circuits.interface import source_power
 from circuits.ladder import plan
 from circuits.ou import reading_covariance
 from circuits.pairs import Half, PairModel, half_circuit, half_of, part_gains
@@ -80,12 +81,17 @@ def retrim(
 
 
 def source_powers(device: Device, copy: int) -> np.ndarray:
-    """Powers (n,) of the cells' sources, relative to what they are, that make all temperatures equal and nominal."""
+    """Powers (n,) of the cells' sources, relative to what they are, that make all temperatures equal and nominal.
+
+    As near as the bits of the sources' amplitudes allow.
+    """
     fitted = device.copies[copy]
     if device.board.coupling == "resistive":
         gains = [fitted.gains.get(f"power_{i + 1}") for i in range(len(device.board.cells))]
-        return np.array([1 / gain.value if gain else 1.0 for gain in gains])
-    return np.array([1 / estimate.value for estimate in fitted.temperatures])
+        wanted = np.array([1 / gain.value if gain else 1.0 for gain in gains])
+    else:
+        wanted = np.array([1 / estimate.value for estimate in fitted.temperatures])
+    return source_power(wanted, device.interface)
 
 
 def trimmed_copy(board: Board, copy: Copy, powers: np.ndarray) -> Copy:

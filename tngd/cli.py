@@ -20,7 +20,20 @@ from circuits.parasitics import Parasitics
 from circuits.population import COPIES
 from circuits.review import review_lines
 from circuits.store import read_json
-from tngd import verbs
+from tngd import cli_copies, cli_train, verbs
+from tngd.options import (
+    At,
+    Copies,
+    Damping,
+    Folder,
+    Force,
+    Precondition,
+    Samples,
+    Seed,
+    Seeds,
+    Steps,
+    Tolerance,
+)
 from tngd.stages import Stages
 from tngd.tables import more_tables, show, training_table, verification_table
 
@@ -32,16 +45,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Force = Annotated[bool, typer.Option("--force", help="Replace results that exist.")]
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder made by `tngd design`.")]
-Seed = Annotated[int, typer.Option(help="Seed; the same seed gives the same bytes.")]
-Copies = Annotated[int, typer.Option(help="How many copies of the board.")]
-Tolerance = Annotated[float, typer.Option(help="Half width of the uniform relative spread of every part.")]
-Samples = Annotated[int, typer.Option(help="Readings per copy, rounded up to a multiple of 500.")]
-Seeds = Annotated[int, typer.Option(help="How many seeds a method is trained with.")]
-Steps = Annotated[int | None, typer.Option(help="Training steps instead of the task's own number.")]
-At = Annotated[str, typer.Option(help="Weights at which the Fisher matrix is taken: zero or fit.")]
+app.add_typer(cli_copies.app)
+app.add_typer(cli_train.app, name="train")
 
 
 @app.command()
@@ -62,13 +67,11 @@ def design(
     target: Annotated[str, typer.Argument(help="A data set by name, or a square .npy or .csv matrix.")],
     out: Annotated[Path, typer.Option(help="The run folder to make.")],
     at: At = "zero",
-    precondition: Annotated[
-        str | None, typer.Option(help="T as .npy; for a named target also zero or fit: the factor taken there.")
-    ] = None,
+    precondition: Precondition = None,
     copies: Copies = 3,
     tolerance: Tolerance = 0.01,
     seed: Seed = 0,
-    damping: Annotated[float, typer.Option(help="λ: the target becomes P + λI.")] = 0.0,
+    damping: Damping = 0.0,
     name: Annotated[str | None, typer.Option(help="Name in decks and reports.")] = None,
     cells: Annotated[
         str,
@@ -187,12 +190,31 @@ def verify(
 @app.command()
 def calibrate(
     folder: Folder,
-    route: Annotated[str, typer.Option(help="Fit to exact or sampled runs; auto takes exact if there.")] = "auto",
+    route: Annotated[
+        str,
+        typer.Option(
+            help="Fit to exact or sampled runs of verify, or to training programs run now; auto: exact if there."
+        ),
+    ] = "auto",
+    samples: Annotated[
+        int | None, typer.Option(help="Readings per copy and training program, sampled; default: exact runs.")
+    ] = None,
+    seed: Seed = 0,
+    measured: Annotated[
+        Path | None, typer.Option(help="Fit to readings of physical boards (copy,time_s,cell1_V,…) instead.")
+    ] = None,
+    readout_tolerance: Annotated[
+        float, typer.Option(help="Half width of the relative spread of readout gains in such readings.")
+    ] = 0.01,
+    order: Annotated[
+        int | None, typer.Option(help="States of the reduced-order model. [the fewest that are good enough]")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Fit every copy to its runs; one with banks to programmings of its own, which it runs."""
+    how = {"measured": measured, "readout": readout_tolerance, "order": order, "samples": samples, "seed": seed}
     with Stages(announce=False) as stage:
-        content = _loaded("laboratory").calibrate(folder, route, force, stage("calibrate"))
+        content = _loaded("laboratory").calibrate(folder, route, force, stage("calibrate"), **how)
     for name, fit in content["fitted_on"]["copies"].items():
         before, after = fit["rms_residual_uncalibrated"], fit["rms_residual"]
         print(f"{name}: rms residual {before:.3g} -> {after:.3g} standard deviations")
@@ -203,21 +225,6 @@ def calibrate(
             f"{held['improvement']:.3g} times below uncalibrated; z-scores spread {held['z_rms']:.2f}, "
             f"{held['coverage_95']:.1%} of {held['intervals']} intervals of 95 % hold"
         )
-
-
-@app.command()
-def train(
-    task: Annotated[str, typer.Argument(help="A data set by name (8-parameter logistic regression), or digits.")],
-    device: Annotated[Path, typer.Option(help="device.json of calibrated copies.")],
-    out: Annotated[Path | None, typer.Option(help="Where the result goes [training.json beside the device].")] = None,
-    seeds: Seeds = 3,
-    steps: Steps = None,
-    force: Force = False,
-) -> None:
-    """Train with TNGD on calibrated copies beside SGD, Adam and exact NGD."""
-    with Stages(announce=False) as stage:
-        result = _loaded("learning").train(task, device, out, seeds, steps, force, stage(f"train {task}"))
-    show(training_table(result))
 
 
 @app.command()

@@ -1,13 +1,14 @@
-"""What `tngd verify`, `train` and `run` print: tables of what they wrote to files."""
+"""What the verbs print: tables of what they wrote to files."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from circuits.board import REFERENCE_CELSIUS
+from circuits.fitted import Device
 
 MOST_COPIES = 4  # shown; the report has all
 ROUTES = {"exact": "without sampling", "sampled": "sampled", "solve": "solved", "recorded": "as recorded"}
@@ -150,6 +151,41 @@ def charge_table(result: dict[str, Any]) -> Table | None:
         noise = f"{row['covariance_error']:.2%}" if "covariance_error" in row else "no record fits"
         time = f"{row['equal_time']:.3g} s" if "equal_time" in row else "never"
         table.add_row(row["name"], f"{row['relative_error']:.2%}", noise, time)
+    return table
+
+
+def devices_table(devices: Iterable[tuple[str, Device]]) -> Table:
+    """The devices of the package: board, copies, what it is, rms of the known errors of parts and temperatures."""
+    devices = list(devices)
+    designs = ", ".join(dict.fromkeys(device.fitted_on["design"] for _, device in devices))
+    table = Table(title=f"Devices of the package, for --device; their board is of {designs}", title_justify="left")
+    for column in ("name", "board", "copies", "what it is", "part error, rms"):
+        table.add_column(column, justify="right" if column in ("copies", "part error, rms") else "left")
+    for name, device in devices:
+        board = device.board
+        rows = [(*copy.gains.values(), *copy.temperatures, *copy.inductances) for copy in device.copies]
+        known = [e.value - 1 for row in rows for e in row if e.observed or e.standard_error == 0]
+        rms = (sum(error**2 for error in known) / len(known)) ** 0.5
+        cells = f"{len(board.cells)} {board.kind} cells, {board.coupling}"
+        table.add_row(name, cells, str(len(device.copies)), device.fitted_on["what"], f"{rms:.2%}")
+    return table
+
+
+def retrim_table(content: dict[str, Any]) -> Table:
+    """Errors of the inverse with nearest codes and with codes for the very copy, from one retrim.json."""
+    spent = content["programmings"]
+    table = Table(title=f"Relative error of the inverse of {content['target']}, expected", title_justify="left")
+    titles = ["copy", "nearest codes, uncalibrated", "own codes, one programming"]
+    titles += [f"own codes, {spent} programmings"] if spent > 1 else []
+    checked = any("checked" in row for row in content["copies"])
+    titles += ["nearest in ngspice", "own in ngspice"] if checked else []
+    for title in titles:
+        table.add_column(title, justify="left" if title == "copy" else "right")
+    for row in content["copies"]:
+        errors = [row["error_nearest"], row["errors"][0], *([row["errors"][-1]] if spent > 1 else [])]
+        found = row.get("checked")
+        errors += [found["error_nearest"], found["error"]] if found else []
+        table.add_row(row["name"], *(f"{error:.3%}" for error in errors))
     return table
 
 

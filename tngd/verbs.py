@@ -76,9 +76,9 @@ def design(place: Place, request: Request, out: Path, force: bool = False) -> De
     check_options(request.copies, request.tolerance, request.seed)
     choices = check_choices(request.choices)
     refuse_existing(out, force)
-    name, matrix, source = _target(place)
+    name, matrix, source = target_of(place)
     check_size(len(matrix), bool(choices.bank_bits))
-    T = _preconditioner(place.precondition, place.target, len(matrix), place.damping)
+    T = congruence_of(place.precondition, place.target, len(matrix), place.damping)
     options = (request.copies, request.tolerance, request.seed, request.cells, choices, request.parasitics)
     made = make_design(
         check_target(matrix, place.damping, holds=lambda P: holds(P, T, *options)),
@@ -115,17 +115,17 @@ def reuse(place: Place, request: Request, folder: Path, coupling: str | None, ou
             f"board, parts and copies are those of {folder}; with --reuse leave out every option but "
             "--at, --precondition, --damping and --name"
         )
-    name, matrix, source = _target(place)
+    name, matrix, source = target_of(place)
     check_size(len(matrix))
-    T = _preconditioner(place.precondition, place.target, len(matrix), place.damping)
+    T = congruence_of(place.precondition, place.target, len(matrix), place.damping)
     target = check_target(matrix, place.damping, holds=lambda P: takes(old.board, P, T))
     made = reuse_design(old, target, T, name=name, damping=place.damping, source=source)
     write_design(made, out, force)
     return made
 
 
-def _target(place: Place) -> tuple[str, np.ndarray, str]:
-    """Name, square matrix and origin of a target."""
+def target_of(place: Place) -> tuple[str, np.ndarray, str]:
+    """Name, square matrix and origin of a target; InputError if there is no such target, or it is not square."""
     path = Path(place.target)
     named = place.target in DATA_SETS
     name = check_name(place.name if place.name is not None else place.target if named else path.stem)
@@ -137,7 +137,8 @@ def _target(place: Place) -> tuple[str, np.ndarray, str]:
     raise InputError(f"unknown target {place.target!r}; expected one of {', '.join(DATA_SETS)}, or a .npy or .csv file")
 
 
-def _preconditioner(given: str | None, target: str, size: int, damping: float) -> np.ndarray | None:
+def congruence_of(given: str | None, target: str, size: int, damping: float) -> np.ndarray | None:
+    """The factor T (size, size) of --precondition; InputError if there is none of that name or size."""
     if given is None:
         return None
     if given in ("zero", "fit"):

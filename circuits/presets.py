@@ -1,0 +1,175 @@
+"""Devices that come with the package: one perfect board, three calibrated ones, and the worst that tolerances allow.
+
+All are of the shipped design: the Fisher matrix of the data set `fair` at the fitted weights, preconditioned with the
+factor taken at zero, on differential cells, parts ±1 %. The three boards are its first three copies, each fitted to its
+own exact ngspice run. The worst case has every part, temperature and readout gain at the limit t of its tolerance. With
+all signs alike the inverse B of the shipped program is off by an overall factor of 4 t and nothing else, which one
+reading shows and a step size takes up; so the signs are those that bend it most, the factor apart, to first order:
+
+    maximise ||Σ s_k t_k D_k||,   s_k = ±1,   D_k = ∂B/∂log x_k less its part along B
+
+(the best of coordinate ascents from every parameter: a local maximum). An element that the program does not populate
+gets the sign with which it would push the same way.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from circuits.board import Board, Conditions, Element, Program
+from circuits.calibration import calibrate
+from circuits.design import Design, make_design
+from circuits.device import PRESETS, describe_device, ideal_device, reduced_circuit
+from circuits.fisher import named_fisher
+from circuits.fitted import Device, Estimate, FittedCopy
+from circuits.interface import board_interface
+from circuits.measurement import Plan, measure
+from circuits.netlist import circuit_text
+from circuits.ngspice import find_ngspice, ngspice_version
+from circuits.ou import reading_covariance
+from circuits.store import provenance, sha256
+from circuits.target import check_target, inverse_factor
+
+TOLERANCE = 0.01  # of parts, and the limit of a readout's gain
+OFFSET = 5e-4  # V, limit of a readout's offset: 1 % of the largest rms reading
+STEP = 1e-5  # relative change of a parameter, either way
+SHIPPED = "fair at the fit, preconditioned at zero"
+
+Progress = Callable[[int, int, str], None]
+
+
+def shipped_design() -> Design:
+    """The design that all presets are of."""
+    target = check_target(named_fisher("fair", "fit")[0])
+    factor = inverse_factor(check_target(named_fisher("fair", "zero")[0]))
+    return make_design(target, factor, name="fair", copies=3, tolerance=TOLERANCE, seed=0, cells="active")
+
+
+def make_presets(progress: Progress = lambda done, total, what: None) -> dict[str, dict[str, Any]]:
+    """The contents of all preset files by name; runs the shipped copies in ngspice and calibrates them.
+
+    The same versions give the same numbers. Raises SimulationError if a run fails twice.
+    """
+    made = shipped_design()
+    circuits = {c.name: circuit_text(made.board, made.program, c, Conditions()) for c in made.specimens}
+    fitted, _ = calibrate(made, measure(made, circuits, Plan(), progress=progress), "exact", progress)
+    devices = [_preset(ideal_device(made.board), made, "every part nominal")]
+    devices += [
+        _preset(_alone(fitted, k), made, f"{copy.name}, fitted to ngspice") for k, copy in enumerate(made.copies)
+    ]
+    devices += [_preset(worst_case(made.board, made.program), made, "every part at its limit, signs for the worst")]
+    about = {"design_seed": made.seed, "target_sha256": sha256(made.program.target)}
+    versions = provenance(ngspice=ngspice_version(find_ngspice()), **about)
+    contents = [describe_device(device) | {"provenance": versions} for device in devices]
+    return dict(zip(PRESETS, contents, strict=True))
+
+
+def worst_case(board: Board, program: Program) -> Device:
+    """The copy of a soldered capacitive board whose errors, each at its limit, bend the inverse of a program most."""
+    names, inverse = _model(board, program)
+    slopes = _slopes(inverse, len(names))
+    limits = np.array([_limit(board, name) for name in names])
+    signs = _worst_signs(limits[:, None, None] * slopes)
+    # To first order the opposite signs are as bad; what is beyond tells them apart.
+    nominal = inverse(np.ones(len(names)))
+    signs *= max((1.0, -1.0), key=lambda s: np.linalg.norm(_bent(inverse(1 + s * signs * limits), nominal)))
+    reach = program.mapping.T @ np.linalg.inv(program.matrix)
+    total = np.einsum("k,kij->ij", signs * limits, slopes)
+    found = dict(zip(names, 1 + signs * limits, strict=True))
+    for element in board.elements:
+        if element.name not in found:
+            push = -np.einsum("i,ij,j->", w := reach @ _stamp(board, element), total, w)
+            found[element.name] = 1 + _limit(board, element.name) * (1 if push >= 0 else -1)
+    known = {name: Estimate(float(value), 0.0, True) for name, value in found.items()}
+    cells = range(1, len(board.cells) + 1)
+    copy = FittedCopy(
+        "worst-case",
+        {element.name: known[element.name] for element in board.elements},
+        tuple(known[f"temperature_{i}"] for i in cells),
+        tuple(known[f"inductance_{i}"] for i in cells),
+        tuple(known[f"readout_{i}"] for i in cells),
+        tuple(Estimate(OFFSET, 0.0, True) for _ in cells),
+    )
+    return Device(board, (copy,), {"route": "limits"})
+
+
+def _preset(device: Device, made: Design, what: str) -> Device:
+    about = device.fitted_on | {"design": SHIPPED, "what": what}
+    return replace(device, fitted_on=about, interface=board_interface(made.board), values=made.program.values)
+
+
+def _alone(fitted: Device, number: int) -> Device:
+    """One copy of a device, and what it was fitted on."""
+    copy = fitted.copies[number]
+    about = fitted.fitted_on | {"copies": {copy.name: fitted.fitted_on["copies"][copy.name]}}
+    return replace(fitted, copies=(copy,), fitted_on=about)
+
+
+def _model(board: Board, program: Program) -> tuple[list[str], Callable[[np.ndarray], np.ndarray]]:
+    """Parameters that count under the program, and the inverse B (n, n) as a function of their relative values."""
+    n = len(board.cells)
+    populated = [element.name for element in board.elements if element.name in program.values]
+    kinds = ("temperature", "inductance", "readout")
+    X = program.mapping
+    scale = board.capacitance / (board.nodes_per_cell * program.energy)
+
+    def inverse(x: np.ndarray) -> np.ndarray:
+        gains = dict.fromkeys((element.name for element in board.elements), 1.0)
+        gains |= dict(zip(populated, x[: len(populated)].tolist(), strict=True))
+        warm, coils, g = x[len(populated) :].reshape(3, n)
+        S = reading_covariance(reduced_circuit(board, program, gains, warm, coils))
+        return scale * X.T @ (g[:, None] * S * g) @ X
+
+    return populated + [f"{kind}_{i}" for kind in kinds for i in range(1, n + 1)], inverse
+
+
+def _slopes(inverse: Callable[[np.ndarray], np.ndarray], parameters: int) -> np.ndarray:
+    """D (parameters, n, n) by central differences."""
+    steps, nominal = STEP * np.eye(parameters), inverse(np.ones(parameters))
+    slopes = np.array([_bent((inverse(1 + step) - inverse(1 - step)) / (2 * STEP), nominal) for step in steps])
+    # What is below the rounding of the differences is nothing: without errors elsewhere an inductor moves no reading.
+    size = np.linalg.norm(slopes, axis=(1, 2))
+    slopes[size < 1e-6 * size.max()] = 0
+    return slopes
+
+
+def _bent(change: np.ndarray, nominal: np.ndarray) -> np.ndarray:
+    """What of a change is not along the nominal inverse, (n, n)."""
+    return change - np.vdot(change, nominal) / np.vdot(nominal, nominal) * nominal
+
+
+def _worst_signs(moves: np.ndarray) -> np.ndarray:
+    """Signs (k,) for which ||Σ s_k moves_k|| is a maximum, of moves (k, n, n)."""
+    gram = np.einsum("kij,lij->kl", moves, moves)
+    best, most = np.ones(len(gram)), -np.inf
+    for start in gram:
+        signs = np.where(start >= 0, 1.0, -1.0)
+        while True:
+            before = signs.copy()
+            for k in range(len(signs)):
+                signs[k] = 1.0 if gram[k] @ signs - gram[k, k] * signs[k] >= 0 else -1.0
+            if (signs == before).all():
+                break
+        size = signs @ gram @ signs
+        if size > most * (1 + 1e-12):
+            best, most = signs, size
+    return best * best[0]
+
+
+def _stamp(board: Board, element: Element) -> np.ndarray:
+    """How an element sees the readings, (n,): its voltage is stamp · x."""
+    stamp = np.zeros(len(board.cells))
+    stamp[list(element.cells)] = [1.0, 1.0 if element.kind == "crossed" else -1.0][: len(element.cells)]
+    return stamp
+
+
+def _limit(board: Board, name: str) -> float:
+    """Largest relative error of a parameter: that of its parts, or the readout's."""
+    kind, _, cell = name.partition("_")
+    if kind == "readout":
+        return TOLERANCE
+    node = board.cells[int(cell) - 1].nodes[0] if kind in ("temperature", "inductance") else None
+    part = {"temperature": f"R{node}", "inductance": f"L{node}"}.get(kind)
+    return next(p.tolerance for p in board.parts if (p.name == part if part else p.element == name))

@@ -1,0 +1,207 @@
+"""What the verbs of calibrated copies do with files: devices of the package, their converters, codes for very copies.
+
+By the rules of tngd.verbs: nothing is replaced without `force`, results are written whole and say what they are of.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from circuits.banks import codes_text
+from circuits.bench import run_programs
+from circuits.board import Board, Copy, Program
+from circuits.copies import codes
+from circuits.design import Design, load_design
+from circuits.device import PRESETS, describe_device, device_hash, load_device, pairs_of, parameters_of, readout_of
+from circuits.errors import InputError
+from circuits.evidence import evidence_frequencies
+from circuits.fitted import Device
+from circuits.heldout import measured_inverse
+from circuits.interface import Interface
+from circuits.ngspice import find_ngspice, ngspice_version
+from circuits.presets import make_presets
+from circuits.retrim import Retrim, expected_inverse, mean_leavings, nearest_program, retrim, trimmed_copy
+from circuits.store import new_folder, provenance, refuse_existing, sha256, write_json, write_text
+from circuits.target import check_target
+from tngd.laboratory import Progress, silent
+from tngd.verbs import Place, congruence_of, target_of
+
+SCHEMA = "tngd.retrim/1"
+MOST_PROGRAMMINGS = 64
+
+
+@dataclass(frozen=True)
+class Trim:
+    """What is trimmed: a copy by name (None: all), for a target (None: that of the folder), how often, checked."""
+
+    copy: str | None = None
+    target: str | None = None
+    at: str = "zero"
+    precondition: str | None = None
+    damping: float = 0.0
+    programmings: int = 8
+    check: bool = False
+
+
+def devices() -> Iterator[tuple[str, Device]]:
+    """The devices of the package with their names."""
+    yield from ((name, load_device(name)) for name in PRESETS)
+
+
+def make_devices(out: Path, force: bool = False, progress: Progress = silent) -> tuple[Path, ...]:
+    """Make the devices of the package anew, in ngspice, and write them to the folder `out`; their files."""
+    files = tuple(out / f"{name}.json" for name in PRESETS)
+    for path in files:
+        refuse_existing(path, force)
+    for path, content in zip(files, make_presets(progress).values(), strict=True):
+        write_json(path, content)
+    return files
+
+
+def set_interface(
+    place: str,
+    out: Path,
+    dac: dict[str, float | None],
+    adc: dict[str, float | None],
+    source_bits: int | None = None,
+    force: bool = False,
+) -> Interface:
+    """Write a device, from a file or of the package, with other converters; what is None stays as it is."""
+    refuse_existing(out, force)
+    device = load_device(place)
+    old = device.interface
+    interface = replace(
+        old,
+        dac=replace(old.dac, **{name: value for name, value in dac.items() if value is not None}),
+        adc=replace(old.adc, **{name: value for name, value in adc.items() if value is not None}),
+        source_bits=old.source_bits if source_bits is None else source_bits,
+    )
+    content = describe_device(replace(device, interface=interface))
+    content["provenance"] = provenance(device=Path(place).name, device_sha256=device_hash(device))
+    write_json(out, content)
+    return interface
+
+
+def retrim_copies(
+    folder: Path, trim: Trim, out: Path | None = None, force: bool = False, progress: Progress = silent
+) -> dict[str, Any]:
+    """Choose codes for the calibrated copies in `folder` and write them and retrim.json to `out` [DIR/retrim]."""
+    made, _ = load_design(folder)
+    if not made.board.banks:
+        raise InputError(f"the board in {folder} has no banks to trim; design one with --bank-bits")
+    device = load_device(folder / "device.json")
+    if device.board != made.board:
+        raise InputError(f"{folder / 'device.json'} is of another board; make it again with `tngd calibrate --force`")
+    if not 1 <= trim.programmings <= MOST_PROGRAMMINGS:
+        raise InputError(f"--programmings is from 1 to {MOST_PROGRAMMINGS}, got {trim.programmings}")
+    chosen = _chosen(device, trim.copy)
+    name, target, T = _target(made, trim)
+    out = out or folder / "retrim"
+    with new_folder(out, force, "retrim.json") as fresh:
+        nearest = nearest_program(made.board, target, T)
+        rows = []
+        for k in chosen:
+            progress(len(rows), len(chosen), f"choosing codes for {device.copies[k].name}")
+            found = retrim(device, k, target, T, trim.programmings)
+            rows.append(_row(device, k, found, nearest))
+            for number, programmed in enumerate(found.programs, start=1):
+                write_text(fresh / rows[-1]["name"] / f"codes-{number}.csv", codes_text(made.board, programmed))
+            if trim.check and len(rows) == 1:
+                rows[-1]["checked"] = _checked(made, device.copies[k].name, found, nearest, progress)
+        progress(len(chosen), len(chosen), "")
+        content = {
+            "schema": SCHEMA,
+            "target": name,
+            "programmings": trim.programmings,
+            "copies": rows,
+            "provenance": provenance(
+                board_sha256=sha256((folder / "board.json").read_bytes()),
+                device_sha256=device_hash(device),
+                target_sha256=sha256(target),
+                congruence_sha256=sha256(T),
+                ngspice=ngspice_version(find_ngspice()) if trim.check else None,
+            ),
+        }
+        write_json(fresh / "retrim.json", content)
+    return content
+
+
+def _chosen(device: Device, copy: str | None) -> list[int]:
+    names = [fitted.name for fitted in device.copies]
+    if copy is None:
+        return list(range(len(names)))
+    if copy not in names:
+        raise InputError(f"the device has copies {', '.join(names)}, got --copy {copy}")
+    return [names.index(copy)]
+
+
+def _target(made: Design, trim: Trim) -> tuple[str, np.ndarray, np.ndarray]:
+    """Name, matrix and factor: those asked for, or those of the design."""
+    program = made.program
+    if trim.target is None:
+        if (trim.at, trim.precondition, trim.damping) != ("zero", None, 0.0):
+            raise InputError("--at, --precondition and --damping go with a --target; the folder's own has its own")
+        return program.name, program.target, program.congruence
+    name, matrix, _ = target_of(Place(trim.target, trim.at))
+    if len(matrix) != len(made.board.cells):
+        raise InputError(f"the board has {len(made.board.cells)} cells, the target is {len(matrix)} x {len(matrix)}")
+    T = congruence_of(trim.precondition, trim.target, len(matrix), trim.damping)
+    return name, check_target(matrix, trim.damping), np.eye(len(matrix)) if T is None else T
+
+
+def _row(device: Device, copy: int, found: Retrim, nearest: Program) -> dict[str, Any]:
+    """What is expected of one copy: `error_nearest` uncalibrated, `errors` of the first 1, 2, … programmings.
+
+    Each program's inverse is read as of any program, with its own scaling and energy, from readings that have been
+    divided by the gains of the readout.
+    """
+    model = pairs_of(device.board)
+    plain = np.ones(len(device.board.cells))
+    read = expected_inverse(model, parameters_of(model, device.copies[copy]), plain, nearest)
+    inverse = np.linalg.inv(nearest.target)
+    return {
+        "name": device.copies[copy].name,
+        "error_nearest": _error(read + mean_leavings(model, nearest), inverse),
+        "errors": found.errors.tolist(),
+        "weights": found.weights.tolist(),
+        "source_powers": found.powers.tolist(),
+        "readout_gains": readout_of(device, copy)[0].tolist(),
+        "programs": [
+            {
+                "codes": codes(device.board, made),
+                "scaling": made.scaling.tolist(),
+                "energy_J": made.energy,
+                "period_s": made.period,
+            }
+            for made in found.programs
+        ],
+    }
+
+
+def _checked(made: Design, name: str, found: Retrim, nearest: Program, progress: Progress) -> dict[str, float]:
+    """The same two errors of one copy as ngspice gives them."""
+    specimen = next(copy for copy in made.copies if copy.name == name)
+    trimmed = trimmed_copy(made.board, specimen, found.powers)
+    inverse = np.linalg.inv(nearest.target)
+    before = _measured(made.board, [nearest], specimen, progress)
+    after = _measured(made.board, found.programs, trimmed, progress)
+    mean = np.einsum("k,kij->ij", found.weights, after)
+    return {"error_nearest": _error(before[0], inverse), "error": _error(mean, inverse)}
+
+
+def _measured(board: Board, programs: Sequence[Program], copy: Copy, progress: Progress) -> np.ndarray:
+    """Inverses (programs, n, n) of one specimen."""
+    shown = run_programs(board, programs, [copy], evidence_frequencies(board), None, progress)[0]
+    return np.array(
+        [
+            measured_inverse(board, programmed, run.exact.covariance, run.solved)
+            for programmed, run in zip(programs, shown, strict=True)
+        ]
+    )
+
+
+def _error(found: np.ndarray, inverse: np.ndarray) -> float:
+    return float(np.linalg.norm(found - inverse) / np.linalg.norm(inverse))
