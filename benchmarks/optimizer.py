@@ -3,8 +3,9 @@
 Each method is timed in turns with Adam on the same network and batch, so that a busy machine slows both: a round is
 one cycle of the method (its refresh, or the 100 steps of K-FAC's inverses) and some Adam steps; the ratio is the median
 over rounds of mean step over mean step. The networks: 6,218 parameters (two convolutions and two linear layers) and
-LeNet-5, 61,706. The paper's own way: 500 Euler steps, each with a product of the curvature by autograd. Prints a JSON
-object for each result, first the memory of a network of 1 million parameters.
+LeNet-5, 61,706. The paper's own way: 500 Euler steps, each with a product of the curvature by autograd. Tiles are on
+three copies with parts of ±1 %, in float32, their factors 10 steps old at most. Prints a JSON object for each result,
+first the memory of a network of 1 million parameters.
 
 Run: `OMP_NUM_THREADS=1 python benchmarks/optimizer.py [--rounds 15]`, about five minutes.
 """
@@ -18,19 +19,24 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from tiles import copies_of
 from torch import nn
 
+from circuits.choices import Choices
 from tngd.baselines import ConjugateNGD, ExactNGD, ggn_product
 from tngd.curvature import cotangents
 from tngd.kfac import KFAC
 from tngd.losses import CROSS_ENTROPY
 from tngd.optimizer import TNGD
+from tngd.tiles import tile_board
 
 BATCH = 64
 GOALS = {
     "mc": (2.5, 2.5),
     "ggn": (7.0, 11.0),
     "ggn, refresh 10": (2.0, 2.3),
+    "tiles, mc": (4.0, 4.0),
+    "tiles, mc, t = 5": (10.0, 10.0),
 }
 
 
@@ -68,6 +74,8 @@ class EulerNGD:
                 parameter.sub_(self.lr * part)
 
 
+CAPACITIVE = tile_board(copies_of(Choices()), dtype=torch.float32)
+RESISTIVE = tile_board(copies_of(Choices(coupling="resistive")), dtype=torch.float32)
 METHODS: dict[str, tuple[Callable, int]] = {
     "mc": (lambda m: TNGD(m, lr=1e-3, curvature="mc"), 4),
     "mc, t = 50": (lambda m: TNGD(m, lr=1e-3, curvature="mc", time=50.0), 4),
@@ -77,6 +85,9 @@ METHODS: dict[str, tuple[Callable, int]] = {
     "ggn, t = 50": (lambda m: TNGD(m, lr=1e-3, time=50.0), 2),
     "ggn, refresh 10": (lambda m: TNGD(m, lr=1e-3, refresh=10), 10),
     "ggn, refresh 10, t = 50": (lambda m: TNGD(m, lr=1e-3, refresh=10, time=50.0), 10),
+    "tiles, mc": (lambda m: TNGD(m, CAPACITIVE, lr=1e-3, tile_curvature="mc"), 10),
+    "tiles, mc, t = 5": (lambda m: TNGD(m, RESISTIVE, lr=1e-3, tile_curvature="mc", time=5.0), 10),
+    "tiles, ggn": (lambda m: TNGD(m, CAPACITIVE, lr=1e-3), 10),
     "SGD": (lambda m: torch.optim.SGD(m.parameters(), lr=1e-3), 4),
     "K-FAC, factors 10, inverses 100": (lambda m: KFAC(m, lr=1e-4), 100),
     "10 conjugate-gradient steps": (lambda m: ConjugateNGD(m.parameters(), lr=1e-3), 1),

@@ -86,12 +86,3 @@ def explicit_rows(outputs: Tensor, parameters: Sequence[Tensor], S: Tensor) -> T
         ]
         blocks.append(torch.cat(flat, dim=1))
     return torch.cat(blocks)
-
-
-def tile_blocks(factor: Tensor, size: int, damping: float) -> Tensor:
-    """Diagonal blocks of RᵀR + λI, (tiles, size, size); the last tile is filled up with parameters of curvature 0."""
-    rows, n = factor.shape
-    tiles = -(-n // size)
-    padded = torch.nn.functional.pad(factor, (0, tiles * size - n)).reshape(rows, tiles, size)
-    blocks = torch.einsum("rti,rtj->tij", padded, padded)
-    return blocks + damping * torch.eye(size, dtype=factor.dtype, device=factor.device)

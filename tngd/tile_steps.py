@@ -3,11 +3,12 @@
 With the gradient g and the blocks P_k = (RᵀR + λI)_kk of the batch:
 
     T_k = L_k⁻¹, L_k L_kᵀ = the block of an older batch (refreshed every `refresh` steps)
-    the copy holds T_k P_k T_kᵀ and answers B_k, its inverse under the copy's own errors
+    the copy holds T_k P_k T_kᵀ and answers B_k T_k g_k, B_k its inverse under the copy's own errors
     x_k = T_kᵀ B_k T_k g_k
 
 Preconditioned programming: T_k is exact digital work, P_k fresh, and the board sees a matrix close to I, which fits
-its parts and does not magnify their errors.
+its parts and does not magnify their errors. A resistive board may be read at a finite time; its voltages then start
+from the uploaded vector d T_k g_k, from zero, or stay as the step before left them. Blocks are (n, n, tiles).
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tngd.tiles import TileBoard, invert_tiles
+from circuits.errors import InputError
+from tngd.tile_algebra import apply, apply_transposed, cholesky, cholesky_solve, congruence, lower_inverse, slices
+from tngd.tile_solve import LAST, Reading, White, tile_answers
+from tngd.tiles import TileBoard, hold_tiles
 
 
 @dataclass(frozen=True)
@@ -24,46 +28,112 @@ class TileStep:
 
     `unstable` tiles could not be held by their copy and took the step of the older factor alone; `passive` is the
     fraction that needed no negative element; `deviation` is the relative distance of the direction from that of exact
-    inverses of the same tiles.
+    inverses of the same tiles; `saturated` values met the full scale of a converter.
     """
 
     unstable: int
     passive: float
     deviation: float
+    saturated: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class TileFactors:
-    """The digital factors T (tiles, n, n) and the number of steps they have served."""
+    """The digital factors T (n, n, tiles), None for I, the number of steps they have served, and the boards' voltages.
 
-    factors: Tensor
+    `state` (n, 1, tiles), of averaged boards (n, copies, tiles), is None before the first step.
+    """
+
+    factors: Tensor | None
     age: int
+    state: Tensor | None = None
 
 
-def tile_factors(P: Tensor, kept: TileFactors | None, refresh: int) -> TileFactors | None:
-    """T for this step: L⁻¹ of blocks P (tiles, n, n) of up to `refresh` steps ago; None for refresh 0 (T = I)."""
+def tile_factors(P: Tensor, kept: TileFactors | None, refresh: int) -> TileFactors:
+    """T for this step: L⁻¹ of blocks P (n, n, tiles) of up to `refresh` steps ago; I for refresh 0.
+
+    InputError if a block is not positive definite in its precision.
+    """
+    state = None if kept is None else kept.state
     if not refresh:
-        return None
-    if kept is not None and kept.age < refresh:
-        return TileFactors(kept.factors, kept.age + 1)
-    eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
-    return TileFactors(torch.linalg.solve_triangular(torch.linalg.cholesky(P), eye.expand_as(P), upper=False), 1)
+        return TileFactors(None, 1, state)
+    if kept is not None and kept.factors is not None and kept.age < refresh:
+        return TileFactors(kept.factors, kept.age + 1, state)
+    L, definite = cholesky(P)
+    if not bool(definite.all()):
+        raise InputError(
+            f"{int((~definite).sum())} of {len(definite)} blocks of the curvature are not positive definite in "
+            f"{str(P.dtype).removeprefix('torch.')}, the step was not made; raise the damping, or use a float64 board"
+        )
+    return TileFactors(lower_inverse(L), 1, state)
 
 
-def tile_direction(board: TileBoard, P: Tensor, gradient: Tensor, kept: TileFactors | None) -> tuple[Tensor, TileStep]:
-    """Direction (N,) from blocks P (tiles, n, n), gradient (N,) and factors; tile k on copy k modulo their number."""
-    size = board.size
-    eye = torch.eye(size, dtype=P.dtype, device=P.device)
-    T = eye if kept is None else kept.factors
-    copies = torch.arange(len(P), device=P.device) % board.copies
-    held = invert_tiles(board, T @ P @ T.mT, copies)
-    B = torch.where(held.stable[:, None, None], held.inverse, eye)
-    g = torch.nn.functional.pad(gradient, (0, len(P) * size - len(gradient))).reshape(len(P), size, 1)
-    direction = T.mT @ (B @ (T @ g))
-    exact = torch.linalg.solve(P, g)
+def tile_step(
+    board: TileBoard,
+    P: Tensor,
+    gradient: Tensor,
+    kept: TileFactors | None,
+    refresh: int = 10,
+    reading: Reading = LAST,
+    start: str = "gradient",
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, TileFactors, TileStep]:
+    """Direction (N,) from blocks P (n, n, tiles) and the gradient (N,), what is kept, and what the boards did.
+
+    Tile k is on copy k modulo their number, on averaged boards on all. `start` "gradient", "zero" or "kept" says from
+    what the voltages of a resistive board start; `generator` draws noise. Errors as `tile_factors`, `tile_answers`.
+    """
+    n, _, tiles = P.shape
+    own = tile_factors(P, kept, refresh)
+    g = torch.nn.functional.pad(gradient, (0, tiles * n - len(gradient))).view(tiles, n).T.contiguous()
+
+    def white(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+    parts = []
+    for part in slices(P):
+        T = None if own.factors is None else own.factors[:, :, part]
+        state = None if own.state is None else own.state[:, :, part]
+        parts.append(_read(board, P[:, :, part], T, g[:, part], part.start, reading, start, state, white))
+    x, exact, stable, passive, state = (torch.cat(found, dim=-1) for found in [*zip(*parts, strict=True)][:5])
     step = TileStep(
-        unstable=int((~held.stable).sum()),
-        passive=float(held.passive.double().mean()),
-        deviation=float((direction - exact).norm() / exact.norm()),
+        unstable=int((~stable).sum()),
+        passive=float(passive.double().mean()),
+        deviation=float((x - exact).norm() / exact.norm()),
+        saturated=sum(part[5] for part in parts),
     )
-    return direction.reshape(-1)[: len(gradient)], step
+    memory = TileFactors(own.factors, own.age, state if board.coupling == "resistive" else None)
+    return x.T.reshape(-1)[: len(gradient)], memory, step
+
+
+def _read(
+    board: TileBoard,
+    P: Tensor,
+    T: Tensor | None,
+    g: Tensor,
+    first: int,
+    reading: Reading,
+    start: str,
+    state: Tensor | None,
+    white: White,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+    """Direction and exact direction (n, t), stable (m t,), passive, voltages (n, m, t) and saturated values.
+
+    Of t tiles from number `first` on, on m copies each.
+    """
+    n, _, tiles = P.shape
+    b, M = (g, P) if T is None else (apply(T, g), congruence(T, P))
+    copies = (torch.arange(tiles, device=P.device) + first) % board.copies
+    many = board.copies if board.averaged else 1
+    if board.averaged:
+        copies = torch.arange(many, device=P.device).repeat_interleave(tiles)
+        b, M = b.repeat(1, many), M.repeat(1, 1, many)
+    held = hold_tiles(board, M, copies)
+    uploaded = held.scaling * b
+    kept = uploaded if state is None else state.reshape(n, -1)
+    begin = {"gradient": uploaded, "zero": None, "kept": kept}[start]
+    answer = tile_answers(board, held, uploaded, copies, reading, begin, white)
+    x = torch.where(answer.stable, held.scaling * answer.values, b).view(n, many, tiles).mean(1)
+    x = x if T is None else apply_transposed(T, x)
+    exact = cholesky_solve(cholesky(P)[0], g)
+    return x, exact, answer.stable, held.passive, answer.state.view(n, many, tiles), answer.saturated

@@ -1,36 +1,55 @@
-"""Many small targets on the calibrated copies at once: programming and infinite-time inverse, batched in torch.
+"""Many small targets on the calibrated copies at once: what every copy makes of its tile, batched in torch.
 
 A tile is an n x n target for an n-cell differential board. It is programmed as on the bench: unit-diagonal scaling,
-or scaling to dominance where that avoids negative elements, then elements by sign. The copy's gains make it M~, its
-cell temperatures t the noise; with equal nominal conductance and inductance the modes m of M~ separate, and
+or scaling to dominance where that avoids negative elements, then elements by sign; on boards with banks the nearest
+codes (tngd.tile_banks). The copy's gains make it M~. On a capacitive board the cell temperatures t are the noise; with
+equal nominal conductance and inductance the modes m of M~ separate, and
 
     B_ab = 2 t~_ab / (m_a + m_b + Q² (m_a - m_b)²/2),   t~ = Vᵀ diag(t) V,   M~ = V diag(m) Vᵀ,
 
 in the basis of V is c0 Cov(y)/(k kT): the solution of the Lyapunov equation, M~⁻¹ when all t are 1. What is left out
-(the spread of conductance and inductance in the damping, not in the temperature) is of second order in the tolerance.
+(the spread of conductance and inductance in the damping, not in the temperature) is of second order in the tolerance;
+switches behind capacitors change the inverse by 2e-5 (tests/test_tile_boards.py). On a resistive board the mean of the
+readings is M~⁻¹ b, exactly. tngd.tile_solve needs no eigenvectors.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.device import Device, by_pairs, draw_device, quality_factor
+from circuits.device import Device, by_pairs, draw_device, pairs_of, parameters_of, quality_factor, readout_of
 from circuits.elements import GROUND_MINIMUM
 from circuits.errors import InputError
+from circuits.interface import IDEAL, Interface
 from circuits.ladder import SCALING_LIMIT, SLACK_MINIMUM
+from circuits.pairs import part_gains
+from tngd.tile_algebra import cholesky, cholesky_solve
+from tngd.tile_banks import TileBanks, code_tiles, held_tiles, tile_banks
 
 
 @dataclass(frozen=True, eq=False)
 class TileBoard:
-    """Relative errors of the copies of a differential board, as tensors; one row a copy."""
+    """Relative errors of the copies of a differential board, as tensors; one row a copy.
+
+    `storage` and `power` are the cells' capacitors and noise powers, 1 on a capacitive board, where `temperature` and
+    `quality` count. With `averaged` every tile is solved on all copies and the answers are averaged.
+    """
 
     straight: Tensor  # (copies, n, n), symmetric
     crossed: Tensor  # (copies, n, n), symmetric
     ground: Tensor  # (copies, n)
     negative: Tensor  # (copies, n)
     temperature: Tensor  # (copies, n)
+    storage: Tensor  # (copies, n)
+    power: Tensor  # (copies, n)
+    readout: Tensor  # (copies, n), gains of the readings
     quality: float
+    coupling: str = "capacitive"
+    banks: TileBanks | None = None
+    interface: Interface = IDEAL
+    averaged: bool = False
 
     @property
     def size(self) -> int:
@@ -49,14 +68,30 @@ class TileBoard:
 
     def to(self, device: torch.device | str) -> "TileBoard":
         """The same copies on another device."""
-        return TileBoard(*(field.to(device) for field in self._fields()), quality=self.quality)
+        banks = None if self.banks is None else self.banks.to(device)
+        return replace(self, banks=banks, **{name: x.to(device) for name, x in self._tensors().items()})
 
     def turned(self, shift: int) -> "TileBoard":
         """The same copies, numbered from copy `shift` on."""
-        return TileBoard(*(field.roll(-shift, dims=0) for field in self._fields()), quality=self.quality)
+        banks = None if self.banks is None else self.banks.turned(-shift)
+        return replace(self, banks=banks, **{name: x.roll(-shift, dims=0) for name, x in self._tensors().items()})
 
-    def _fields(self) -> tuple[Tensor, ...]:
-        return (self.straight, self.crossed, self.ground, self.negative, self.temperature)
+    def _tensors(self) -> dict[str, Tensor]:
+        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in found.items() if isinstance(value, Tensor)}
+
+
+@dataclass(frozen=True, eq=False)
+class HeldTiles:
+    """What the copies hold: M~ (n, n, tiles), with the digital scaling d (n, tiles).
+
+    `passive` (tiles,): no negative element is needed. `possible` (tiles,): the board has the elements, or the codes.
+    """
+
+    matrix: Tensor
+    scaling: Tensor
+    passive: Tensor
+    possible: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +99,7 @@ class TileInverse:
     """Inverses B (tiles, n, n) of the targets as the copies give them, and what it took.
 
     `passive` (tiles,): no negative element was needed. `stable` (tiles,): the copy is positive definite; where it is
-    not, there is no stationary state and B is zero.
+    not, or cannot hold the tile at all, there is no stationary state and B is zero.
     """
 
     inverse: Tensor
@@ -72,84 +107,150 @@ class TileInverse:
     stable: Tensor
 
 
-def tile_board(device: Device, seed: int = 0, dtype: torch.dtype = torch.float64) -> TileBoard:
-    """The copies of a device, each drawn once from its estimates; InputError if the cells are not differential."""
-    if device.board.kind != "differential":
+def tile_board(
+    device: Device,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    *,
+    averaged: bool = False,
+    interface: Interface | None = None,
+) -> TileBoard:
+    """The copies of a device, each drawn once from its estimates; InputError if the cells are not differential.
+
+    `interface` takes the place of the device's own. Readings have their gains, not their offsets, which are subtracted.
+    """
+    board = device.board
+    if board.kind != "differential":
         raise InputError(
             "tiles need differential cells, which hold both signs, but the device has plain cells; "
             "calibrate a board designed with --cells active"
         )
-    if by_pairs(device.board):
-        raise InputError(
-            "tiles are of capacitive boards whose elements are single parts, but the device has "
-            f"{'banks' if device.board.banks else 'resistive couplings'}; calibrate a board designed without"
-        )
     drawn = draw_device(device, seed)
-    n = len(device.board.cells)
-    pairs = {kind: torch.ones(len(drawn.copies), n, n, dtype=dtype) for kind in ("straight", "crossed")}
-    cells = {kind: torch.ones(len(drawn.copies), n, dtype=dtype) for kind in ("ground", "negative")}
-    for k, copy in enumerate(drawn.copies):
-        for element in device.board.elements:
-            gain = copy.gains[element.name].value
-            if element.kind in pairs:
-                i, j = element.cells
-                pairs[element.kind][k, i, j] = pairs[element.kind][k, j, i] = gain
-            else:
-                cells[element.kind][k, element.cells[0]] = gain
-    temperature = [[estimate.value for estimate in copy.temperatures] for copy in drawn.copies]
+    capacitive = board.coupling == "capacitive"
+    found = (_by_pairs if by_pairs(board) else _by_elements)(drawn)
+    found["readout"] = np.array([readout_of(drawn, k)[0] for k in range(len(drawn.copies))])
     return TileBoard(
-        pairs["straight"],
-        pairs["crossed"],
-        cells["ground"],
-        cells["negative"],
-        torch.tensor(temperature, dtype=dtype),
-        quality_factor(device.board),
+        **{name: torch.tensor(value, dtype=dtype) for name, value in found.items()},
+        quality=quality_factor(board) if capacitive else 0.0,
+        coupling=board.coupling,
+        banks=tile_banks(drawn).to(dtype) if board.banks else None,
+        interface=interface or device.interface,
+        averaged=averaged,
     )
 
 
+def hold_tiles(board: TileBoard, targets: Tensor, copies: Tensor) -> HeldTiles:
+    """Program targets (n, n, tiles), positive definite, tile k on copy copies[k] (tiles,)."""
+    unit = targets.diagonal(dim1=0, dim2=1).movedim(-1, 0).rsqrt()
+    U = unit[:, None] * targets * unit
+    if board.banks is not None:
+        codes, d, passive = code_tiles(board.banks, U)
+        return HeldTiles(held_tiles(board.banks, codes, copies), unit * d, passive, passive)
+    sums = U.abs().sum(1)
+    d, passive = _scaling(U, sums)
+    if d is not None:
+        U, unit = d[:, None] * U * d, unit * d
+        sums = U.abs().sum(1)
+    return HeldTiles(_realised(board, U, sums, copies), unit, passive, torch.ones_like(passive))
+
+
 def invert_tiles(board: TileBoard, targets: Tensor, copies: Tensor) -> TileInverse:
-    """Invert targets (tiles, n, n), positive definite, tile k on copy copies[k] (tiles,), at infinite time."""
-    scaling, passive = _scaling(targets)
-    M = scaling[:, :, None] * targets * scaling[:, None, :]
-    realised = _programmed(board, M, copies)
-    m, V = torch.linalg.eigh(realised)
-    stable = m[:, 0] > 0
+    """Invert targets (tiles, n, n), positive definite, tile k on copy copies[k] (tiles,), at infinite time.
+
+    By eigenvectors, tile by tile: exact for every one. Converters are left out.
+    """
+    held = hold_tiles(board, targets.movedim(0, -1).contiguous(), copies)
+    m, V = torch.linalg.eigh(held.matrix.movedim(-1, 0))
+    stable = (m[:, 0] > 0) & held.possible
     m = torch.where(stable[:, None], m, torch.ones_like(m))
     t = V.mT @ (board.temperature[copies][:, :, None] * V)
     a, b = m[:, :, None], m[:, None, :]
     B = V @ (2 * t / (a + b + board.quality**2 * (a - b) ** 2 / 2)) @ V.mT
     B = torch.where(stable[:, None, None], B, torch.zeros_like(B))
-    return TileInverse(scaling[:, :, None] * B * scaling[:, None, :], passive, stable)
+    d = held.scaling.T * board.readout[copies]
+    back = d if board.coupling == "capacitive" else held.scaling.T
+    return TileInverse(d[:, :, None] * B * back[:, None, :], held.passive, stable)
 
 
-def _scaling(targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Scaling d (tiles, n) as in circuits.synthesis for differential cells, and whether it avoids negative elements."""
-    diagonal = targets.diagonal(dim1=-2, dim2=-1)
-    unit = diagonal.rsqrt()
-    U = (unit[:, :, None] * targets * unit[:, None, :]).abs()
-    n = U.shape[-1]
-    eye = torch.eye(n, dtype=U.dtype, device=U.device)
-    comparison = torch.where(eye.bool(), eye, -U)
-    slack = comparison.sum(dim=-1).amin(dim=-1)
-    weights, singular = torch.linalg.solve_ex(comparison, torch.ones_like(diagonal)[..., None])
-    weights = weights[..., 0]
+def spread_over(values: Tensor, copies: Tensor) -> Tensor:
+    """What every tile's copy has, (…, tiles), of values (copies, …)."""
+    # A product with rows of zeros and a one takes copies exactly, and an eighth of the time of looking them up.
+    chosen = (torch.arange(len(values), device=copies.device)[:, None] == copies).to(values.dtype)
+    return (values.movedim(0, -1).reshape(-1, len(values)) @ chosen).view(*values.shape[1:], -1)
+
+
+def _scaling(U: Tensor, sums: Tensor) -> tuple[Tensor | None, Tensor]:
+    """Weights (n, tiles) as circuits.ladder for differential cells, None for 1, and which tiles need nothing negative.
+
+    U (n, n, tiles) of unit diagonal, with the sums of sizes in its rows (n, tiles).
+    """
+    already = 2 - sums.amax(0) >= SLACK_MINIMUM
+    if bool(already.all()):
+        return None, already
+    comparison = -U.abs()
+    comparison.diagonal(dim1=0, dim2=1).fill_(1)
     # <U> w = 1 with w > 0 holds if and only if <U> is positive definite (it is a Z-matrix).
-    dominated = (singular == 0) & (weights.amin(dim=-1) > 0) & (weights.amax(dim=-1) <= SCALING_LIMIT)
-    already = slack >= SLACK_MINIMUM
-    use = (dominated & ~already)[:, None]
-    weights = torch.where(use, weights / weights.amax(dim=-1, keepdim=True), torch.ones_like(weights))
-    return unit * weights, dominated | already
+    L, definite = cholesky(comparison)
+    weights = cholesky_solve(L, torch.ones_like(U[0]))
+    dominated = definite & (weights.amin(0) > 0) & (weights.amax(0) <= SCALING_LIMIT)
+    weights = torch.where(dominated & ~already, weights / weights.amax(0), 1)
+    return weights, dominated | already
 
 
-def _programmed(board: TileBoard, M: Tensor, copies: Tensor) -> Tensor:
-    """M~ (tiles, n, n): M as the gains of the copies make it."""
-    eye = torch.eye(board.size, dtype=torch.bool, device=M.device)
-    off = M.masked_fill(eye, 0)
-    gain = torch.where(off < 0, board.straight[copies], board.crossed[copies])
-    slack = M.diagonal(dim1=-2, dim2=-1) - off.abs().sum(dim=-1)
+def _realised(board: TileBoard, M: Tensor, sums: Tensor, copies: Tensor) -> Tensor:
+    """M~ (n, n, tiles): M, with the sums of sizes in its rows (n, tiles), as the gains of the copies make it."""
+    real = torch.where(M < 0, spread_over(board.straight, copies), spread_over(board.crossed, copies)).mul_(M)
+    slack = 2 * M.diagonal(dim1=0, dim2=1).movedim(-1, 0) - sums
     short = slack < SLACK_MINIMUM * 0.99
-    ground = torch.where(short, torch.full_like(slack, GROUND_MINIMUM), slack)
-    twice_negative = slack - ground
-    real = off * gain
-    diagonal = real.abs().sum(dim=-1) + ground * board.ground[copies] + twice_negative * board.negative[copies]
-    return real + torch.diag_embed(diagonal)
+    real.diagonal(dim1=0, dim2=1).zero_()
+    ground = torch.where(short, GROUND_MINIMUM, slack)
+    total = real.abs().sum(1) + ground * spread_over(board.ground, copies)
+    if bool(short.any()):
+        total += (slack - ground) * spread_over(board.negative, copies)
+    real.diagonal(dim1=0, dim2=1).copy_(total.movedim(0, -1))
+    return real
+
+
+def _by_elements(device: Device) -> dict[str, np.ndarray]:
+    """Relative values by the gain of every element and the cells' temperatures."""
+    rows = [{name: estimate.value for name, estimate in copy.gains.items()} for copy in device.copies]
+    found = _elements(device, rows)
+    found["temperature"] = np.array([[estimate.value for estimate in copy.temperatures] for copy in device.copies])
+    return found
+
+
+def _by_pairs(device: Device) -> dict[str, np.ndarray]:
+    """Relative admittances of the parts of every element, capacitors, and powers, by pairs of parts."""
+    board, model = device.board, pairs_of(device.board)
+    first = [board.parts[members[0]] for members in model.pairs]
+    theta = [parameters_of(model, copy) for copy in device.copies]
+    gains = np.array([part_gains(model.exponents, row) for row in theta])
+    names = [part.element or part.name for part in first]
+    found = _elements(device, [dict(zip(names, row, strict=True)) for row in gains])
+    found["power"] = np.array([part_gains(model.powers, row) for row in theta])
+    if board.coupling == "capacitive":
+        found["temperature"] = np.array([[e.value for e in copy.temperatures] for copy in device.copies])
+        return found
+    found["storage"] = np.zeros_like(found["storage"])
+    for k, part in enumerate(first):
+        cell = next((i for i, cell in enumerate(board.cells) if part.nodes[0] in cell.nodes), None)
+        if part.kind == "C" and cell is not None:
+            found["storage"][:, cell] += gains[:, k] * part.nominal / board.capacitance
+        elif part.role == "pad":  # behind a switch; half of a bank's bits is what the board counts on
+            for i in next(bank.cells for bank in board.banks if part.name.startswith(f"CP{bank.name[5:]}")):
+                found["storage"][:, i] += gains[:, k] * part.nominal / board.capacitance / 2
+    return found
+
+
+def _elements(device: Device, rows: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """Gains (copies, …) of every kind of element, 1 where the board has none; two in parallel hold half each."""
+    copies, n = len(rows), len(device.board.cells)
+    found = {kind: np.ones((copies, n, n)) for kind in ("straight", "crossed")}
+    found |= {kind: np.ones((copies, n)) for kind in ("ground", "negative", "temperature", "storage", "power")}
+    for element in device.board.elements if not device.board.banks else ():
+        gain = np.array([row[element.name] for row in rows])
+        places = {element.cells, element.cells[::-1]}
+        for place in places:
+            old = found[element.kind][(slice(None), *place)]
+            found[element.kind][(slice(None), *place)] = (old + gain) / 2 if element.second else gain
+    return found
