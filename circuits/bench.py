@@ -1,11 +1,11 @@
-"""Programs on copies, by the exact route: every program on every copy in ngspice, on all cores, kept as they finish.
+"""Programs on copies: every program on every copy in ngspice, exactly or sampled, on all cores, kept as they finish.
 
 A kept run is filed under the hash of its deck, so an interrupted calibration goes on where it stopped.
 """
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +18,13 @@ from circuits.exact import ExactRun, exact_run
 from circuits.jobs import Progress, run_all
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
-from circuits.runs import UNREADABLE, exact_arrays, exact_from
+from circuits.runs import UNREADABLE, exact_arrays, exact_from, load_chunk, save_chunk
+from circuits.sampled import Recipe, chunk_deck, chunk_seed, chunk_sizes, recipe_for, run_chunk
 from circuits.solve import SolveRun, solve_run
 from circuits.store import sha256, write_npz
+
+BESIDE = 1_000_000  # number of the first chunk: none that a verification of the same seed has
+MOST_CHUNKS = 10_000  # of one program
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,16 @@ class Shown:
     sha256: str
 
 
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """What readings of a copy under a program say: their second moment (n, n) [V²], how many, how they were taken."""
+
+    covariance: np.ndarray
+    samples: int
+    recipe: Recipe
+    sha256: str
+
+
 def run_programs(
     board: Board,
     programs: Sequence[Program],
@@ -40,7 +54,7 @@ def run_programs(
     folder: Path | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> list[list[Shown]]:
-    """What every copy (outer) showed under every program (inner), with spectra near `wanted` (f,) [Hz].
+    """What every copy (outer) showed under every program (inner), with spectra near `wanted` (f,) [Hz], each once.
 
     Raises SimulationError if a run fails twice; finished ones stay in `folder`.
     """
@@ -54,6 +68,60 @@ def run_programs(
     return [[shown[c, p] for p in range(len(programs))] for c in range(len(copies))]
 
 
+def sample_programs(
+    board: Board,
+    programs: Sequence[Program],
+    copies: Sequence[Copy],
+    samples: int,
+    seed: int,
+    folder: Path | None = None,
+    progress: Progress = lambda done, total, what: None,
+) -> list[list[Sampled]]:
+    """The same from `samples` readings each, rounded up to whole blocks, with noise of this seed."""
+    recipes, sizes = [recipe_for(board, program) for program in programs], chunk_sizes(samples)
+    moments: dict[tuple[int, int, int], tuple[np.ndarray, str]] = {}
+    jobs = {
+        (c, p, k): partial(_chunk, board, program, copy, recipes[p], seed, (c, p, k), size, folder)
+        for c, copy in enumerate(copies)
+        for p, program in enumerate(programs)
+        for k, size in enumerate(sizes)
+    }
+    run_all(
+        jobs, moments.__setitem__, progress, lambda key: f"{copies[key[0]].name} under {programs[key[1]].name}, sampled"
+    )
+
+    def of(c: int, p: int) -> Sampled:
+        found = [moments[c, p, k] for k in range(len(sizes))]
+        mean = np.average([mean for mean, _ in found], axis=0, weights=sizes)
+        return Sampled(mean, sum(sizes), recipes[p], sha256("".join(own for _, own in found)))
+
+    return [[of(c, p) for p in range(len(programs))] for c in range(len(copies))]
+
+
+def _chunk(
+    board: Board,
+    program: Program,
+    copy: Copy,
+    recipe: Recipe,
+    seed: int,
+    place: tuple[int, int, int],
+    size: int,
+    folder: Path | None,
+) -> tuple[np.ndarray, str]:
+    """Second moment (n, n) of one chunk, run now or before, and the hash of its deck."""
+    c, p, k = place
+    own = chunk_seed(seed, c, BESIDE + p * MOST_CHUNKS + k)
+    deck = chunk_deck(board, program, circuit_text(board, program, copy, Conditions()), own, size, recipe)
+    name = sha256(ngspice_version(find_ngspice()) + deck)
+    path = folder and folder / f"{name[:32]}.npz"
+    chunk = path and load_chunk(path)
+    if not chunk:
+        chunk = run_chunk(board, program, deck, size)
+        if path:
+            save_chunk(path, chunk)
+    return chunk.moments.mean(axis=0), name
+
+
 def _run(board: Board, program: Program, copy: Copy, wanted: np.ndarray, folder: Path | None) -> Shown:
     circuit = circuit_text(board, program, copy, Conditions())
     version = ngspice_version(find_ngspice())
@@ -64,6 +132,8 @@ def _run(board: Board, program: Program, copy: Copy, wanted: np.ndarray, folder:
             return Shown(*exact_from(dict(np.load(stream, allow_pickle=False))), name)
     power = source_power(board, program, gains_of(board, [copy])[0], Conditions())
     exact = exact_run(board, program, circuit, wanted, power)
+    frequencies, first = np.unique(exact.frequencies, return_index=True)
+    exact = replace(exact, frequencies=frequencies, spectra=exact.spectra[first])
     made = Shown(exact, solve_run(board, program, circuit) if board.inputs else None, name)
     if path:
         write_npz(path, **exact_arrays(made.exact, made.solved))

@@ -25,6 +25,8 @@ from circuits.device import Device, Estimate, FittedCopy, copy_of, reduced_circu
 from circuits.errors import InputError
 from circuits.evidence import draw_mismatch, evidence_of
 from circuits.fitting import Fit, fit, observed
+from circuits.heldout import uncertainty
+from circuits.inversion import inversion, triangle
 from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import pair_model
 from circuits.runs import Run
@@ -32,6 +34,7 @@ from circuits.sampled import chunks_covariance, chunks_law
 
 DISCREPANCY_DRAWS = 256
 DISCREPANCY_SEED = 20_000_003  # added to the design's seed: never the copies themselves
+STEP = 1e-5  # of a parameter, for a slope
 FLOOR = 1e-8  # relative error of an exact datum: far above its integration error, far below anything that matters
 
 
@@ -70,7 +73,7 @@ def calibrate(
     """Fit every copy to its `route` ("exact" or "sampled") run; the device, and the fits by copy."""
     board, program = design.board, design.program
     if board.banks:
-        raise InputError("one program does not show all parts of a board with banks; use calibrate_banks")
+        raise InputError("one program does not show all parts of a board with banks; use calibrate_programs")
     if board.coupling == "resistive":
         return _calibrate_resistive(design, measured, route, progress)
     layout = Layout(tuple(e.name for e in board.elements if e.name in program.values), len(board.cells))
@@ -89,7 +92,7 @@ def calibrate(
         fits[copy.name] = _fit(misfit, prior)
         progress(k + 1, len(design.copies), f"fitting {copy.name}")
     copies = tuple(_fitted_copy(board, name, layout, fit) for name, fit in fits.items())
-    return Device(board, copies, _summary(design, route, fits)), fits
+    return Device(board, copies, _summary(design, route, fits), values=dict(design.program.values)), fits
 
 
 def element_means(board: Board, layout: Layout, gains: np.ndarray) -> np.ndarray:
@@ -117,6 +120,27 @@ def model_circuit(board: Board, program: Program, layout: Layout, theta: np.ndar
     return reduced_circuit(board, program, gains, theta[count : count + n], theta[count + n :])
 
 
+def uncertainties(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
+    """Relative standard error (Frobenius) of the inverse that each fit of `calibrate` predicts for the own program."""
+    board, program = design.board, design.program
+    if board.coupling == "resistive":
+        model, mismatch = pair_model(board), draw_mismatch(pair_model(board), design.seed)
+        return tuple(uncertainty(model, program, own.values, own.covariance, mismatch) for own in fits.values())
+    layout = Layout(tuple(e.name for e in board.elements if e.name in program.values), len(board.cells))
+    rule = inversion(design)
+
+    def inverse(theta: np.ndarray) -> np.ndarray:
+        return rule.read(reading_covariance(model_circuit(board, program, layout, theta)))
+
+    found = []
+    for own in fits.values():
+        steps = STEP * np.eye(len(own.values))
+        J = np.array([triangle(inverse(own.values + e) - inverse(own.values - e)) for e in steps]) / (2 * STEP)
+        spread = np.trace(J.T @ own.covariance @ J)
+        found.append(float(np.sqrt(spread) / np.linalg.norm(inverse(own.values))))
+    return tuple(found)
+
+
 def _calibrate_resistive(
     design: Design, measured: dict[str, Run], route: str, progress: Callable[[int, int, str], None]
 ) -> tuple[Device, dict[str, Fit]]:
@@ -137,7 +161,7 @@ def _calibrate_resistive(
         fits[copy.name] = fit(model, [evidence], [data])
         progress(k + 1, len(runs), f"fitting {copy.name}")
     copies = tuple(copy_of(board, name, model, found.values, found.covariance) for name, found in fits.items())
-    return Device(board, copies, _summary(design, route, fits)), fits
+    return Device(board, copies, _summary(design, route, fits), values=dict(design.program.values)), fits
 
 
 _FIELD = {"exact": "exact", "sampled": "moments"}

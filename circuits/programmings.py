@@ -1,4 +1,4 @@
-"""Programs that make the parts of a board with banks show themselves: random codes, chosen by what they tell.
+"""Programs that make the parts of a board show themselves: with banks random codes, chosen by what they tell.
 
 Every bit of every bank is to be closed in some programs, either way, and open in others, with the rest of the board
 different each time. Of a few random programs the one is taken next that leaves the least uncertainty,
@@ -6,6 +6,7 @@ different each time. Of a few random programs the one is taken next that leaves 
     Σ_p (posterior variance/prior variance),   posterior = (Σ Jᵀ σ⁻² J + prior⁻¹)⁻¹,
 
 J the derivatives of the data at nominal parts, until every bit and cell is known far better than its tolerance.
+On a soldered board they are its own program and random targets in which every coupling is populated once, either way.
 """
 
 from dataclasses import dataclass, replace
@@ -15,15 +16,22 @@ from scipy.linalg import cho_factor, cho_solve
 
 from circuits.assembly import nominal_circuit
 from circuits.board import Board, Program
+from circuits.errors import InputError
 from circuits.evidence import Evidence, draw_mismatch, evidence_frequencies, evidence_of, expected_and_slopes
+from circuits.ladder import plan
 from circuits.pairs import PairModel, half_of
 from circuits.synthesis import levelled
+from circuits.synthesis import program as synthesised
 
 TRAINING_SEED = 30_000_001  # added to the design's seed
 CANDIDATES = 3  # random programs that compete to be the next
+UNKNOWN = 0.5  # of its prior deviation: what is left of it above which a parameter is undetermined
 KNOWN = 0.1  # of its tolerance: a bit, a ground capacitor or a temperature known to this is known
 FEWEST, MOST = 14, 24  # programs
 CORRELATED = 0.9
+FILLED = 0.6  # of the diagonal: the couplings of the fullest row of a random target
+NEAR = 0.05
+TRIALS = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +73,56 @@ def training_programs(model: PairModel, seed: int, most: int = MOST) -> Training
     programs, evidence = zip(*chosen, strict=True)
     covariance = _inverse(information)
     return Training(programs, evidence, np.sqrt(np.diag(covariance)), correlations(model.names, covariance))
+
+
+def soldered_training(model: PairModel, own: Program, seed: int) -> Training:
+    """The own program of a board without banks, and random targets that show what it leaves out.
+
+    Negative elements that it does not have stay unknown.
+    """
+    board, rng = model.board, np.random.default_rng([TRAINING_SEED, seed])
+    mismatch, frequencies = draw_mismatch(model, seed), evidence_frequencies(board)
+    n = len(board.cells)
+    signs = np.triu(rng.choice([-1.0, 1.0], (n, n)), 1)
+    ways = (signs + signs.T, -signs - signs.T) if board.nodes_per_cell == 2 else (None,)
+    random = (soldered_program(board, rng, f"training-{k + 2}", way) for k, way in enumerate(ways))
+    programs = (own, *random)
+    evidence = tuple(evidence_of(model, each, frequencies, mismatch, bool(board.inputs)) for each in programs)
+    covariance = _inverse(np.eye(len(model.names)) + sum(told_by(model, each) for each in evidence))
+    return Training(programs, evidence, np.sqrt(np.diag(covariance)), correlations(model.names, covariance))
+
+
+def soldered_program(board: Board, rng: np.random.Generator, name: str, signs: np.ndarray | None = None) -> Program:
+    """A random target of dominant rows on a board without banks, couplings of these signs (n, n) or any."""
+    n = len(board.cells)
+    for trial in range(TRIALS):
+        W = np.triu(rng.uniform(0.2, 1, (n, n)), 1)
+        W = W + W.T
+        way = np.triu(rng.choice([-1.0, 1.0], (n, n)), 1)
+        way = way + way.T if signs is None else signs
+        off = FILLED * 0.9**trial * W / max(W.sum(axis=1).max(), 1.0) * (way if board.nodes_per_cell == 2 else -1)
+        target = (np.eye(n) + off) * rng.uniform(0.9, 1.2)
+        try:
+            return synthesised(board, target, np.eye(n), plan(target, np.eye(n), board.kind, negative=False), name)
+        except InputError:
+            continue
+    raise InputError("no random target goes on this board; leave out --smallest-element and --largest-element")
+
+
+def near_program(board: Board, own: Program, rng: np.random.Generator, name: str) -> Program | None:
+    """A target near the own one of a board without banks, entries off by some per cent; None if none goes there."""
+    n, T = len(board.cells), own.congruence
+    L = np.linalg.cholesky(own.target)
+    active = any(element.kind == "negative" and element.name in own.values for element in board.elements)
+    for trial in range(TRIALS):
+        E = rng.normal(size=(n, n)) * NEAR * 0.7**trial
+        target = L @ (np.eye(n) + (E + E.T) / 2) @ L.T
+        target = (target + target.T) / 2
+        try:
+            return synthesised(board, target, T, plan(target, T, "active" if active else board.kind), name)
+        except (InputError, np.linalg.LinAlgError):
+            continue
+    return None
 
 
 def told_by(model: PairModel, evidence: Evidence) -> np.ndarray:

@@ -9,6 +9,7 @@ the bound says, the errors are computed: of the covariance of the readings, and 
 Σ(t) = Σ - e^{-At} Σ e^{-Aᵀt}.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,6 +61,54 @@ def reduce_order(circuit: Circuit, order: int | None = None, error: float = 1e-4
         found = _truncated(whole, middle)
         low, high = (low, middle) if max(found.covariance_error, found.settling_error) <= error else (middle + 1, high)
     return _truncated(whole, low)
+
+
+@dataclass(frozen=True)
+class ChosenOrder:
+    """How many states the copies of a device need, `errors` of that order and its neighbours (None: no such process).
+
+    Errors are the larger one of covariance and settling, of the worst copy; `uncertainty` is the relative standard
+    error of the inverse that the calibrations predict, the smallest of the copies. `chosen` says by what: the
+    calibration, or a user. `sufficient`: the error is below the uncertainty.
+    """
+
+    order: int
+    states: int
+    uncertainty: float
+    chosen: str
+    sufficient: bool
+    errors: dict[str, float | None]
+
+
+def choose_order(circuits: Sequence[Circuit], uncertainty: float, order: int | None = None) -> ChosenOrder:
+    """The smallest order whose errors are below `uncertainty` for the circuits of all copies, or a given one.
+
+    All states if no smaller order is good enough. InputError if the given order is out of range, or unstable.
+    """
+    wholes = [_whole(circuit) for circuit in circuits]
+    readings, size = wholes[0].readout.shape
+    chosen = "calibration" if order is None else "user"
+    if order is None:
+        tried = range(readings, size)
+        order = next((k for k in tried if (_worst(wholes, k) or np.inf) <= uncertainty), size)
+    else:
+        for circuit in circuits:
+            reduce_order(circuit, order)
+    near = range(max(order - 1, readings), min(order + 1, size) + 1)
+    errors = {str(k): _worst(wholes, k) for k in near}
+    own = errors[str(order)]
+    return ChosenOrder(order, size, float(uncertainty), chosen, bool(own is not None and own <= uncertainty), errors)
+
+
+def _worst(wholes: Sequence["_Whole"], order: int) -> float | None:
+    """The error of an order for the worst of the circuits; None if it has no stable process for one of them."""
+    if order == len(wholes[0].drift):
+        return 0.0
+    try:
+        found = [_truncated(whole, order) for whole in wholes]
+    except InputError:
+        return None
+    return max(max(each.covariance_error, each.settling_error) for each in found)
 
 
 @dataclass(frozen=True, eq=False)

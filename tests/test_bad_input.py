@@ -688,7 +688,7 @@ def test_statistics_that_do_not_fit_the_board_are_refused(arrays, says, board, r
 
 
 def test_unknown_route_and_existing_device_are_refused(board, refused):
-    assert "--route is auto, exact or sampled" in refused("calibrate", "board", "--route", "bogus")
+    assert "--route is auto, exact, sampled or programs" in refused("calibrate", "board", "--route", "bogus")
     (board / "device.json").write_text("mine")
     assert "device.json exists already" in refused("calibrate", "board")
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from circuits.errors import InputError
-from tngd import recorder
+from tngd import gram, recorder
 from tngd.batches import evaluate_batch
 from tngd.curvature import cotangents, curvature_factor
 from tngd.gram import join_factors, packed, unpacked
@@ -115,10 +115,13 @@ def recorded(model, x, y, loss=CROSS_ENTROPY, kind="ggn", seed=0):
     return batch, outputs.detach().numpy(), jacobian(outputs, parameters)
 
 
-@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("way", ["rows", "rows at once", "products"])
 @pytest.mark.parametrize("name", CASES)
-def test_every_layer_gives_the_dense_gauss_newton_matrix(name, products, monkeypatch):
-    if products:  # convolutions and sequences as products, the rows never formed together
+def test_every_layer_gives_the_dense_gauss_newton_matrix(name, way, monkeypatch):
+    if way == "rows at once":  # each cotangent's as it comes, their gradients never kept together; K in several blocks
+        monkeypatch.setattr(gram, "KEPT", 0)
+        monkeypatch.setattr(gram, "BLOCK", 5)
+    if way == "products":  # convolutions and sequences as products, the rows never formed together
         monkeypatch.setattr(recorder, "LIMIT", 0)
     model, x, y = case(name)
     batch, z, J = recorded(model, x, y)
@@ -126,7 +129,9 @@ def test_every_layer_gives_the_dense_gauss_newton_matrix(name, products, monkeyp
     like = batch.gradient
     R = batch.factor.dense(like).numpy()
     assert_close(R.T @ R, G, 1e-10, "RᵀR")
-    assert_close(batch.factor.gram(like).numpy(), R @ R.T, 1e-10, "K")
+    K = batch.factor.gram(like)
+    assert_close(K.numpy(), R @ R.T, 1e-10, "K")
+    assert torch.equal(K, K.T)
     v, c = torch.randn(R.shape[1]).double(), torch.randn(R.shape[0]).double()
     assert_close(batch.factor.forward(v).numpy(), R @ v.numpy(), 1e-10, "R v")
     assert_close(batch.factor.transpose(c).numpy(), R.T @ c.numpy(), 1e-10, "Rᵀ c")

@@ -1,5 +1,10 @@
 """Exact device dynamics against dense matrix exponentials, and its limits."""
 
+import platform
+import resource
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -165,3 +170,27 @@ def test_impossible_times_and_dampings_are_refused(damping, time, noise, word):
     R, g, x0, white = problem()
     with pytest.raises(InputError, match=word):
         state(R, g, x0, damping, time, noise=noise, white=white)
+
+
+FAULTS = """
+import resource, torch
+from torch import nn
+from tngd.optimizer import TNGD
+torch.set_num_threads(1)
+model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1600, 10))
+x, y = torch.randn(64, 1, 12, 12), torch.randint(10, (64,))
+optimizer, before = TNGD(model), 0
+for k in range(24):
+    if k == 16:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    optimizer.step(lambda: (model(x), y))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 8)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="how memory is kept is the C library's")
+def test_a_step_finds_the_memory_of_the_last_one_still_its_own():
+    # In a process of its own: what others allocate changes what the C library keeps. A step in fresh memory faults in
+    # every page of K alone, and those of its rows and gradients besides.
+    found = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert float(found.stdout) < 576**2 * 4 / resource.getpagesize()

@@ -23,7 +23,7 @@ from circuits.device import predict
 from circuits.errors import InputError
 from tngd import likelihood, scan
 from tngd.likelihood import log_likelihood
-from tngd.paths import paths, prepare_steps, stationary_draws
+from tngd.paths import paths, prepare_steps, reading_draws, stationary_draws
 from tngd.process import (
     Gaussian,
     Process,
@@ -385,21 +385,23 @@ def test_paths_have_the_joint_law_exactly(form, points, d, monkeypatch):
     monkeypatch.setattr(scan, "run", None)
     columns, count = [], [0]
 
-    def one_hot(out, generator):
-        flat = out.zero_().view(-1)
-        place = generator - count[0]
-        if 0 <= place < len(flat):
-            flat[place] = 1
-        count[0] += len(flat)
-        return out
+    def one_hot(which):
+        def fill(out):
+            flat = out.zero_().view(-1)
+            place = which - count[0]
+            if 0 <= place < len(flat):
+                flat[place] = 1
+            count[0] += len(flat)
+            return out
 
-    monkeypatch.setattr(scan, "standard_normal", one_hot)
+        return fill
+
     recursion = scan.Recursion(steps.matrix, steps.drive, steps.factor)
     for which in range(-1, 10**6):
         count[0] = 0
         path = torch.empty(1, 1, points, d, dtype=torch.float64)
         path[:, :, 0] = torch.tensor(start)
-        getattr(scan, form)(recursion, path, which)
+        getattr(scan, form)(recursion, path, one_hot(which))
         columns.append(path.numpy().ravel())
         if which + 1 >= count[0]:
             break
@@ -410,15 +412,45 @@ def test_paths_have_the_joint_law_exactly(form, points, d, monkeypatch):
 
 
 def test_normals_are_normal_independent_and_of_any_number():
-    for dtype, count in ((torch.float64, 200_001), (torch.float32, 200_001), (torch.float64, 1)):
-        z = scan.standard_normal(torch.empty(count, dtype=dtype), torch.Generator().manual_seed(5)).double().numpy()
-        assert np.isfinite(z).all()
-        if count > 1:
-            assert stats.kstest(z, "norm").pvalue > FALSE_ALARM
-            # The two of one pair have their radius in common: squares must not be correlated.
-            half = min(count, scan.PIECE) // 2
-            for a, b in ((z[:half], z[half : 2 * half]), (z[:half] ** 2 - 1, z[half : 2 * half] ** 2 - 1)):
-                assert abs((a * b).mean()) / (a * b).std() * np.sqrt(half) < NORMAL_BOUND
+    def by_generator(out):
+        return scan.normals(out, torch.Generator().manual_seed(5))(out)
+
+    def by_pairs(out):  # what float64 takes where numpy does not reach
+        return scan._by_box_and_muller(out, torch.Generator().manual_seed(5))
+
+    ways = [(by_generator, torch.float64), (by_generator, torch.float32), (by_pairs, torch.float64)]
+    for way, dtype in ways:
+        for count in (200_001, 1):
+            z = way(torch.empty(count, dtype=dtype)).double().numpy()
+            assert np.isfinite(z).all()
+            if count > 1:
+                assert stats.kstest(z, "norm").pvalue > FALSE_ALARM
+                # The two of one pair have their radius in common: squares must not be correlated.
+                half = min(count, scan.PIECE) // 2
+                for a, b in ((z[:half], z[half : 2 * half]), (z[:half] ** 2 - 1, z[half : 2 * half] ** 2 - 1)):
+                    assert abs((a * b).mean()) / (a * b).std() * np.sqrt(half) < NORMAL_BOUND
+
+
+def test_streams_of_normals_follow_the_generator_and_differ_from_each_other():
+    generator = torch.Generator().manual_seed(5)
+    first, second = (scan.normals(torch.empty(0, dtype=torch.float64), generator) for _ in range(2))
+    a, b = (fill(torch.empty(50_000, dtype=torch.float64)).numpy() for fill in (first, second))
+    assert abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b) * np.sqrt(len(a)) < NORMAL_BOUND
+    again = scan.normals(torch.empty(0, dtype=torch.float64), torch.Generator().manual_seed(5))
+    assert (again(torch.empty(50_000, dtype=torch.float64)).numpy() == a).all()
+    longer = again(torch.empty(50_000, dtype=torch.float64)).numpy()
+    assert abs(a @ longer) / np.linalg.norm(a) / np.linalg.norm(longer) * np.sqrt(len(a)) < NORMAL_BOUND
+
+
+def test_draws_of_readings_have_their_law_and_mean():
+    A, D = np.array([[0.3, 1.0], [-1.0, 0.0]]), np.diag([0.6, 0.0])
+    process = process_of(A, D, np.array([0.2, -0.5]), H=np.array([[1.0, 0.0], [1.0, 2.0]]))
+    draws, law = reading_draws(process, 20_000, 4).numpy(), reading_law(process, stationary_law(process))
+    whitened = np.linalg.solve(np.linalg.cholesky(law.covariance.numpy()), (draws - law.mean.numpy()).T)
+    low, high = stats.chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], whitened.size)
+    assert low < (whitened**2).sum() < high
+    assert np.abs(whitened.sum(axis=1) / np.sqrt(20_000)).max() < NORMAL_BOUND
+    assert abs((whitened[0] * whitened[1]).sum()) / np.sqrt(20_000) < NORMAL_BOUND
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from simulated import rough_device
 
-from circuits.device import describe_device, device_hash, ideal_device
+from circuits.device import describe_device, device_hash, ideal_device, load_device
 from circuits.layout import build_board
 from circuits.store import write_json
 from tngd import learning
@@ -60,14 +60,14 @@ def test_settings_are_the_best_of_the_stored_sweep():
 
 
 def test_every_method_starts_from_the_same_weights_and_learns():
-    result = train("digits", IDEAL, seeds=1, steps=40)
+    result = train("digits", IDEAL, seeds=1, steps=15)
     curves = {name: method["train_loss"][0] for name, method in by_name(result).items()}
     assert len({curve[0] for curve in curves.values()}) == 1
     for name, curve in curves.items():
         assert curve[-1] < 0.5 * curve[0], name
     assert result["parameters"] == 64 * 24 + 24 + 24 * 10 + 10
     assert result["evaluated_at"][0] == 0
-    assert result["evaluated_at"][-1] == 40
+    assert result["evaluated_at"][-1] == 15
 
 
 def test_on_one_tile_the_ideal_device_is_exact_natural_gradient():
@@ -83,6 +83,13 @@ def test_no_method_goes_below_the_optimum_of_logistic_regression():
     for method in result["methods"]:
         for curve, optimum in zip(method["train_loss"], result["optimal_train_loss"], strict=True):
             assert min(curve) > optimum - 1e-9
+
+
+def test_device_that_comes_with_the_package_needs_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = learning.train("fair", Path("board-1"), seeds=1, steps=2)
+    assert result["provenance"]["device_sha256"] == device_hash(load_device("board-1"))
+    assert json.loads((tmp_path / "training.json").read_text())["tasks"]["fair"] == result
 
 
 def test_tasks_gather_in_one_file(tmp_path):

@@ -8,13 +8,14 @@ v = (W, β); with several positions a sample (convolutions, sequences) row (k, c
 Parameters live at offsets of one flat vector (N,); rows are ordered sample by sample.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-BLOCK = 144  # rows of K at once: only the lower triangle is computed
+BLOCK = 96  # rows of K at once: only the lower triangle is computed
+KEPT = 2**22  # numbers in the gradients of one layer call; beyond, each cotangent's are multiplied into rows at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,12 +105,20 @@ class Positions:
             total[self.bias : self.bias + groups * n] += G.sum((0, 3)).reshape(-1)
 
     def rows(self) -> "Rows":
-        """The same rows, written out."""
-        _, q, groups, n, _ = self.outputs.shape
-        writer = Writer(self.inputs, groups * n, q, (self.weight, self.bias), Rows)
-        for c in range(q):
-            writer.add(c, self.outputs[:, c])
-        return writer.block()
+        """The same rows, written out: one product a sample and group for all its cotangents."""
+        b, q, groups, n, positions = self.outputs.shape
+        parts = []
+        if self.weight is not None:
+            G = self.outputs.transpose(1, 2).reshape(b, groups, q * n, positions)
+            W = (G @ self.inputs.mT).view(b, groups, q, -1)
+            parts.append(W.transpose(1, 2).reshape(b * q, -1))
+        if self.bias is not None:
+            parts.append(self.outputs.sum(-1).view(b * q, -1))
+        places = tuple(
+            (offset, part.shape[1])
+            for offset, part in zip([at for at in (self.weight, self.bias) if at is not None], parts, strict=True)
+        )
+        return Rows(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,24 +156,26 @@ KINDS = {kind.__name__: kind for kind in (Outer, Positions, Rows)}
 
 
 class Writer:
-    """Collects the block of one layer call, one cotangent after the other, which keeps what it works on in the cache.
+    """Collects the block of one layer call, one cotangent after the other.
 
-    Inputs (b, groups, m, positions); a kind Rows writes the rows out at once.
+    Inputs (b, groups, m, positions). A kind Rows writes the rows out: together at the end, which is faster, or where
+    the gradients of all cotangents would be large, one cotangent at a time.
     """
 
     def __init__(self, inputs: Tensor, channels: int, q: int, places: tuple[int | None, int | None], kind: type):
         b, groups, m, positions = inputs.shape
         self.inputs, self.kind, (self.weight, self.bias) = inputs, kind, places
-        width = {Outer: channels, Positions: channels * positions}.get(kind)
+        self.at_once = kind is Rows and b * q * channels * positions > KEPT
         self.columns = channels * m if self.weight is not None else 0
-        if kind is Rows:
+        width = channels if kind is Outer else channels * positions
+        if self.at_once:
             width = self.columns + (channels if self.bias is not None else 0)
         self.shape = (groups, channels // groups, positions)
         self.kept = inputs.new_empty(b, q, width)
 
     def add(self, c: int, gradient: Tensor) -> None:
         """Take the gradients (b, groups, n, positions) of cotangent number c."""
-        if self.kind is not Rows:
+        if not self.at_once:
             self.kept[:, c] = gradient.reshape(len(gradient), -1)
             return
         if self.columns:
@@ -177,8 +188,9 @@ class Writer:
         b, q, _ = self.kept.shape
         if self.kind is Outer:
             return Outer(self.inputs[:, 0, :, 0].clone(), self.kept, self.weight, self.bias)
-        if self.kind is Positions:
-            return Positions(self.inputs.clone(), self.kept.view(b, q, *self.shape), self.weight, self.bias)
+        if not self.at_once:
+            block = Positions(self.inputs, self.kept.view(b, q, *self.shape), self.weight, self.bias)
+            return block.rows() if self.kind is Rows else replace(block, inputs=self.inputs.clone())
         places = [(self.weight, self.columns)] if self.weight is not None else []
         places += [(self.bias, self.shape[0] * self.shape[1])] if self.bias is not None else []
         return Rows(self.kept.view(b * q, -1), tuple(places))
@@ -197,11 +209,12 @@ class Factor:
         K = like.new_zeros(self.rank, self.rank)
         for block in self.blocks:
             block.add_gram(K)
+        lower = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=K.device).tril()
         for start in range(0, self.rank, BLOCK):
             end = min(start + BLOCK, self.rank)
             K[:start, start:end] = K[start:end, :start].T
             corner = K[start:end, start:end]
-            corner.copy_(corner.tril() + corner.tril(-1).T)
+            corner.copy_(torch.where(lower[: end - start, : end - start], corner, corner.T))
         return K
 
     def forward(self, vector: Tensor) -> Tensor:

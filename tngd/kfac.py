@@ -8,6 +8,7 @@ of the mean diagonals of A and G (Martens and Grosse, 2015; Grosse and Martens, 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,31 @@ class KFAC(torch.optim.Optimizer):
             self._move(dict(zip(map(id, group["params"]), found, strict=True)), group)
         self.steps += 1
         return value.detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings, and under "factors" all that a resumed run needs."""
+        content = super().state_dict()
+        content["factors"] = {
+            "steps": self.steps,
+            "generator": self._generator.get_state(),
+            "layers": {
+                self.recorder.modules[module]: {"A": layer.A, "G": layer.G, "inverses": layer.inverses}
+                for module, layer in self.layers.items()
+            },
+        }
+        return content
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where the state was saved; InputError if it is that of another optimizer or model."""
+        content = dict(state_dict)
+        held = content.pop("factors", None)
+        places = {name: module for module, name in self.recorder.modules.items()}
+        if held is None or not held["layers"].keys() <= places.keys():
+            raise InputError("expected the state_dict of a K-FAC optimizer of this model, got another")
+        super().load_state_dict(content)
+        self.steps = held["steps"]
+        self._generator.set_state(held["generator"])
+        self.layers = {places[name]: Layer(**layer) for name, layer in held["layers"].items()}
 
     def _follow(self, call: Call, gradient: Tensor) -> None:
         inputs, outputs = seen(call), by_position(call, gradient)

@@ -6,25 +6,32 @@ of the inputs, seeds, versions, the ngspice that ran.
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from circuits.banked import calibrate_banks
+from circuits.banked import calibrate_programs
 from circuits.board import REFERENCE_CELSIUS, Conditions
 from circuits.calibration import calibrate as fit_copies
+from circuits.calibration import uncertainties
 from circuits.deck import discarded
 from circuits.design import Design, load_design
-from circuits.device import Device, describe_device
+from circuits.device import Device, describe_device, predict
 from circuits.errors import InputError
+from circuits.evidence import draw_mismatch
+from circuits.fitting import Fit
+from circuits.heldout import uncertainty
 from circuits.inversion import inversion
+from circuits.measured import READOUT, calibrate_measured
 from circuits.measurement import Plan, error_of_one, measure
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
+from circuits.pairs import PairModel
 from circuits.population import COPIES
 from circuits.recorded import read_recorded
+from circuits.reduction import choose_order
 from circuits.runs import load_measurements, save_measurements
 from circuits.sampled import BLOCK
 from circuits.store import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
@@ -33,6 +40,9 @@ from circuits.verification import describe_verification, verify_recorded
 from circuits.verification import verify as compare
 
 Progress = Callable[[int, int, str], None]
+Calibrated = tuple[Device, float, dict[str, str]]  # with the uncertainty of its inverse, and what it was made from
+ROUTES = ("auto", "exact", "sampled", "programs")
+SAMPLES = 100_000  # readings of a copy under a program, unless told better
 MOST_SAMPLES = 100_000_000
 MOST_START_UP = 2_000_000  # readings of one chunk that are thrown away: some three minutes
 MOST_COPIES = 100_000
@@ -84,15 +94,43 @@ def verify(folder: Path, inquiry: Inquiry, force: bool = False, progress: Progre
         return _verify(made, decks, folder, inquiry, progress)
 
 
-def calibrate(folder: Path, route: str = "auto", force: bool = False, progress: Progress = silent) -> dict[str, Any]:
-    """Fit every copy to its runs, or one with banks to programs of its own, and write device.json."""
-    if route not in ("auto", "exact", "sampled"):
-        raise InputError(f"--route is auto, exact or sampled, got {route!r}")
+def calibrate(
+    folder: Path,
+    route: str = "auto",
+    force: bool = False,
+    progress: Progress = silent,
+    *,
+    measured: Path | None = None,
+    readout: float = READOUT,
+    order: int | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Fit every copy and write device.json.
+
+    `route` exact or sampled: to the runs of `verify`. programs: to training programs that are run now, with held-out
+    targets; a board with banks has no other way. They are exact, or with `samples` sampled by noise of `seed`.
+    `measured`: to recorded readings, with gains of the readout within ±`readout`. `order` is that of the reduced-order
+    model, in place of the smallest that is good enough.
+    """
+    if route not in ROUTES:
+        raise InputError(f"--route is {', '.join(ROUTES[:-1])} or {ROUTES[-1]}, got {route!r}")
+    if measured and (route != "auto" or samples):
+        raise InputError("recorded readings are a route of their own; with --measured leave out --route and --samples")
+    if samples is not None:
+        check_samples(samples)
     made, _ = load_design(folder)
     with locked(folder):
         refuse_existing(folder / "device.json", force)
-        found = _calibrated_banks if made.board.banks else _calibrated_runs
-        device, made_from = found(made, folder, route, progress)
+        if measured:
+            found = _calibrated_readings(made, measured, readout, progress)
+        elif made.board.banks or route == "programs":
+            found = _calibrated_programs(made, folder, route, samples, seed, progress)
+        else:
+            found = _calibrated_runs(made, folder, route, progress)
+        device, own, made_from = found
+        circuits = [predict(device, k, made.program) for k in range(len(device.copies))]
+        device.fitted_on["reduced_order"] = asdict(choose_order(circuits, own, order))
         content = describe_device(device)
         content["provenance"] = provenance(
             board_sha256=sha256((folder / "board.json").read_bytes()), seed=made.seed, **made_from
@@ -102,15 +140,38 @@ def calibrate(folder: Path, route: str = "auto", force: bool = False, progress: 
     return content
 
 
-def _calibrated_banks(made: Design, folder: Path, route: str, progress: Progress) -> tuple[Device, dict[str, str]]:
+def _calibrated_programs(
+    made: Design, folder: Path, route: str, samples: int | None, seed: int, progress: Progress
+) -> Calibrated:
     """From programs of its own, run now; finished ones are kept until all are."""
-    if route == "sampled":
-        raise InputError("a board with banks is calibrated by exact runs of its own; leave out --route")
-    device = calibrate_banks(made, folder / "training", progress).device
-    return device, {"ngspice": ngspice_version(find_ngspice())}
+    if route == "exact" and samples:
+        raise InputError("exact runs take no readings; leave out --samples or use --route sampled")
+    sampled = route == "sampled" or samples is not None
+    found = calibrate_programs(
+        made,
+        folder / "training",
+        progress,
+        route="sampled" if sampled else "exact",
+        samples=samples or SAMPLES,
+        seed=seed,
+    )
+    own = _uncertainty(made, found.model, found.fits)
+    return found.device, own, {"ngspice": ngspice_version(find_ngspice())}
 
 
-def _calibrated_runs(made: Design, folder: Path, route: str, progress: Progress) -> tuple[Device, dict[str, str]]:
+def _calibrated_readings(made: Design, path: Path, readout: float, progress: Progress) -> Calibrated:
+    """From recorded readings."""
+    found = calibrate_measured(made, read_recorded(path, made), readout, progress)
+    about = {"readings": path.name, "readings_sha256": file_sha256(path)}
+    return found.device, _uncertainty(made, found.model, found.fits), about
+
+
+def _uncertainty(made: Design, model: PairModel, fits: dict[str, Fit]) -> float:
+    mismatch = draw_mismatch(model, made.seed)
+    return min(uncertainty(model, made.program, fit.values, fit.covariance, mismatch) for fit in fits.values())
+
+
+def _calibrated_runs(made: Design, folder: Path, route: str, progress: Progress) -> Calibrated:
     """From what `verify` measured."""
     measured = load_measurements(folder / "statistics.npz", made)
     try:
@@ -127,8 +188,9 @@ def _calibrated_runs(made: Design, folder: Path, route: str, progress: Progress)
         )
     if route == "auto":
         route = "exact" if measured[made.copies[0].name].exact else "sampled"
-    device, _ = fit_copies(made, measured, route, progress)
-    return device, {"statistics_sha256": sha256((folder / "statistics.npz").read_bytes()), "ngspice": ngspice}
+    device, fits = fit_copies(made, measured, route, progress)
+    made_from = {"statistics_sha256": sha256((folder / "statistics.npz").read_bytes()), "ngspice": ngspice}
+    return device, min(uncertainties(made, fits)), made_from
 
 
 def _check(inquiry: Inquiry) -> None:

@@ -6,9 +6,9 @@ Apart from them because torch and matplotlib take seconds to load, which no boar
 from pathlib import Path
 from typing import Any
 
-from circuits.device import device_hash, load_device
+from circuits.device import device_file, device_hash, load_device
 from circuits.errors import InputError
-from circuits.store import provenance, read_json, refuse_existing, sha256, write_json
+from circuits.store import file_sha256, provenance, read_json, refuse_existing, write_json
 from tngd.laboratory import Progress, silent
 from tngd.report import render
 from tngd.training import SCHEMA, TASKS
@@ -24,7 +24,10 @@ def train(
     force: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Train one task on a device and add it to training.json (beside the device unless `out` says where)."""
+    """Train one task on a device, a file or a preset, and add it to training.json.
+
+    Without `out` that is beside the device's file, and for a preset in the working folder.
+    """
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
     device = load_device(device_path)
@@ -35,7 +38,7 @@ def train(
         raise InputError(f"{path} holds {task} already; give --force to replace it, or another --out")
     result = train_task(task, device, seeds, steps, progress)
     result["provenance"] = provenance(
-        device_file_sha256=sha256(device_path.read_bytes()), device_sha256=device_hash(device), seeds=seeds
+        device_file_sha256=file_sha256(device_file(device_path)), device_sha256=device_hash(device), seeds=seeds
     )
     content["tasks"][task] = result
     write_json(path, content)

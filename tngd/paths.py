@@ -10,8 +10,8 @@ import torch
 from torch import Generator, Tensor
 
 from circuits.errors import InputError
-from tngd.process import Process, stationary_law, transition
-from tngd.scan import Recursion, run, standard_normal
+from tngd.process import Gaussian, Process, reading_law, stationary_law, transition
+from tngd.scan import Recursion, normals, run
 from tngd.transition import noise_factor
 
 ROUNDING = 16  # units in the last place of the latest time within which steps are equal
@@ -71,21 +71,31 @@ def paths(steps: Steps, start: Tensor, seed: int | Generator, samples: int | Non
     path = steps.matrix.new_empty(*batch, *several, len(steps.times), d)
     path[..., 0, :] = start
     flat = path.view(-1, samples or 1, len(steps.times), d)
-    generator = generator_of(seed, path)
+    fill = normals(path, generator_of(seed, path))
     parts = [part.reshape(-1, *part.shape[len(batch) :]) for part in (steps.matrix, steps.drive, steps.factor)]
     if steps.matrix.shape[-3] == 1:
-        run(Recursion(*(part[:, 0] for part in parts)), flat, generator)
+        run(Recursion(*(part[:, 0] for part in parts)), flat, fill)
         return path
     for k, step in enumerate(steps.which.tolist()):
-        run(Recursion(*(part[:, step] for part in parts)), flat[:, :, k : k + 2], generator)
+        run(Recursion(*(part[:, step] for part in parts)), flat[:, :, k : k + 2], fill)
     return path
 
 
 def stationary_draws(process: Process, samples: int, seed: int | Generator) -> Tensor:
     """Independent draws of the stationary state, (…, samples, d)."""
-    law = stationary_law(process)
+    return draws_of(stationary_law(process), samples, seed)
+
+
+def reading_draws(process: Process, samples: int, seed: int | Generator) -> Tensor:
+    """Independent draws of the stationary readings, (…, samples, n); less work than those of the state."""
+    return draws_of(reading_law(process, stationary_law(process)), samples, seed)
+
+
+def draws_of(law: Gaussian, samples: int, seed: int | Generator) -> Tensor:
+    """Independent draws of a normal law, (…, samples, k)."""
     z = law.mean.new_empty(*law.mean.shape[:-1], samples, law.mean.shape[-1])
-    return law.mean[..., None, :] + standard_normal(z, generator_of(seed, z)) @ noise_factor(law.covariance).mT
+    found = normals(z, generator_of(seed, z))(z) @ noise_factor(law.covariance).mT
+    return found if not bool(law.mean.count_nonzero()) else found.add_(law.mean[..., None, :])
 
 
 def generator_of(seed: int | Generator, like: Tensor) -> Generator:

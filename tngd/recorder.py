@@ -19,6 +19,7 @@ from tngd.curvature import evaluated, explicit_rows
 from tngd.gram import Factor, Outer, Positions, Rows, Writer
 
 LIMIT = 2**24  # numbers in the rows of one layer; beyond, they are kept as products
+WARM = 31 * 2**20  # bytes; see Recorder
 TOLERANCE = 1e-3  # of a layer's gradient: recorded against autograd's, float32 networks of any depth
 
 
@@ -54,6 +55,9 @@ class Recorder:
         self.places = {module: found for module, found in places.items() if found != (None, None)}
         self.checked = False
         self._refuse_sparse()
+        # A block just under 32 MB, taken and freed untouched: from then on glibc keeps memory of that size for the next
+        # step, which would else fault in all its pages again, a tenth of its time. Elsewhere it does nothing.
+        torch.empty(WARM, dtype=torch.uint8)
 
     @contextmanager
     def recording(self) -> Iterator[list[Call]]:

@@ -7,16 +7,19 @@ product more a step. Small systems, whose products are not worth a call, take se
 noises (w_1 … w_m) times the block Toeplitz matrix of the powers of Φ, and so on for the ends.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 WIDE = 32  # rows of one product from which walking step by step costs less than walking twice
 SMALL = 16  # states of a system that takes several steps in one product
 TOEPLITZ = 128  # rows of the matrix of several steps
-SCRATCH = 8 << 20  # bytes of noise at a time: what a cache holds
+SCRATCH = 4 << 20  # bytes of noise at a time: what a cache holds
 PIECE = 1 << 16  # random numbers at a time, likewise
+Fill = Callable[[Tensor], Tensor]  # fills a contiguous tensor with independent N(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,7 @@ class Recursion:
         return Recursion(self.matrix[part], self.drive[part], self.factor[part])
 
 
-def run(recursion: Recursion, path: Tensor, generator: Generator) -> None:
+def run(recursion: Recursion, path: Tensor, fill: Fill) -> None:
     """Fill `path` (b, s, N, d), s sequences of every system, from its first states path[:, :, 0]."""
     systems, sequences, points, d = path.shape
     each = max(1, SCRATCH // (sequences * points * d * path.element_size()))
@@ -40,26 +43,30 @@ def run(recursion: Recursion, path: Tensor, generator: Generator) -> None:
         part = slice(first, first + each)
         some, there = recursion[part], path[part]
         if sequences >= WIDE or points <= WIDE:
-            _walk(some, there, generator)
+            _walk(some, there, fill)
         elif d <= SMALL and there.shape[0] * sequences < WIDE:
-            _leap(some, there, generator)
+            _leap(some, there, fill)
         else:
-            _in_blocks(some, there, generator)
+            _in_blocks(some, there, fill)
 
 
-def standard_normal(out: Tensor, generator: Generator) -> Tensor:
-    """Fill `out`, contiguous, with independent N(0, 1): in float64 by Box and Muller, twice as fast as torch's own."""
-    if out.dtype != torch.float64:
-        return out.normal_(generator=generator)
-    for piece in out.view(-1).split(PIECE):
-        half = (len(piece) + 1) // 2
-        radius = torch.rand(half, dtype=out.dtype, device=out.device, generator=generator)
-        angle = torch.rand(half, dtype=out.dtype, device=out.device, generator=generator).mul_(2 * torch.pi)
-        radius = radius.neg_().log1p_().mul_(-2).sqrt_()
-        torch.cos(angle, out=piece[:half]).mul_(radius)
-        rest = len(piece) - half
-        torch.sin(angle[:rest], out=piece[half:]).mul_(radius[:rest])
-    return out
+def normals(like: Tensor, generator: Generator) -> Fill:
+    """What fills tensors of this kind with independent N(0, 1), a stream of its own that the generator starts.
+
+    In float64 on a CPU by numpy's ziggurat on SFC64, twice and more as fast as torch's own.
+    """
+    if like.dtype == torch.float64 and like.device.type == "cpu":
+        words = torch.randint(2**62, (4,), generator=generator).tolist()
+        stream = np.random.Generator(np.random.SFC64(words))
+
+        def by_numpy(out: Tensor) -> Tensor:
+            stream.standard_normal(out=out.numpy())
+            return out
+
+        return by_numpy
+    if like.dtype != torch.float64:
+        return lambda out: out.normal_(generator=generator)
+    return lambda out: _by_box_and_muller(out, generator)
 
 
 def powers(matrix: Tensor, count: int) -> Tensor:
@@ -71,26 +78,37 @@ def powers(matrix: Tensor, count: int) -> Tensor:
     return found
 
 
-def _walk(recursion: Recursion, path: Tensor, generator: Generator) -> None:
+def _by_box_and_muller(out: Tensor, generator: Generator) -> Tensor:
+    for piece in out.view(-1).split(PIECE):
+        half = (len(piece) + 1) // 2
+        radius = torch.rand(half, dtype=out.dtype, device=out.device, generator=generator)
+        angle = torch.rand(half, dtype=out.dtype, device=out.device, generator=generator).mul_(2 * torch.pi)
+        radius = radius.neg_().log1p_().mul_(-2).sqrt_()
+        torch.cos(angle, out=piece[:half]).mul_(radius)
+        rest = len(piece) - half
+        torch.sin(angle[:rest], out=piece[half:]).mul_(radius[:rest])
+    return out
+
+
+def _walk(recursion: Recursion, path: Tensor, fill: Fill) -> None:
     step, factor, drive = recursion.matrix.mT, recursion.factor.mT, recursion.drive[:, None]
     rows = path[:, :, 0].contiguous()
     z = torch.empty_like(rows)
     for k in range(1, path.shape[2]):
-        moved = torch.baddbmm(drive, standard_normal(z, generator), factor)
+        moved = torch.baddbmm(drive, fill(z), factor)
         rows = moved.baddbmm_(rows, step)
         path[:, :, k] = rows
 
 
-def _in_blocks(recursion: Recursion, path: Tensor, generator: Generator) -> None:
+def _in_blocks(recursion: Recursion, path: Tensor, fill: Fill) -> None:
     systems, sequences, points, d = path.shape
     block, blocks = _division(points - 1)
-    step, factor, drive = recursion.matrix.mT, recursion.factor.mT, recursion.drive[:, None]
-    noise = path.new_empty(block, systems, sequences * blocks, d)
-    z = torch.empty_like(noise[0])
-    end = torch.baddbmm(drive, standard_normal(z, generator), factor, out=noise[0])
-    for part in noise[1:]:
-        torch.baddbmm(drive, standard_normal(z, generator), factor, out=part)
-        end = torch.baddbmm(part, end, step)
+    step = recursion.matrix.mT.contiguous()
+    noise = _noise(recursion, fill(path.new_empty(systems, sequences * blocks * block, d)))
+    noise = noise.view(systems, sequences * blocks, block, d)
+    end = noise[:, :, 0].contiguous()
+    for k in range(1, block):
+        end = torch.baddbmm(noise[:, :, k], end, step)
     ends = end.view(systems, sequences, blocks, d)
     rows = torch.empty_like(ends)
     rows[:, :, 0] = path[:, :, 0]
@@ -98,13 +116,18 @@ def _in_blocks(recursion: Recursion, path: Tensor, generator: Generator) -> None
     for k in range(1, blocks):
         rows[:, :, k] = torch.baddbmm(ends[:, :, k - 1], rows[:, :, k - 1], leap)
     rows = rows.view(systems, -1, d)
-    for part in noise:
-        rows = part.baddbmm_(rows, step)
-    # From (step of the block, …, block, d) to time in order; the last block may reach beyond the end.
-    ordered = noise.view(block, systems, sequences, blocks, d).permute(1, 2, 3, 0, 4)
-    whole = (blocks - 1) * block
-    path[:, :, 1 : whole + 1].unflatten(2, (blocks - 1, block)).copy_(ordered[:, :, :-1])
-    path[:, :, whole + 1 :] = ordered[:, :, -1, : points - 1 - whole]
+    for k in range(block):
+        rows = torch.baddbmm(noise[:, :, k], rows, step)
+        noise[:, :, k] = rows
+    # The last block may reach beyond the end.
+    path[:, :, 1:] = noise.view(systems, sequences, blocks * block, d)[:, :, : points - 1]
+
+
+def _noise(recursion: Recursion, z: Tensor) -> Tensor:
+    """β + F z of standard normal rows (b, r, d)."""
+    if not bool(recursion.drive.count_nonzero()):
+        return torch.bmm(z, recursion.factor.mT)
+    return torch.baddbmm(recursion.drive[:, None], z, recursion.factor.mT)
 
 
 def _division(steps: int) -> tuple[int, int]:
@@ -114,10 +137,9 @@ def _division(steps: int) -> tuple[int, int]:
     return block, -(-steps // block)
 
 
-def _leap(recursion: Recursion, path: Tensor, generator: Generator) -> None:
+def _leap(recursion: Recursion, path: Tensor, fill: Fill) -> None:
     systems, sequences, points, d = path.shape
-    z = standard_normal(path.new_empty(systems, sequences * (points - 1), d), generator)
-    noise = torch.baddbmm(recursion.drive[:, None], z, recursion.factor.mT)
+    noise = _noise(recursion, fill(path.new_empty(systems, sequences * (points - 1), d)))
     noise = noise.view(systems, sequences, points - 1, d)
     noise[:, :, 0] += path[:, :, 0] @ recursion.matrix.mT
     path[:, :, 1:] = _sums(recursion.matrix, noise)

@@ -1,0 +1,184 @@
+"""The optimizers of the comparison, each made from settings that can be written as JSON.
+
+Every method that is tuned has eight settings to choose from: the product of its `grid`. `tngd train mnist --tune` makes
+the choice, by the loss on held-back training images; TUNED keeps the outcome for those who do not tune anew.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import product
+from math import inf, sqrt
+from typing import Any
+
+import torch
+from torch import nn
+
+from circuits.device import Device, ideal_device
+from circuits.errors import InputError
+from circuits.fitted import Estimate
+from circuits.interface import Converter
+from circuits.layout import build_board
+from tngd.array import Array, array_of
+from tngd.baselines import ConjugateNGD
+from tngd.kfac import KFAC
+from tngd.optimizer import TNGD
+from tngd.tiles import tile_board
+
+Settings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One optimizer of the comparison: `kind` says which maker takes its `settings`, joined with the tuned ones.
+
+    `device`: None, or "given" (the one of --device), or the name of a preset. A method that is a variant of another
+    and has no grid of its own takes the tuned settings of `tuned_as`.
+    """
+
+    title: str
+    kind: str
+    settings: Settings
+    grid: dict[str, tuple] = field(default_factory=dict)
+    device: str | None = None
+    tuned_as: str | None = None
+
+    @property
+    def choices(self) -> list[Settings]:
+        """The settings that tuning chooses from."""
+        return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
+
+
+def make_optimizer(
+    kind: str, settings: Settings, model: nn.Module, device: Device | None, seed: int
+) -> torch.optim.Optimizer:
+    """The optimizer of this kind on a network; `seed` is of its own random numbers.
+
+    Tiles and arrays are made of the device. InputError for an unknown kind.
+    """
+    if kind not in MAKERS:
+        raise InputError(f"unknown kind of optimizer {kind!r}; expected one of {', '.join(MAKERS)}")
+    return MAKERS[kind](model, {k: inf if v == "inf" else v for k, v in settings.items()}, device, seed)
+
+
+def on_device(kind: str, settings: Settings) -> bool:
+    """Whether this optimizer is made of a calibrated device; parts of a given spread need none."""
+    return kind in ON_DEVICE and not {"tolerance", "deviation"} & settings.keys()
+
+
+def _adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    own = {k: settings.pop(k) for k in ("lr", "beta1", "beta2") if k in settings}
+    betas = own.get("beta1", 0.9), own.get("beta2", 0.999)
+    return torch.optim.Adam(model.parameters(), lr=own["lr"], betas=betas)
+
+
+def _inside_adam(model: nn.Module, settings: Settings, device: Device | None, seed: int) -> TNGD:
+    inner = _adam(model, settings)
+    return TNGD(model, inner=inner, seed=seed, **settings)
+
+
+def _on_array(model: nn.Module, settings: Settings, device: Device | None, seed: int) -> TNGD:
+    own = {k: settings.pop(k) for k in ARRAY_SETTINGS if k in settings}
+    shape = own["rows"], sum(p.numel() for p in model.parameters())
+    spread = own.get("deviation")
+    array = array_of(device, shape, seed) if spread is None else Array(shape, deviation=spread, seed=seed)
+    array = replace(array, **{name: Converter(**each) for name, each in own.get("converters", {}).items()})
+    return TNGD(model, array=array, seed=seed, **settings)
+
+
+def _on_tiles(model: nn.Module, settings: Settings, device: Device | None, seed: int) -> TNGD:
+    board = (
+        tile_board(_rough_device(settings.pop("tolerance")), seed) if "tolerance" in settings else tile_board(device)
+    )
+    return TNGD(model, board.turned(seed), seed=seed, **settings)
+
+
+def _rough_device(tolerance: float) -> Device:
+    """Three copies of which nothing is known but the tolerance of the parts, and of the sources' power."""
+    prior = Estimate(1.0, tolerance / sqrt(3), False)
+    device = ideal_device(build_board(8, "differential"), 3)
+    copies = [
+        replace(copy, gains=dict.fromkeys(copy.gains, prior), temperatures=(prior,) * len(copy.temperatures))
+        for copy in device.copies
+    ]
+    return replace(device, copies=tuple(copies))
+
+
+Maker = Callable[[nn.Module, Settings, Device | None, int], torch.optim.Optimizer]
+MAKERS: dict[str, Maker] = {
+    "SGD": lambda model, settings, *_: torch.optim.SGD(model.parameters(), **settings),
+    "Adam": lambda model, settings, *_: _adam(model, settings),
+    "TNGD": lambda model, settings, _, seed: TNGD(model, seed=seed, **settings),
+    "TNGD-Adam": _inside_adam,
+    "CG-NGD": lambda model, settings, *_: ConjugateNGD(model.parameters(), **settings),
+    "K-FAC": lambda model, settings, _, seed: KFAC(model, seed=seed, **settings),
+    "tiles": _on_tiles,
+    "arrays": _on_array,
+}
+ON_DEVICE = ("tiles", "arrays")
+ARRAY_SETTINGS = ("rows", "deviation", "converters")
+
+SAMPLED = {"time": 50.0, "curvature": "mc"}
+KEPT = {"time": "inf", "refresh": 10}
+FRESH = {"lr": (0.03, 0.3), "damping": (0.01, 0.03, 0.1, 0.3)}
+MOMENTUM = {"lr": (0.01, 0.03), "damping": (0.003, 0.01, 0.03, 0.1)}  # a kept state is one
+CLIPPED = {"kl_clip": 1e-3}
+METHODS: dict[str, Method] = {
+    "sgd": Method("SGD with momentum", "SGD", {}, {"lr": (0.01, 0.03, 0.1, 0.3), "momentum": (0.0, 0.9)}),
+    "adam": Method("Adam", "Adam", {}, {"lr": (0.002, 0.005, 0.01, 0.02), "beta2": (0.99, 0.999)}),
+    "tngd-paper": Method("TNGD, the paper's settings", "TNGD", {"lr": 0.01, "damping": 0.01, "time": 50.0}),
+    "tngd": Method("TNGD, t = 50", "TNGD", CLIPPED | {"time": 50.0}, FRESH),
+    "tngd-refresh": Method("TNGD, curvature kept 10 steps", "TNGD", CLIPPED | KEPT, FRESH),
+    "tngd-mc": Method("TNGD, t = 50, sampled curvature", "TNGD", CLIPPED | SAMPLED, FRESH),
+    "tngd-kept": Method(
+        "TNGD, t = 5, state kept, curvature kept 10 steps",
+        "TNGD",
+        CLIPPED | {"time": 5.0, "start": "kept", "refresh": 10},
+        MOMENTUM,
+    ),
+    "tngd-kept-mc": Method(
+        "TNGD, t = 5, state kept, sampled curvature",
+        "TNGD",
+        CLIPPED | {"time": 5.0, "start": "kept", "curvature": "mc"},
+        MOMENTUM,
+    ),
+    "tngd-adam": Method(
+        "TNGD-Adam, t = 50, curvature kept 10 steps",
+        "TNGD-Adam",
+        {"time": 50.0, "refresh": 10},
+        {"lr": (0.001, 0.002, 0.005, 0.01), "damping": (0.03, 0.3)},
+    ),
+    "tngd-tiles": Method("TNGD, calibrated tiles", "tiles", {}, FRESH, "given"),
+    "tngd-tiles-worst": Method("TNGD, worst-case tiles", "tiles", {}, device="worst-case", tuned_as="tngd-tiles"),
+    "tngd-array": Method(
+        "TNGD, curvature kept 10 steps, array with calibrated errors",
+        "arrays",
+        CLIPPED | KEPT | {"rows": 576},
+        device="given",
+        tuned_as="tngd-refresh",
+    ),
+    "tngd-array-limit": Method(
+        "TNGD, curvature kept 10 steps, array with errors of 1 %",
+        "arrays",
+        CLIPPED | KEPT | {"rows": 576, "deviation": 0.01},
+        tuned_as="tngd-refresh",
+    ),
+    "ngd": Method("exact NGD", "TNGD", CLIPPED | {"time": "inf"}, FRESH),
+    "cg-ngd": Method(
+        "NGD by 10 conjugate-gradient steps", "CG-NGD", {}, {"lr": (0.01, 0.03, 0.1, 0.3), "damping": (0.03, 0.1)}
+    ),
+    "k-fac": Method(
+        "K-FAC with momentum", "K-FAC", {"momentum": 0.9}, {"lr": (0.001, 0.003, 0.01, 0.03), "damping": (0.03, 0.1)}
+    ),
+}
+TUNED: dict[str, dict[str, Settings]] = {  # the best of `tngd train mnist --tune --setting NAME`, by setting
+    "paper": {
+        "sgd": {"lr": 0.1, "momentum": 0.9},
+        "adam": {"lr": 0.02, "beta2": 0.99},
+        "k-fac": {"lr": 0.01, "damping": 0.1},
+        "tngd-kept": {"lr": 0.01, "damping": 0.003},
+        "tngd-kept-mc": {"lr": 0.03, "damping": 0.03},
+        "tngd-mc": {"lr": 0.03, "damping": 0.01},
+        "tngd-refresh": {"lr": 0.3, "damping": 0.03},
+        "tngd-adam": {"lr": 0.01, "damping": 0.3},
+    },
+}

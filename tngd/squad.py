@@ -1,0 +1,266 @@
+"""Question answering by fine-tuning: LoRA adapters and a span head of a DistilBERT, trained with TNGD and without.
+
+The paper's second experiment (arXiv 2405.13817, figure 5), with the controls it lacks: its "TNGD-Adam" has
+beta1 = beta2 = 0, which is sign descent on the direction of the device, so sign descent alone runs beside it, with the
+same step size and with a tuned one, and TNGD-Adam with Adam's own betas. With the paper's damping 1 and a start at the
+gradient the device leaves flat directions as they are: plain gradient descent is the control of TNGD itself.
+
+A method is a word, or a word with settings of its own: `adam:lr=0.003`, `tngd:lr=0.1:damping=0.1`. Seed s sets the
+adapters, the head, the order of the questions, dropout and sampled targets; the questions are the same for all. Methods
+without "paper" in their names have, of two to four settings each, those with the lowest mean loss over the batches of
+one epoch, for a seed that the comparison does not use: benchmarks/squad_sweep.json and squad_sweep_sgd.json.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from circuits.errors import InputError
+from circuits.store import file_sha256, provenance, refuse_existing, write_json
+from tngd.curvature import CURVATURES
+from tngd.optimizer import TNGD
+from tngd.squad_data import TEST, TRAIN, Tokens, find_folder, read_hub, read_squad, tokenise
+from tngd.squad_model import MINILM, Pretrained, load_pretrained, span_model
+from tngd.squad_score import score
+from tngd.squad_span import SPAN, best_spans
+from tngd.trial import Outcome, Trial, run_trial
+
+SCHEMA = "tngd.squad/1"
+HUB, HUB_DATA = "hub", "rajpurkar/squad"
+LONGEST = 30  # tokens of an answer, as in the usual evaluation
+QUESTIONS_SEED = 0
+EVALUATED = 64  # questions at once
+ADAM, SIGN = {"beta1": 0.9, "beta2": 0.999}, {"beta1": 0.0, "beta2": 0.0}
+PAPER_DEVICE = {"damping": 1.0, "time": 0.4}
+METHODS: dict[str, dict[str, float]] = {
+    "sgd": {"lr": 0.1},
+    "adam": {"lr": 0.003} | ADAM,
+    "sign": {"lr": 0.003} | SIGN,
+    "tngd-paper": {"lr": 0.01} | PAPER_DEVICE,
+    "tngd": {"lr": 0.1} | PAPER_DEVICE,
+    "tngd-adam-paper": {"lr": 0.001} | SIGN | PAPER_DEVICE,
+    "tngd-adam": {"lr": 0.003} | ADAM | PAPER_DEVICE,
+}
+# The paper's "TNGD-Adam" without its device: sign descent with the same step size.
+COMPARED = ("sgd", "adam", "sign", "sign:lr=0.001", "tngd-paper", "tngd", "tngd-adam-paper", "tngd-adam")
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is compared: model, data, budget and methods. InputError for what cannot be."""
+
+    model: str = MINILM
+    layers: int = 2
+    length: int = 64
+    rank: int = 2
+    alpha: float = 32.0
+    dropout: float = 0.1
+    train_size: int = 768
+    test_size: int = 256
+    batch: int = 16
+    epochs: int = 2
+    seeds: int = 3
+    first_seed: int = 0
+    curvature: str = "mc"
+    methods: tuple[str, ...] = COMPARED
+
+    def __post_init__(self):
+        small = [name for name in ("train_size", "test_size", "batch", "epochs", "seeds") if getattr(self, name) < 1]
+        if small or self.length < 8 or self.first_seed < 0:
+            raise InputError(
+                f"expected sizes, epochs and seeds of 1 or more, rows of 8 tokens or more and a first seed of 0 or "
+                f"more, got {', '.join(f'{name}={getattr(self, name)}' for name in small) or self}"
+            )
+        if self.curvature not in CURVATURES:
+            raise InputError(f"curvature must be one of {', '.join(CURVATURES)}, got {self.curvature!r}")
+        if not self.methods or len({*self.methods}) < len(self.methods):
+            raise InputError(f"expected methods, each once, got {', '.join(self.methods) or 'none'}")
+        for spec in self.methods:
+            method_settings(spec)
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A recipe with its pretrained model and tokens, and the hashes of what they were read from."""
+
+    recipe: Recipe
+    pretrained: Pretrained
+    train: Tokens
+    test: Tokens
+    hashes: dict[str, str | None]
+
+
+def squad(
+    recipe: Recipe, data: str | None, out: Path, force: bool = False, progress: Progress = lambda *_: None
+) -> dict:
+    """Run the comparison and write it to `out`; the trials beside it are kept until then, so a second call goes on.
+
+    `data` is a folder with the two JSON files, "hub", or None for the known places. One thread, float32.
+    """
+    refuse_existing(out, force)
+    kept = out.with_name(out.name + ".trials")
+    if out.exists():
+        shutil.rmtree(kept, ignore_errors=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        task = load_task(recipe, data)
+        result = compare(task, kept, progress)
+    finally:
+        torch.set_num_threads(threads)
+    write_json(out, result)
+    shutil.rmtree(kept, ignore_errors=True)
+    return result
+
+
+def load_task(recipe: Recipe, data: str | None) -> Task:
+    """Read and tokenise the questions and load the pretrained weights; InputError says what is missing."""
+    pretrained = load_pretrained(recipe.model)
+    if data == HUB:
+        questions = [read_hub(HUB_DATA, split) for split in ("train", "validation")]
+        hashes: dict[str, str | None] = {"data": HUB_DATA}
+    else:
+        folder = find_folder(None if data is None else Path(data))
+        questions = [read_squad(folder / name) for name in (TRAIN, TEST)]
+        hashes = {f"{name}_sha256": file_sha256(folder / name) for name in (TRAIN, TEST)}
+    train, test = (tokenise(part, pretrained.encoder, recipe.length) for part in questions)
+    return Task(
+        recipe,
+        pretrained,
+        train.subset(recipe.train_size, QUESTIONS_SEED),
+        test.subset(recipe.test_size, QUESTIONS_SEED),
+        hashes | {"weights_sha256": pretrained.sha256},
+    )
+
+
+def compare(task: Task, kept: Path | None = None, progress: Progress = lambda *_: None) -> dict[str, Any]:
+    """All methods and seeds of a task, as the content of squad.json; `kept` is a folder for unfinished trials."""
+    recipe = task.recipe
+    seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
+    total, entries, parameters = len(recipe.methods) * recipe.seeds, [], None
+    for k, spec in enumerate(recipe.methods):
+        runs: dict[int, Outcome] = {}
+        for seed in seeds:
+            before = k * recipe.seeds + seed - recipe.first_seed
+
+            def word(done: int, of: int, what: str, before: int = before) -> None:
+                progress(before * of + done, total * of, what)
+
+            checkpoint = None if kept is None else kept / f"{spec}-{seed}.npz"
+            runs[seed] = run_trial(trial(task, spec, seed), checkpoint, word)
+        parameters = sum(p.numel() for p in runs[seeds[0]].model.parameters() if p.requires_grad)
+        entries.append(_entry(spec, runs))
+    return {
+        "schema": SCHEMA,
+        "recipe": asdict(recipe) | {"methods": list(recipe.methods)},
+        "trained_parameters": parameters,
+        "steps_per_epoch": len(task.train) // recipe.batch,
+        "train_questions": len(task.train),
+        "test_questions": len(task.test),
+        "too_long": {"train": task.train.dropped, "test": task.test.dropped},
+        "methods": entries,
+        "cpu_s": sum(r["cpu_s"] for entry in entries for run in entry["runs"] for r in run["records"]),
+        "provenance": provenance(**task.hashes, transformers=version("transformers"), peft=version("peft")),
+    }
+
+
+def trial(task: Task, spec: str, seed: int) -> Trial:
+    """One method on one seed. Its figures: loss, exact match and F1 on the test questions."""
+    recipe, train = task.recipe, task.train
+    settings = {k: v for k, v in asdict(recipe).items() if k not in ("methods", "seeds", "first_seed")}
+    return Trial(
+        spec,
+        settings | _written(spec) | task.hashes | {"test_questions": len(task.test)},
+        seed,
+        len(train),
+        recipe.batch,
+        recipe.epochs,
+        model=lambda: span_model(task.pretrained, recipe.layers, recipe.rank, recipe.alpha, recipe.dropout),
+        forward=lambda model, rows: (model(train.ids[rows], train.attended[rows]), train.targets[rows]),
+        loss=SPAN,
+        optimizer=lambda model: build(method_settings(spec), model, recipe.curvature, seed),
+        evaluate=lambda model: figures(model, task.test),
+    )
+
+
+def method_settings(spec: str) -> dict[str, float]:
+    """Settings of a method `name` or `name:setting=number:…`; InputError names what is known."""
+    name, *given = spec.split(":")
+    if name not in METHODS:
+        raise InputError(f"unknown method {name!r}; expected {', '.join(METHODS)}, or one as adam:lr=0.003")
+    settings = dict(METHODS[name])
+    for part in given:
+        key, _, number = part.partition("=")
+        try:
+            settings[key] = float(number) if key in settings else settings[key]
+        except (KeyError, ValueError):
+            raise InputError(
+                f"{part!r} of {spec!r} sets nothing; expected setting=number with one of {', '.join(settings)}"
+            ) from None
+    return settings
+
+
+def build(settings: dict[str, float], model: nn.Module, curvature: str, seed: int) -> torch.optim.Optimizer:
+    """Adam where betas are given, else gradient descent, either after the device where damping and time are given."""
+    own, inner = [p for p in model.parameters() if p.requires_grad], None
+    if "beta1" in settings:
+        inner = torch.optim.Adam(own, lr=settings["lr"], betas=(settings["beta1"], settings["beta2"]), eps=1e-8)
+    if "time" not in settings:
+        return inner or torch.optim.SGD(own, lr=settings["lr"])
+    return TNGD(
+        model,
+        lr=settings["lr"],
+        damping=settings["damping"],
+        time=settings["time"],
+        curvature=curvature,
+        loss=SPAN,
+        seed=seed,
+        inner=inner,
+    )
+
+
+def figures(model: nn.Module, tokens: Tokens) -> dict[str, float]:
+    """Mean loss, and exact match and F1 in per cent of the best spans, over all questions."""
+    parts: list[Tensor] = [
+        model(ids, attended)
+        for ids, attended in zip(tokens.ids.split(EVALUATED), tokens.attended.split(EVALUATED), strict=True)
+    ]
+    outputs = torch.cat(parts)
+    answers = tokens.texts(best_spans(outputs, tokens.context, LONGEST))
+    found = score(answers, [[text for text, _ in question.answers] for question in tokens.questions])
+    loss = float(SPAN.value(outputs, tokens.targets))
+    return {"test_loss": loss, "exact_match": found.exact_match, "f1": found.f1}
+
+
+def _entry(spec: str, runs: dict[int, Outcome]) -> dict[str, Any]:
+    """A method in squad.json: its runs, and the last figures over those that did not diverge."""
+    whole = [run.records for run in runs.values() if not run.diverged]
+    steps = sum(records[-1]["steps"] for records in whole)
+    names = ("batch_loss", "test_loss", "exact_match", "f1")
+    return {
+        "name": spec,
+        "settings": _written(spec),
+        "runs": [{"seed": s, "records": run.records, "diverged": run.diverged} for s, run in runs.items()],
+        "final": {name: _mean([records[-1][name] for records in whole]) for name in names} if whole else None,
+        "cpu_s_per_step": sum(r["cpu_s"] for records in whole for r in records) / steps if whole else None,
+    }
+
+
+def _written(spec: str) -> dict[str, float | str]:
+    """Settings of a method in JSON, which has no word for infinity."""
+    return {name: value if np.isfinite(value) else str(value) for name, value in method_settings(spec).items()}
+
+
+def _mean(values: list[float]) -> dict[str, float | None]:
+    """Mean over seeds and its standard error, None for one seed."""
+    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "standard_error": error}
