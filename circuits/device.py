@@ -147,7 +147,7 @@ def copy_of(board: Board, name: str, model: PairModel, theta: np.ndarray, covari
     cells = range(1, len(board.cells) + 1) if board.coupling == "capacitive" else ()
     return FittedCopy(
         name,
-        {parameter: found[parameter] for parameter in gain_names(board)},
+        {parameter: found.get(parameter, exact) for parameter in gain_names(board)},
         tuple(found.get(f"temperature_{i}", exact) for i in cells),
         tuple(found.get(f"inductance_{i}", exact) for i in cells),
     )
