@@ -27,6 +27,7 @@ from tngd.baselines import ConjugateNGD, ExactNGD, ggn_product
 from tngd.curvature import cotangents
 from tngd.kfac import KFAC
 from tngd.losses import CROSS_ENTROPY
+from tngd.networks import NETWORKS
 from tngd.optimizer import TNGD
 from tngd.tiles import tile_board
 
@@ -38,20 +39,6 @@ GOALS = {
     "tiles, mc": (4.0, 4.0),
     "tiles, mc, t = 5": (10.0, 10.0),
 }
-
-
-def small() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU(), nn.AvgPool2d(2),
-        nn.Flatten(), nn.Linear(144, 32), nn.ReLU(), nn.Linear(32, 10),
-    )  # fmt: skip
-
-
-def lenet() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Flatten(), nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
-    )  # fmt: skip
 
 
 class EulerNGD:
@@ -106,7 +93,7 @@ def main() -> None:
     batch = torch.randn(BATCH, 1, 28, 28), torch.randint(10, (BATCH,))
     print(json.dumps(memory()), flush=True)
     costs: dict[tuple[str, int], float] = {}
-    for k, build in enumerate((small, lenet)):
+    for k, build in enumerate(NETWORKS.values()):
         for name, (make, cycle) in METHODS.items():
             ratio, step, adam = cost(build, make, cycle, batch, FEW.get(name, rounds if cycle < 100 else 3))
             costs[name, k] = ratio

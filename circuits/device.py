@@ -187,6 +187,8 @@ def load_device(path: Path | str) -> Device:
     InputError if it is missing, of another schema, damaged, changed, or physically impossible.
     """
     path = device_file(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; make it with `tngd calibrate`, or take one of {', '.join(PRESETS)}")
     content = read_json(path, "calibrate")
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{path} does not say schema {SCHEMA}; make it again with `tngd calibrate`")

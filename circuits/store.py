@@ -120,15 +120,18 @@ def read_json(path: Path, made_by: str) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep others out of `folder` meanwhile; InputError if one is at work there. A killed process leaves no lock."""
+def locked(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Keep others out of `folder` meanwhile. A killed process leaves no lock.
+
+    InputError if one is at work there, unless this is to `wait` for it.
+    """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
         raise InputError(f"cannot open {folder}: {error.strerror}; choose a folder that can be read") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise InputError(f"another run is at work in {folder}; wait for it, or choose another folder") from None
         yield

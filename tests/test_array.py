@@ -12,6 +12,7 @@ from reference import dense_device_state
 from scipy.linalg import expm, solve_continuous_lyapunov
 from scipy.stats import norm
 from simulated import rough_device
+from small_network import batches, network
 from torch import nn
 
 from circuits.device import Device, Estimate, ideal_device
@@ -352,20 +353,6 @@ def test_noise_of_the_board_is_kappa_in_the_units_of_the_gradient():
     assert_close(low_rank_state(held, torch.tensor(g), None, 0.3, inf), mean * full_scale / V_F, 1e-10)
 
 
-def network(dtype=torch.float64) -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).to(torch.float64).to(dtype)
-
-
-def batches(count: int, size: int = 6, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(7)
-    return [
-        (torch.randn(size, 5, generator=generator, dtype=torch.float64).to(dtype),
-         torch.randint(3, (size,), generator=generator))
-        for _ in range(count)
-    ]  # fmt: skip
-
-
 def flat(model) -> np.ndarray:
     return nn.utils.parameters_to_vector(model.parameters()).detach().numpy().copy()
 
@@ -450,7 +437,7 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(settings, dtype, tmp_pa
     noisy = {"dac": Converter(8, 4.0, 0.01, 0.02), "adc": Converter(9, 4.0, 0.02), "elements": Converter(7)}
 
     def build():
-        model, array = network(dtype), Array((12, 39), deviation=0.01, seed=1, level=1e-6, **noisy)
+        model, array = network(dtype=dtype), Array((12, 39), deviation=0.01, seed=1, level=1e-6, **noisy)
         return model, TNGD(model, lr=0.1, damping=0.1, array=array, **settings)
 
     model, optimizer = build()
@@ -465,16 +452,16 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(settings, dtype, tmp_pa
     assert np.array_equal(flat(other), end)
     for array in (None, replace(optimizer.array, seed=2)):
         with pytest.raises(InputError, match="another array"):
-            TNGD(network(dtype), array=array).load_state_dict(saved["optimizer"])
+            TNGD(network(dtype=dtype), array=array).load_state_dict(saved["optimizer"])
 
 
 def test_a_network_trains_on_an_array_of_a_calibrated_device():
-    model, (x, y) = network(torch.float32), batches(1, 12, torch.float32)[0]
+    model, (x, y) = network(dtype=torch.float32), batches(1, 12, torch.float32)[0]
     array = array_of(calibrated(0.01), shape=(12 * 2, 39), seed=0, element_bits=8)
     optimizer = TNGD(model, curvature="ggn", array=array, lr=0.5, damping=0.1, time=50.0)
     losses = run(model, optimizer, [(x, y)] * 30)
     assert losses[-1] < 0.2 * losses[0]
-    twin = network(torch.float32)
+    twin = network(dtype=torch.float32)
     ideal = run(twin, TNGD(twin, lr=0.5, damping=0.1, time=50.0), [(x, y)] * 30)
     assert 1e-5 < abs(losses[-1] / ideal[-1] - 1) < 0.2
 

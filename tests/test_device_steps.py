@@ -9,26 +9,13 @@ import torch
 from compare import assert_close
 from reference import dense_device_state, softmax_ggn
 from simulated import rough_device
+from small_network import batches, network
 from torch import nn
 
 from circuits.errors import InputError
 from tngd.losses import CROSS_ENTROPY, LOGISTIC, Loss
 from tngd.optimizer import TNGD
 from tngd.tiles import tile_board
-
-
-def network(seed: int = 0, dtype=torch.float64) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).to(torch.float64).to(dtype)
-
-
-def batches(count: int, size: int = 6, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(7)
-    return [
-        (torch.randn(size, 5, generator=generator, dtype=torch.float64).to(dtype),
-         torch.randint(3, (size,), generator=generator))
-        for _ in range(count)
-    ]  # fmt: skip
 
 
 def dense(model, x, y):

@@ -86,7 +86,7 @@ def device_state(
     cond(A) times the precision of the gradient. InputError for a negative or not-a-number damping, time or noise, and
     for time inf without damping.
     """
-    _check(damping, time, noise)
+    check_evolution(damping, time, noise)
     if time == 0:
         return torch.zeros_like(gradient) if start is None else start.clone()
     relax, decay, spread = _functions(time)
@@ -103,6 +103,15 @@ def device_state(
         return state
     coefficients = sum(_coefficients(held, held.factor.forward(v), f, damping, time) for v, f in terms)
     return state + held.factor.transpose(coefficients)
+
+
+def check_evolution(damping: float, time: float, noise: float) -> None:
+    """Raise InputError for a negative or not-a-number damping, time or noise, and for time inf without damping."""
+    for name, value in (("damping", damping), ("time", time), ("noise", noise)):
+        if not value >= 0:
+            raise InputError(f"{name} must be 0 or above, got {value}")
+    if isinf(time) and damping == 0:
+        raise InputError("time inf without damping has no end state; give a damping above 0 or a finite time")
 
 
 @dataclass(frozen=True)
@@ -195,11 +204,3 @@ def _lanczos(product: Callable[[Tensor], Tensor], vector: Tensor, steps: int) ->
         if j + 1 < steps:
             T[j, j + 1] = T[j + 1, j] = torch.where(going, beta, torch.zeros_like(beta))
     return Q, T
-
-
-def _check(damping: float, time: float, noise: float) -> None:
-    for name, value in (("damping", damping), ("time", time), ("noise", noise)):
-        if not value >= 0:
-            raise InputError(f"{name} must be 0 or above, got {value}")
-    if isinf(time) and damping == 0:
-        raise InputError("time inf without damping has no end state; give a damping above 0 or a finite time")

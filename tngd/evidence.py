@@ -8,11 +8,11 @@ from circuits.device import Device, device_hash, load_device
 from circuits.errors import InputError
 from tngd.comparison import summary
 from tngd.methods import METHODS
-from tngd.mnist_results import Content, change_results, claim, kept_run, one_thread, read_results
+from tngd.mnist_results import Content, change_results, claim, kept_run, read_results
 from tngd.mnist_trials import SETTINGS, Data, Setting, load_data, mnist_trial
 from tngd.networks import NETWORKS
 from tngd.studies import STUDIES
-from tngd.trial import Progress
+from tngd.trial import Progress, one_thread
 from tngd.tuning import tune, tuned_settings
 
 MARKS = 1000  # of progress a run

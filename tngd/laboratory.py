@@ -6,7 +6,7 @@ of the inputs, seeds, versions, the ngspice that ran.
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +130,8 @@ def calibrate(
             found = _calibrated_runs(made, folder, route, progress)
         device, own, made_from = found
         circuits = [predict(device, k, made.program) for k in range(len(device.copies))]
-        device.fitted_on["reduced_order"] = asdict(choose_order(circuits, own, order))
+        chosen = {"reduced_order": asdict(choose_order(circuits, own, order))}
+        device = replace(device, fitted_on=device.fitted_on | chosen)
         content = describe_device(device)
         content["provenance"] = provenance(
             board_sha256=sha256((folder / "board.json").read_bytes()), seed=made.seed, **made_from

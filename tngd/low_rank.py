@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
+from tngd.dynamics import check_evolution
 
 SERIES = 18  # terms of Σ_h where |B| h <= 1/4: the next is below 1e-21 of the first
 DOUBLINGS = 80  # at t = ∞: |B| / slowest rate up to 2^80
@@ -86,11 +87,7 @@ def low_rank_state(
     As `tngd.dynamics.device_state`. A finite time needs no stability, at t = ∞ it is the caller's to see to it
     (`is_stable`). InputError for a negative damping, time or noise, and for time inf without damping.
     """
-    for name, value in (("damping", damping), ("time", time), ("noise", noise)):
-        if not value >= 0:
-            raise InputError(f"{name} must be 0 or above, got {value}")
-    if isinf(time) and damping == 0:
-        raise InputError("time inf without damping has no end state; give a damping above 0 or a finite time")
+    check_evolution(damping, time, noise)
     if time == 0:
         return torch.zeros_like(gradient) if start is None else start.clone()
     if isinf(time):

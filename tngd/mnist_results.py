@@ -4,19 +4,14 @@ A run that is there is not made again; one that stopped half way goes on from it
 beside the file. Several processes may fill one file at a time: each reads it anew, adds its run and writes it whole.
 """
 
-import fcntl
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from circuits.errors import InputError
-from circuits.store import provenance, read_json, refuse_existing, write_json
+from circuits.store import locked, provenance, read_json, refuse_existing, sha256, write_json
 from tngd.trial import Progress, Trial, run_trial
 
 SCHEMA = "tngd.mnist/1"
@@ -40,7 +35,7 @@ def change_results(path: Path, change: Callable[[Content], None]) -> Content:
     """Read, change and write the file while no other process does."""
     refuse_existing(path, force=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(path.parent):
+    with locked(path.parent, wait=True):
         content = read_results(path)
         change(content)
         write_json(path, content)
@@ -104,32 +99,10 @@ def kept_run(path: Path, place: tuple[str, ...], trial: Trial, force: bool, prog
 
 def trial_hash(trial: Trial) -> str:
     """SHA-256 of what makes the trial what it is."""
-    return hashlib.sha256(json.dumps(trial.identity, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for torch: the same digits everywhere, and CPU seconds that say how much work it was."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return sha256(json.dumps(trial.identity, sort_keys=True))
 
 
 def _at(content: Content, place: tuple[str, ...]) -> Content:
     for key in place:
         content = content.setdefault(key, {})
     return content
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait for the folder's lock, which a killed process leaves open."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,8 @@ def comparison_tables(setting: str, found: dict[str, Any]) -> list[Table]:
     """Final figures of every method; then how soon it is where Adam ends, and its differences to Adam."""
     what, methods = found["what"], found["methods"]
     data = "MNIST" if what["genuine"] else "Images that are not MNIST's"
-    title = f"{data}, {setting}: {what['train']:,} images, {what['parameters']:,} parameters, {what['epochs']} epochs"
+    size = f"{what['train']:,} images, {what['parameters']:,} parameters"
+    title = f"{data}, {setting}: {size}, epochs: {what['epochs']}"
     final = _table(
         f"{title}; mean ± standard error over seeds",
         ("optimizer", "seeds", "train loss", "test loss", "test accuracy", "CPU s"),
@@ -41,7 +42,7 @@ def comparison_tables(setting: str, found: dict[str, Any]) -> list[Table]:
             _time(adam, "cpu_s"),
             _time(sgd, "epochs"),
             _interval(minus.get("test_loss"), 4),
-            _interval(minus.get("test_accuracy"), 2, 100, " %"),
+            _interval(minus.get("test_accuracy"), 2, 100, " points"),
         )
     return [final, against]
 
@@ -50,7 +51,7 @@ def study_table(name: str, found: dict[str, Any]) -> Table:
     """A row a cell of a study, with what is varied."""
     what, cells = found["what"], found["cells"]
     varied = list(next(iter(cells.values()))["what"]["varied"])
-    title = f"{name}: {what['about']}; {what['train']:,} images, {what['epochs']} epochs, mean ± standard error"
+    title = f"{name}: {what['about']}; {what['train']:,} images, epochs: {what['epochs']}; mean ± standard error"
     table = _table(title, (*varied, "seeds", "train loss", "test loss", "test accuracy"))
     for key, each in found["summary"].items():
         values = [str(cells[key]["what"]["varied"].get(column, "")) for column in varied]

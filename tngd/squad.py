@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from circuits.errors import InputError
 from circuits.store import file_sha256, provenance, refuse_existing, write_json
+from tngd.comparison import mean_and_error
 from tngd.curvature import CURVATURES
 from tngd.optimizer import TNGD
 from tngd.squad_data import TEST, TRAIN, Tokens, find_folder, read_hub, read_squad, tokenise
 from tngd.squad_model import MINILM, Pretrained, load_pretrained, span_model
 from tngd.squad_score import score
 from tngd.squad_span import SPAN, best_spans
-from tngd.trial import Outcome, Trial, run_trial
+from tngd.trial import Outcome, Trial, one_thread, run_trial
 
 SCHEMA = "tngd.squad/1"
 HUB, HUB_DATA = "hub", "rajpurkar/squad"
@@ -110,13 +111,8 @@ def squad(
     kept = out.with_name(out.name + ".trials")
     if out.exists():
         shutil.rmtree(kept, ignore_errors=True)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        task = load_task(recipe, data)
-        result = compare(task, kept, progress)
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread():
+        result = compare(load_task(recipe, data), kept, progress)
     write_json(out, result)
     shutil.rmtree(kept, ignore_errors=True)
     return result
@@ -250,7 +246,7 @@ def _entry(spec: str, runs: dict[int, Outcome]) -> dict[str, Any]:
         "name": spec,
         "settings": _written(spec),
         "runs": [{"seed": s, "records": run.records, "diverged": run.diverged} for s, run in runs.items()],
-        "final": {name: _mean([records[-1][name] for records in whole]) for name in names} if whole else None,
+        "final": {name: mean_and_error([records[-1][name] for records in whole]) for name in names} if whole else None,
         "cpu_s_per_step": sum(r["cpu_s"] for records in whole for r in records) / steps if whole else None,
     }
 
@@ -258,9 +254,3 @@ def _entry(spec: str, runs: dict[int, Outcome]) -> dict[str, Any]:
 def _written(spec: str) -> dict[str, float | str]:
     """Settings of a method in JSON, which has no word for infinity."""
     return {name: value if np.isfinite(value) else str(value) for name, value in method_settings(spec).items()}
-
-
-def _mean(values: list[float]) -> dict[str, float | None]:
-    """Mean over seeds and its standard error, None for one seed."""
-    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "standard_error": error}

@@ -20,10 +20,12 @@ from circuits.device import Device, device_hash, ideal_device
 from circuits.errors import InputError
 from circuits.fisher import DATA_SETS, fit_weights, load
 from tngd.baselines import ExactNGD
+from tngd.comparison import mean_and_error
 from tngd.losses import CROSS_ENTROPY, LOGISTIC, Loss
 from tngd.optimizer import TNGD
 from tngd.tile_steps import TileStep
 from tngd.tiles import TileBoard, tile_board
+from tngd.trial import one_thread
 
 SCHEMA = "tngd.training/1"
 EVALUATIONS = 30  # points of a learning curve
@@ -85,9 +87,7 @@ def train(
         "calibrated": tile_board(device),
         "ideal": tile_board(ideal_device(device.board, len(device.copies))),
     }
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         results = []
         for k, method in enumerate(task.methods):
             runs = []
@@ -98,8 +98,6 @@ def train(
                 )
             results.append(_summary(method, runs))
         progress(len(task.methods) * seeds, len(task.methods) * seeds, f"{name}: done")
-    finally:
-        torch.set_num_threads(threads)
     return {
         "task": name,
         "model": str(task.model()),
@@ -251,9 +249,9 @@ def _summary(method: Method, runs: list[Training]) -> dict[str, Any]:
         "settings": method.settings,
         "train_loss": curves.tolist(),
         "final": {
-            "train_loss": _mean(curves[:, -1]),
-            "test_loss": _mean(np.array([run.test_loss for run in runs])),
-            "test_accuracy": _mean(np.array([run.test_accuracy for run in runs])),
+            "train_loss": mean_and_error(curves[:, -1]),
+            "test_loss": mean_and_error(np.array([run.test_loss for run in runs])),
+            "test_accuracy": mean_and_error(np.array([run.test_accuracy for run in runs])),
         },
     }
     if tiles:
@@ -263,9 +261,3 @@ def _summary(method: Method, runs: list[Training]) -> dict[str, Any]:
             "direction_deviation": float(np.mean([tile.deviation for tile in tiles])),
         }
     return summary
-
-
-def _mean(values: np.ndarray) -> dict[str, float | None]:
-    """Mean over seeds and its standard error (None for one seed)."""
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
-    return {"mean": float(values.mean()), "standard_error": error}

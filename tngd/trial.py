@@ -10,7 +10,8 @@ end of an order is left out. Random numbers that the model draws (dropout) start
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from math import isfinite
 from pathlib import Path
@@ -116,10 +117,21 @@ def run_trial(trial: Trial, checkpoint: Path | None = None, progress: Progress =
             record, diverged = _epoch(trial, len(records), model, optimizer, progress)
             if record is not None:
                 records = [*records, record]
-            if checkpoint is not None and _resumable(optimizer):
+            if checkpoint is not None:
                 state = {"records": records, "diverged": diverged, "model": _trained(model)}
                 write_checkpoint(checkpoint, trial.identity, state | {"optimizer": optimizer.state_dict()})
     return Outcome(records, model, diverged)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch: the same digits everywhere, and CPU seconds that say how much work it was."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def batch_order(seed: int, epoch: int, samples: int, batch: int) -> Tensor:
@@ -200,11 +212,6 @@ def _restore(model: nn.Module, content: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in _trained(model).items():
             tensor.copy_(content[name])
-
-
-def _resumable(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether state_dict holds all: that of K-FAC lacks its means until it has one of its own."""
-    return not isinstance(optimizer, KFAC) or type(optimizer).state_dict is not torch.optim.Optimizer.state_dict
 
 
 def _stream(seed: int, epoch: int, purpose: str) -> int:
