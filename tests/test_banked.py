@@ -66,7 +66,7 @@ def truth(model, copy) -> np.ndarray:
 @pytest.fixture(scope="module", params=BOARDS)
 def calibrated(request):
     target, cells, choices, tolerance = BOARDS[request.param]
-    made = make_design(target, cells=cells, choices=choices, tolerance=tolerance, name="banks", copies=2, seed=2)
+    made = make_design(target, cells=cells, choices=choices, tolerance=tolerance, name="banks", seed=2)
     return made, calibrate_programs(made)
 
 
@@ -85,9 +85,9 @@ def test_parts_are_found_within_honest_errors(calibrated):
         assert np.std(off) < 0.1
         assert rough or np.sqrt(np.mean(off**2)) < 0.1
     z = np.array(z)
-    # Some 100 parameters of two copies, much correlated within a copy. On plain cells nothing is left out, and
+    # Some 100 parameters of three copies, much correlated within a copy. On plain cells nothing is left out, and
     # the floor of the data is far above their errors.
-    assert np.sqrt(np.mean(z**2)) < (3 if rough else 1.6)  # two copies of one unknown scale, or many unknowns
+    assert np.sqrt(np.mean(z**2)) < (3 if rough else 1.6)  # three copies of one unknown scale, or many unknowns
     assert np.abs(z).max() < 7
     if made.board.nodes_per_cell == 2:
         assert np.sqrt(np.mean(z**2)) > 0.4
@@ -107,7 +107,7 @@ def test_held_out_targets_are_predicted(calibrated):
             assert max(scores.errors) < 1e-4  # the model contains the truth
             assert min(scores.errors_uncalibrated) > 1e-3
         else:
-            assert 0.15 < scores.z_rms < 1.5  # few copies, whose entries err together
+            assert 0.3 < scores.z_rms < 1.5
             assert scores.coverage_95 > 0.9
 
 
