@@ -28,6 +28,15 @@ def flat(parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in parameters])
 
 
+def matrix_shapes(parameters: Sequence[Tensor]) -> dict[int, tuple[int, int]]:
+    """Every parameter as a matrix (n, m), n its first extent, by its offset in the flat vector."""
+    shapes, start = {}, 0
+    for p in parameters:
+        shapes[start] = (p.shape[0], p.numel() // p.shape[0]) if p.ndim else (1, 1)
+        start += p.numel()
+    return shapes
+
+
 def descend(groups: Groups, direction: Tensor) -> None:
     """θ ← (1 - η w) θ - η x, in place, with each group's lr η and weight_decay w."""
     start = 0

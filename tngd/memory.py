@@ -6,9 +6,10 @@ as it is at the upload; with "gradient" or "zero" it is reset: at the upload to 
 delay, else right after the reading, to the old gradient (the only one known then) or zero.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from math import isinf
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +19,16 @@ from circuits.interface import Converter
 from tngd.array import Array, Programmed, check_size, noise_of, program_array, readings
 from tngd.converters import convert, root_mean_square
 from tngd.dynamics import Held, device_state, held_curvature
-from tngd.gram import Factor, packed, unpacked
+from tngd.gram import Factor
+from tngd.history import (
+    History,
+    from_device,
+    packed_history,
+    remembered,
+    thinned,
+    to_device,
+    unpacked_history,
+)
 from tngd.low_rank import is_stable, low_rank_state
 from tngd.settings import Settings
 
@@ -48,9 +58,11 @@ class DeviceStep:
 class Memory:
     """The pair last uploaded, its damping and κ₀, the state (N,), and how many steps its curvature has served.
 
-    `held` is None once neither a later step nor a delay needs that curvature.
+    Gradient and state are those on the device, in the coordinates of the history's T. `held` is None once neither a
+    later step nor a delay needs that curvature.
     """
 
+    history: History
     held: Held | Programmed | None
     gradient: Tensor
     damping: float
@@ -75,13 +87,22 @@ def advance(
     factor: Factor | None,
     white: White,
     array: Array | None = None,
+    shapes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
 ) -> tuple[Memory, Reading]:
     """The device after one step with a new gradient (N,) and factor, None to keep the curvature it has.
+
+    `shapes` (n, m) of the parameters by their offsets are for a precondition.
 
     `white()` draws standard normal numbers (N,); it is called only if there is noise. Without an `array` the device is
     ideal. An unstable array has an end state at no endless time: it is reset to the gradient uploaded, and says so.
     """
     fresh, saturated, noise = factor is not None, 0, settings.noise
+    history = memory.history if memory else None
+    if fresh:
+        history = remembered(history, factor, settings, shapes)
+        if memory and history.metric is not memory.history.metric:
+            memory = None  # its state is in the coordinates of another T
+    gradient = to_device(history, gradient)
     if array is not None:
         check_array(array, settings, len(gradient))
         wanted = gradient
@@ -91,16 +112,17 @@ def advance(
     if not fresh:
         held = memory.held
     elif array is None:
-        held = held_curvature(factor, gradient, settings.lanczos)
+        once = settings.refresh == 1 and not settings.delay
+        held = held_curvature(history.uploaded, gradient, settings.lanczos, once)
     else:
-        held = program_array(array, factor, gradient)
+        held = program_array(array, history.uploaded, gradient)
         saturated += held.saturated
     state, right = _evolved(held, gradient, begin, settings.damping, settings.time, noise, white)
-    kept = Memory(held, gradient, settings.damping, state, 1 if fresh else memory.age + 1, noise)
+    kept = Memory(history, held, gradient, settings.damping, state, 1 if fresh else memory.age + 1, noise)
     if array is not None:
         state, met = _through(array.adc, readings(array, state, wanted), white)
         saturated += met
-    return kept, Reading(state, saturated, not (left and right))
+    return kept, Reading(from_device(history, state), saturated, not (left and right))
 
 
 def check_array(array: Array, settings: Settings, size: int) -> None:
@@ -119,34 +141,31 @@ def trimmed(memory: Memory | None, settings: Settings) -> Memory | None:
     """The memory without a curvature that no step will use again: it is by far the largest part."""
     if memory is None or settings.delay or not due(memory, settings):
         return memory
-    return replace(memory, held=None)
+    return replace(memory, held=None, history=thinned(memory.history, settings))
 
 
 def packed_memory(memory: Memory | None) -> dict[str, Any] | None:
-    """Plain dictionaries and tensors, for a state_dict; what an array holds is made again from the factor."""
+    """Plain dictionaries and tensors, for a state_dict; what an array holds is made again."""
     if memory is None:
         return None
     held = None
     if memory.held is not None:
-        held = {"factor": packed(memory.held.factor)}
-        if isinstance(memory.held, Held):
-            held |= {"K": memory.held.K, "lanczos": memory.held.lanczos}
+        held = {"K": memory.held.K, "lanczos": memory.held.lanczos} if isinstance(memory.held, Held) else {}
     rest = {name: getattr(memory, name) for name in ("gradient", "damping", "state", "age", "noise")}
-    return {"held": held, **rest}
+    return {"history": packed_history(memory.history), "held": held, **rest}
 
 
 def unpacked_memory(content: dict[str, Any] | None, array: Array | None = None) -> Memory | None:
     """The memory that `packed_memory` wrote, of the same array."""
     if content is None:
         return None
-    held = content["held"]
+    history, held = unpacked_history(content["history"]), content["held"]
     if held is not None:
-        factor = unpacked(held["factor"])
         if array is None:
-            held = Held(factor, held["K"], held["lanczos"])
+            held = Held(history.uploaded, held["K"], held["lanczos"])
         else:
-            held = program_array(array, factor, content["gradient"])
-    return Memory(**content | {"held": held})
+            held = program_array(array, history.uploaded, content["gradient"])
+    return Memory(**content | {"history": history, "held": held})
 
 
 def placed(content: Any, device: Any) -> Any:

@@ -2,8 +2,9 @@
 
 The device holds A = λI + RᵀR, RᵀR the curvature of the batch over the whole parameter vector, and the gradient g; its
 state after time t is taken exactly (tngd.dynamics). From the gradient, t = 0 is gradient descent and t = ∞ the damped
-natural gradient. An array puts the errors of a full-size device in (tngd.array). With curvature "tiles", calibrated
-boards invert 8 x 8 blocks instead (tngd.tile_steps).
+natural gradient. With a precondition the device holds λI + T⁻¹RᵀRT⁻ᵀ, T of older curvatures (tngd.history). An array
+puts the errors of a full-size device in (tngd.array). With curvature "tiles", calibrated boards invert 8 x 8 blocks
+instead (tngd.tile_steps).
 """
 
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ from tngd.adaptation import adapted, random_state, reduction_ratio
 from tngd.array import Array
 from tngd.batches import Batch, all_finite, evaluate_batch, join_batches
 from tngd.descent import shortened, take_step
-from tngd.groups import check_one_setting, check_partners, flat, left_to, trained
+from tngd.groups import check_one_setting, check_partners, flat, left_to, matrix_shapes, trained
 from tngd.losses import CROSS_ENTROPY, Loss, as_loss
 from tngd.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, placed, trimmed, unpacked_memory
 from tngd.recorder import Recorder
@@ -60,6 +61,9 @@ class TNGD(torch.optim.Optimizer):
         lanczos: Lanczos steps in place of the eigenvectors of K: for large b, approximate.
         tile_curvature: what tiles are blocks of: "ggn", "mc" (much cheaper: one backward pass, not one a class) or
             "empirical".
+        history: batches whose curvatures the device holds together, as their mean; one alone is a poor sample.
+        precondition: the damping δ of a factor T of older curvatures, a Kronecker product a layer; λ is then the weight
+            of T Tᵀ beside the curvature, of order 1. None: no such factor. It needs the module.
         array: the errors of a full-size device (see below); None for an ideal one.
         model: the module, where params are its groups.
         inner: an optimizer of the same parameters, which then takes the step with the direction as its gradient:
@@ -102,6 +106,8 @@ class TNGD(torch.optim.Optimizer):
         adapt: int = 0,
         lanczos: int | None = None,
         tile_curvature: str = "ggn",
+        history: int = 1,
+        precondition: float | None = None,
         array: Array | None = None,
         model: torch.nn.Module | None = None,
         inner: torch.optim.Optimizer | None = None,
@@ -119,9 +125,10 @@ class TNGD(torch.optim.Optimizer):
         if (curvature == "tiles") != (board is not None):
             raise InputError(f"a board is for curvature 'tiles', which needs one, got curvature={curvature!r}")
         refresh = (10 if curvature == "tiles" else 1) if refresh is None else refresh
-        settings = Settings(
-            curvature, damping, refresh, time, start, delay, noise, max_norm, kl_clip, adapt, lanczos, tile_curvature
-        )
+        behaviour = time, start, delay, noise, max_norm, kl_clip, adapt, lanczos, tile_curvature, history, precondition
+        settings = Settings(curvature, damping, refresh, *behaviour)
+        if precondition is not None and model is None:
+            raise InputError("a precondition takes a network layer by layer; give TNGD the module, or model=...")
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **asdict(settings)})
         own = self._trained()
         if not own:
@@ -167,14 +174,14 @@ class TNGD(torch.optim.Optimizer):
         with torch.no_grad():
             self._memory, self._tiles, self.last = memory, tiles, last
             before = flat(own) if adapts else None
-            factor = None if memory is None else memory.held.factor
+            factor = None if memory is None else memory.history.joined
             scale = take_step(self.param_groups, direction, self.inner, factor, settings.kl_clip)
             if self.inner is not None and settings.kl_clip is not None:
                 self.last = replace(last, scale=scale)
             self._steps += 1
         if adapts:  # before the companion's step, whose part in the change of the loss is not the model's
             change = flat(own) - before
-            ratio = reduction_ratio(batch, memory.held.factor, change, closures, self.loss, random)
+            ratio = reduction_ratio(batch, factor, change, closures, self.loss, random)
             self.last = replace(self.last, ratio=ratio)
             for group in self.param_groups:
                 group["damping"] = adapted(settings.damping, ratio, settings.adapt)
@@ -274,8 +281,9 @@ class TNGD(torch.optim.Optimizer):
             how = settings.refresh, Reading(settings.time, settings.noise), settings.start
             direction, tiles, last = tile_step(self.board, P, fine, self._tiles, *how, self._generator)
             return direction.to(g.dtype), None, tiles, last
-        memory, read = advance(self._memory, settings, g, batch.factor, lambda: _white(g, self._generator), self.array)
-        limit, factor = settings.kl_clip if self.inner is None else None, memory.held.factor
+        white, shapes = lambda: _white(g, self._generator), matrix_shapes(self._trained())
+        memory, read = advance(self._memory, settings, g, batch.factor, white, self.array, shapes)
+        limit, factor = settings.kl_clip if self.inner is None else None, memory.history.joined
         direction, scale = shortened(self.param_groups, read.state, factor, limit)
         if not all_finite(direction):
             raise InputError("the state of the device is not finite, the step was not made; raise the damping")

@@ -26,6 +26,8 @@ class Settings:
     adapt: int = 0
     lanczos: int | None = None
     tile_curvature: str = "ggn"
+    history: int = 1
+    precondition: float | None = None
 
     def __post_init__(self):
         if self.curvature not in (*CURVATURES, "tiles"):
@@ -43,9 +45,9 @@ class Settings:
         if isinf(self.noise):
             raise InputError("noise must be finite, got inf")
         self._check_counts()
-        for name in ("max_norm", "kl_clip"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0 (None for no limit), got {getattr(self, name)}")
+        for name in ("max_norm", "kl_clip", "precondition"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < inf:
+                raise InputError(f"{name} must be above 0 and finite (None for none), got {getattr(self, name)}")
         if self.curvature == "tiles":
             self._check_tiles()
 
@@ -57,6 +59,8 @@ class Settings:
             raise InputError(f"adapt is a number of steps, 0 for a fixed damping, got {self.adapt}")
         if self.lanczos is not None and self.lanczos < 1:
             raise InputError(f"lanczos is a number of steps, 1 or more (None for none), got {self.lanczos}")
+        if self.history < 1:
+            raise InputError(f"history is a number of batches, 1 or more, got {self.history}")
 
     def _check_tiles(self) -> None:
         if self.tile_curvature not in CURVATURES:
@@ -66,6 +70,8 @@ class Settings:
             "adapt": (self.adapt, 0),
             "kl_clip": (self.kl_clip, None),
             "lanczos": (self.lanczos, None),
+            "history": (self.history, 1),
+            "precondition": (self.precondition, None),  # they have factors T of their own
         }
         for name, (value, only) in given.items():
             if value != only:
