@@ -145,6 +145,8 @@ def test_noise_is_seeded_and_of_its_size():
     {"curvature": "ggn", "adapt": 2, "kl_clip": 1e-3, "time": 9.0, "lanczos": 4},
     {"curvature": "empirical", "start": "kept", "time": 1.0},
     {"curvature": "mc", "inner": "adam"},
+    {"curvature": "mc", "history": 2, "refresh": 2, "precondition": 0.1, "start": "kept", "time": 1.0, "delay": 0.5},
+    {"curvature": "ggn", "history": 3, "precondition": 0.1, "kl_clip": 1e-3, "inner": "adam"},
 ])  # fmt: skip
 def test_resumed_run_is_the_uninterrupted_one_to_the_bit(settings, dtype, tmp_path):
     data, settings = batches(9, dtype=dtype), dict(settings)

@@ -31,9 +31,9 @@ Block = Outer | Positions | Rows
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A ⊗ G of one layer, by the offsets of its weight and bias (None: not trained, then no ā)."""
+    """A ⊗ G of one layer, by the offsets of its weight and bias (None: no ā), or of a vector (n, 1)."""
 
-    weight: int | None
+    weight: int
     bias: int | None
     shape: tuple[int, int]  # (n, m)
     center: Tensor | None  # ā (m,)
@@ -45,7 +45,7 @@ class Product:
 class Change:
     """The coordinates of one layer: ā (m,), C⁻¹ (m, m) and L⁻¹ (n, n), or numbers."""
 
-    weight: int | None
+    weight: int
     bias: int | None
     shape: tuple[int, int]  # (n, m)
     center: Tensor | None
@@ -64,9 +64,8 @@ class Metric:
         total = vector.clone()
         for change in self.changes:
             V, beta = _parts(total, change)
-            if V is not None:
-                centred = V if beta is None else V - torch.outer(beta, change.center)
-                V.copy_(_left(change.left, _times(centred, change.right)))
+            centred = V if beta is None else V - torch.outer(beta, change.center)
+            V.copy_(_left(change.left, _times(centred, change.right)))
             if beta is not None:
                 beta.copy_(_times(beta, change.left))
         return total
@@ -76,28 +75,30 @@ class Metric:
         total = state.clone()
         for change in self.changes:
             V, beta = _parts(total, change)
+            V.copy_(_left(_turned(change.left), _times(V, _turned(change.right))))
             if beta is not None:
-                beta.copy_(_times(beta, change.left.mT))
-            if V is not None:
-                V.copy_(_left(change.left.mT, _times(V, change.right.mT)))
-            if V is not None and beta is not None:
-                beta.sub_(V @ change.center)
+                beta.copy_(_times(beta, _turned(change.left)) - V @ change.center)
         return total
 
     def factor(self, factor: Factor) -> Factor:
         """R Mᵀ, (r, N)."""
         places = {(change.weight, change.bias): change for change in self.changes}
-        blocks = [
-            _changed_block(block, places[key]) if (key := _place(block)) in places else block for block in factor.blocks
-        ]
+        blocks = []
+        for block in factor.blocks:
+            for part in (block,) if _place(block) in places else _apart(block):
+                known = places.get(_place(part))
+                blocks.append(part if known is None else _changed_block(part, known))
         return Factor(tuple(blocks), factor.rank, factor.size)
 
 
 def nearest_products(factor: Factor, shapes: Mapping[int, tuple[int, int]]) -> tuple[Product, ...]:
-    """The product of every layer whose rows are its own; `shapes` (n, m) of weights by their offsets."""
-    return tuple(
-        _normalized(*_place(block), *_moments(block, shapes)) for block in factor.blocks if _has_product(block, shapes)
-    )
+    """A product for every layer, and for every parameter whose rows are not those of a layer.
+
+    `shapes`: (n, m) of parameters, (n, 1) of vectors, by their offsets. A convolution in groups gets none.
+    """
+    parts = [part for block in factor.blocks for part in ((block,) if _is_layer(block, shapes) else _apart(block))]
+    whole = [part for part in parts if not isinstance(part, Positions) or part.inputs.shape[1] == 1]
+    return tuple(_normalized(*_place(part), *_moments(part, shapes)) for part in whole)
 
 
 def averaged(old: tuple[Product, ...], new: tuple[Product, ...], share: float) -> tuple[Product, ...]:
@@ -118,20 +119,27 @@ def metric_of(products: tuple[Product, ...], damping: float) -> Metric:
     return Metric(tuple(_change(product, damping) for product in products))
 
 
-def _has_product(block: Block, shapes: Mapping[int, tuple[int, int]]) -> bool:
-    if isinstance(block, Positions):
-        return block.inputs.shape[1] == 1
-    if isinstance(block, Outer):
+def _is_layer(block: Block, shapes: Mapping[int, tuple[int, int]]) -> bool:
+    if not isinstance(block, Rows) or len(block.places) == 1:
         return True
     (offset, length), *more = block.places
-    n, m = shapes.get(offset, (0, 0))
-    return length == n * m > 0 and [each[1] for each in more] in ([], [n])
+    n, m = shapes[offset]
+    return length == n * m and [each[1] for each in more] == [n]
+
+
+def _apart(block: Block) -> tuple[Block, ...]:
+    """One block a parameter, of rows written out."""
+    if not isinstance(block, Rows):
+        return (block,)
+    parts = block.matrix.split([length for _, length in block.places], dim=1)
+    return tuple(Rows(part, (place,)) for part, place in zip(parts, block.places, strict=True))
 
 
 def _place(block: Block) -> tuple[int | None, int | None]:
+    """Offsets of weight and bias; of a parameter alone it is the first."""
     if isinstance(block, Rows):
-        return block.places[0][0], block.places[1][0] if len(block.places) == 2 else None
-    return block.weight, block.bias
+        return block.places[0][0], block.places[1][0] if len(block.places) > 1 else None
+    return (block.weight, block.bias) if block.weight is not None else (block.bias, None)
 
 
 def _moments(
@@ -153,36 +161,34 @@ def _moments(
 
 
 def _outer_moments(block: Outer) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    a, g = block.inputs, block.outputs
+    biased = None not in (block.weight, block.bias)
+    a, g = block.inputs if block.weight is not None else block.inputs.new_ones(len(block.inputs), 1), block.outputs
     energy = g.square().sum((1, 2))
-    size = a.square().sum(1) if block.weight is not None else a.new_zeros(len(a))
-    B = (a * energy[:, None]).T @ a
-    if block.bias is not None:
-        size = size + 1
-    scaled = (g * size.sqrt()[:, None, None]).flatten(0, 1)
-    G = scaled.T @ scaled
-    return (G, energy.sum(), energy @ a, B) if block.bias is not None else (G, None, None, B)
+    scaled = (g * (a.square().sum(1) + biased).sqrt()[:, None, None]).flatten(0, 1)
+    G, B = scaled.T @ scaled, (a * energy[:, None]).T @ a
+    return (G, energy.sum(), energy @ a, B) if biased else (G, None, None, B)
 
 
 def _position_moments(block: Positions) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+    biased = None not in (block.weight, block.bias)
     a, g = block.inputs[:, 0], block.outputs[:, :, 0]  # (b, m, p), (b, q, n, p)
     if block.weight is None:
-        a = a[:, :0]
-    if block.bias is not None:
+        a = a.new_ones(len(a), 1, a.shape[2])
+    if biased:
         a = torch.cat([a.new_ones(len(a), 1, a.shape[2]), a], dim=1)
     flat = g.flatten(1, 2)
     A = ((a @ (flat.mT @ flat)) @ a.mT).sum(0)
     g_seen = (flat @ (a.mT @ a)).view(g.shape)
     G = torch.einsum("bqip,bqjp->ij", g_seen, g)
-    return (G, A[0, 0], A[0, 1:], A[1:, 1:]) if block.bias is not None else (G, None, None, A)
+    return (G, A[0, 0], A[0, 1:], A[1:, 1:]) if biased else (G, None, None, A)
 
 
 def _normalized(
-    weight: int | None, bias: int | None, G: Tensor, first: Tensor | None, mixed: Tensor | None, B: Tensor
+    weight: int, bias: int | None, G: Tensor, first: Tensor | None, mixed: Tensor | None, B: Tensor
 ) -> Product:
     total = G.trace().clamp(min=TINY)
-    scale = (B.trace() / max(1, len(B)) if first is None else first).clamp(min=TINY)
-    center = None if mixed is None or weight is None else mixed / scale
+    scale = (B.trace() / len(B) if first is None else first).clamp(min=TINY)
+    center = None if mixed is None else mixed / scale
     return Product(weight, bias, (len(G), len(B)), center, _bounded(B / scale), _bounded(G * (scale / total)))
 
 
@@ -193,21 +199,21 @@ def _bounded(M: Tensor) -> Tensor:
 def _change(product: Product, damping: float) -> Change:
     weight, bias, center = product.weight, product.bias, product.center
     B, G = product.B.double(), product.G.double()
-    ratio = torch.ones((), dtype=B.dtype, device=B.device)
-    if weight is not None:
-        ratio = (_mean_diagonal(B) / _mean_diagonal(G).clamp(min=TINY)).sqrt().clamp(*BALANCE)
+    if center is None and product.shape[1] == 1:  # a vector: all its curvature is in G
+        right, left = B.new_ones(()), _inverse_root(G, G.new_tensor(damping**0.5))
+        return Change(weight, bias, product.shape, center, right.to(product.B.dtype), left.to(product.G.dtype))
+    ratio = (_mean_diagonal(B) / _mean_diagonal(G).clamp(min=TINY)).sqrt().clamp(*BALANCE)
     if center is not None:
         a = center.double()
         B = B - torch.outer(a, a) if B.ndim else B - a.square().mean()
-    right = _inverse_root(B, ratio * damping**0.5) if weight is not None else B
-    left = _inverse_root(G, damping**0.5 / ratio)
+    right, left = _inverse_root(B, ratio * damping**0.5), _inverse_root(G, damping**0.5 / ratio)
     return Change(weight, bias, product.shape, center, right.to(product.B.dtype), left.to(product.G.dtype))
 
 
-def _parts(vector: Tensor, change: Change) -> tuple[Tensor | None, Tensor | None]:
+def _parts(vector: Tensor, change: Change) -> tuple[Tensor, Tensor | None]:
     """Views of a layer's weight (n, m) and bias (n,) in a flat vector."""
     n, m = change.shape
-    V = None if change.weight is None else vector[change.weight : change.weight + n * m].view(n, m)
+    V = vector[change.weight : change.weight + n * m].view(n, m)
     return V, None if change.bias is None else vector[change.bias : change.bias + n]
 
 
@@ -219,9 +225,9 @@ def _changed_block(block: Block, change: Change) -> Block:
         if center is not None:
             W = W - beta[:, :, None] * center
         W = _left(left, _times(W, right)).reshape(len(W), -1)
-        return replace(block, matrix=torch.cat([W, _times(beta, left)], dim=1))
+        return replace(block, matrix=W if change.bias is None else torch.cat([W, _times(beta, left)], dim=1))
     outputs = _times(block.outputs, left) if isinstance(block, Outer) else _left(left, block.outputs)
-    if change.weight is None:
+    if block.weight is None:
         return replace(block, outputs=outputs)
     if isinstance(block, Outer):
         inputs = _times(block.inputs if center is None else block.inputs - center, right)
@@ -240,6 +246,11 @@ def _inverse_root(M: Tensor, shift: Tensor) -> Tensor:
         return (M.clamp(min=0) + shift).rsqrt()
     eye = torch.eye(len(M), dtype=M.dtype, device=M.device)
     return torch.linalg.solve_triangular(torch.linalg.cholesky(M + shift * eye), eye, upper=False)
+
+
+def _turned(matrix: Tensor) -> Tensor:
+    """The transpose of a matrix, or a number."""
+    return matrix.mT if matrix.ndim else matrix
 
 
 def _left(matrix: Tensor, values: Tensor) -> Tensor:
