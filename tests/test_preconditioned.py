@@ -77,16 +77,13 @@ def dense_metric(model, products, damping: float) -> np.ndarray:
 
 def literal(model, data, lr, damping, precondition, history, refresh, time, start):
     """The optimizer written out: parameters after every step. T is any square root, here a triangular one."""
-    path, curvatures, products, state, age, taken = [], [], None, None, refresh, 0
+    path, curvatures, mean, state, age, taken = [], [], None, None, refresh, 0
     for x, y in data:
         G, g = dense(model, x, y)
         if age >= refresh:
             age, curvatures = 0, [*curvatures, G][-history:]
-            new = [product(G[np.ix_(own, own)], n, m, biased) for n, m, biased, own in places(model)]
-            products = new if products is None else [
-                tuple(DECAY * a + (1 - DECAY) * b for a, b in zip(old, fresh, strict=True))
-                for old, fresh in zip(products, new, strict=True)
-            ]  # fmt: skip
+            mean = G if taken == 0 else DECAY * mean + (1 - DECAY) * G
+            products = [product(mean[np.ix_(own, own)], n, m, biased) for n, m, biased, own in places(model)]
             if taken < RENEWED or taken % RENEWED == 0:
                 T, state = np.linalg.cholesky(dense_metric(model, products, precondition)), None
             taken += 1

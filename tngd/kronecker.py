@@ -5,9 +5,10 @@ its bias and weight, and
 
     G = Σ ββᵀ + W Wᵀ,   A = Σ (β | W)ᵀ (β | W) / tr G,   then A ← A/A₀₀, G ← A₀₀ G,
 
-summed over rows, is one step from the identity towards the product A ⊗ G nearest to RᵀR (Van Loan and Pitsianis, 1993).
-Damped as K-FAC is (Martens and Grosse, 2015), A = (1 āᵀ; ā B + π √δ I), π² the ratio of the mean diagonals of B and G,
-C Cᵀ = B + π √δ I - ā āᵀ and L Lᵀ = G + √δ/π I, a gradient (V, β) has on the device the coordinates
+summed over rows and averaged over batches, is one step from the identity towards the product A ⊗ G nearest to RᵀR (Van
+Loan and Pitsianis, 1993). Damped as K-FAC is (Martens and Grosse, 2015), A = (1 āᵀ; ā B + π √δ I), π² the ratio of the
+mean diagonals of B and G, C Cᵀ = B + π √δ I - ā āᵀ and L Lᵀ = G + √δ/π I, a gradient (V, β) has on the device the
+coordinates
 
     V' = L⁻¹ (V - β āᵀ) C⁻ᵀ,   β' = L⁻¹ β,        and a state (V', β') is read as   V = L⁻ᵀ V' C⁻¹,   β = L⁻ᵀ β' - V ā,
 
@@ -31,14 +32,15 @@ Block = Outer | Positions | Rows
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """A ⊗ G of one layer, by the offsets of its weight and bias (None: no ā), or of a vector (n, 1)."""
+    """Sums of A and G of one layer, by the offsets of its weight and bias, or of a vector (n, 1); not yet scaled."""
 
     weight: int
     bias: int | None
     shape: tuple[int, int]  # (n, m)
-    center: Tensor | None  # ā (m,)
-    B: Tensor  # (m, m), or a number
-    G: Tensor  # (n, n), or a number
+    first: Tensor | None  # Σ |β|²; None without bias
+    mixed: Tensor | None  # Σ Wᵀβ (m,)
+    B: Tensor  # Σ Wᵀ W (m, m), or the mean of its diagonal
+    G: Tensor  # Σ ββᵀ + W Wᵀ (n, n), or the mean of its diagonal
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +100,7 @@ def nearest_products(factor: Factor, shapes: Mapping[int, tuple[int, int]]) -> t
     """
     parts = [part for block in factor.blocks for part in ((block,) if _is_layer(block, shapes) else _apart(block))]
     whole = [part for part in parts if not isinstance(part, Positions) or part.inputs.shape[1] == 1]
-    return tuple(_normalized(*_place(part), *_moments(part, shapes)) for part in whole)
+    return tuple(_product(*_place(part), *_moments(part, shapes)) for part in whole)
 
 
 def averaged(old: tuple[Product, ...], new: tuple[Product, ...], share: float) -> tuple[Product, ...]:
@@ -107,9 +109,12 @@ def averaged(old: tuple[Product, ...], new: tuple[Product, ...], share: float) -
     for product in new:
         key = product.weight, product.bias
         if key in known:
-            center = None if product.center is None else product.center.lerp(known[key].center, share)
-            B, G = product.B.lerp(known[key].B, share), product.G.lerp(known[key].G, share)
-            product = replace(product, center=center, B=B, G=G)
+            means = {
+                name: getattr(product, name).lerp(getattr(known[key], name), share)
+                for name in ("first", "mixed", "B", "G")
+                if getattr(product, name) is not None
+            }
+            product = replace(product, **means)
         known[key] = product
     return tuple(known.values())
 
@@ -145,7 +150,7 @@ def _place(block: Block) -> tuple[int | None, int | None]:
 def _moments(
     block: Block, shapes: Mapping[int, tuple[int, int]]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """Σ ββᵀ + W Wᵀ, and A before it is scaled, in parts: A₀₀ and Σ Wᵀβ (None without bias), Σ Wᵀ W."""
+    """Σ ββᵀ + W Wᵀ, Σ |β|² and Σ Wᵀβ (None without bias), Σ Wᵀ W."""
     if isinstance(block, Outer):
         return _outer_moments(block)
     if isinstance(block, Positions):
@@ -183,13 +188,10 @@ def _position_moments(block: Positions) -> tuple[Tensor, Tensor | None, Tensor |
     return (G, A[0, 0], A[0, 1:], A[1:, 1:]) if biased else (G, None, None, A)
 
 
-def _normalized(
+def _product(
     weight: int, bias: int | None, G: Tensor, first: Tensor | None, mixed: Tensor | None, B: Tensor
 ) -> Product:
-    total = G.trace().clamp(min=TINY)
-    scale = (B.trace() / len(B) if first is None else first).clamp(min=TINY)
-    center = None if mixed is None else mixed / scale
-    return Product(weight, bias, (len(G), len(B)), center, _bounded(B / scale), _bounded(G * (scale / total)))
+    return Product(weight, bias, (len(G), len(B)), first, mixed, _bounded(B), _bounded(G))
 
 
 def _bounded(M: Tensor) -> Tensor:
@@ -197,17 +199,19 @@ def _bounded(M: Tensor) -> Tensor:
 
 
 def _change(product: Product, damping: float) -> Change:
-    weight, bias, center = product.weight, product.bias, product.center
-    B, G = product.B.double(), product.G.double()
-    if center is None and product.shape[1] == 1:  # a vector: all its curvature is in G
-        right, left = B.new_ones(()), _inverse_root(G, G.new_tensor(damping**0.5))
-        return Change(weight, bias, product.shape, center, right.to(product.B.dtype), left.to(product.G.dtype))
+    (n, m), B, G = product.shape, product.B.double(), product.G.double()
+    total = (_mean_diagonal(G) * n).clamp(min=TINY)
+    scale = (_mean_diagonal(B) if product.first is None else product.first.double()).clamp(min=TINY)
+    B, G, a = B / scale, G * (scale / total), None
     ratio = (_mean_diagonal(B) / _mean_diagonal(G).clamp(min=TINY)).sqrt().clamp(*BALANCE)
-    if center is not None:
-        a = center.double()
+    if product.mixed is not None:
+        a = product.mixed.double() / scale
         B = B - torch.outer(a, a) if B.ndim else B - a.square().mean()
-    right, left = _inverse_root(B, ratio * damping**0.5), _inverse_root(G, damping**0.5 / ratio)
-    return Change(weight, bias, product.shape, center, right.to(product.B.dtype), left.to(product.G.dtype))
+    elif m == 1:  # a vector: all its curvature is in G
+        ratio = torch.ones_like(scale)
+    right = _inverse_root(B, ratio * damping**0.5) if a is not None or m > 1 else B.new_ones(())
+    left, a = _inverse_root(G, damping**0.5 / ratio), None if a is None else a.to(product.B.dtype)
+    return Change(product.weight, product.bias, product.shape, a, right.to(product.B.dtype), left.to(product.G.dtype))
 
 
 def _parts(vector: Tensor, change: Change) -> tuple[Tensor, Tensor | None]:
@@ -241,11 +245,15 @@ def _mean_diagonal(M: Tensor) -> Tensor:
 
 
 def _inverse_root(M: Tensor, shift: Tensor) -> Tensor:
-    """C⁻¹ of C Cᵀ = M + shift I."""
+    """C⁻¹ of C Cᵀ = M + shift I; what rounding took below 0 in M counts as 0."""
     if not M.ndim:
         return (M.clamp(min=0) + shift).rsqrt()
     eye = torch.eye(len(M), dtype=M.dtype, device=M.device)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(M + shift * eye), eye, upper=False)
+    C, failed = torch.linalg.cholesky_ex(M + shift * eye)
+    if not int(failed):
+        return torch.linalg.solve_triangular(C, eye, upper=False)
+    w, V = torch.linalg.eigh(M)
+    return (w.clamp(min=0) + shift).rsqrt()[:, None] * V.T
 
 
 def _turned(matrix: Tensor) -> Tensor:

@@ -71,6 +71,14 @@ def _adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr=own["lr"], betas=betas)
 
 
+def _natural(model: nn.Module, settings: Settings, seed: int, **more: Any) -> TNGD:
+    """TNGD; its own step, or with `momentum` that of SGD."""
+    if "momentum" in settings:
+        inner = torch.optim.SGD(model.parameters(), lr=settings.pop("lr"), momentum=settings.pop("momentum"))
+        return TNGD(model, inner=inner, seed=seed, **settings, **more)
+    return TNGD(model, seed=seed, **settings, **more)
+
+
 def _inside_adam(model: nn.Module, settings: Settings, device: Device | None, seed: int) -> TNGD:
     inner = _adam(model, settings)
     return TNGD(model, inner=inner, seed=seed, **settings)
@@ -82,7 +90,7 @@ def _on_array(model: nn.Module, settings: Settings, device: Device | None, seed:
     spread = own.get("deviation")
     array = array_of(device, shape, seed) if spread is None else Array(shape, deviation=spread, seed=seed)
     array = replace(array, **{name: Converter(**each) for name, each in own.get("converters", {}).items()})
-    return TNGD(model, array=array, seed=seed, **settings)
+    return _natural(model, settings, seed, array=array)
 
 
 def _on_tiles(model: nn.Module, settings: Settings, device: Device | None, seed: int) -> TNGD:
@@ -107,7 +115,7 @@ Maker = Callable[[nn.Module, Settings, Device | None, int], torch.optim.Optimize
 MAKERS: dict[str, Maker] = {
     "SGD": lambda model, settings, *_: torch.optim.SGD(model.parameters(), **settings),
     "Adam": lambda model, settings, *_: _adam(model, settings),
-    "TNGD": lambda model, settings, _, seed: TNGD(model, seed=seed, **settings),
+    "TNGD": lambda model, settings, _, seed: _natural(model, settings, seed),
     "TNGD-Adam": _inside_adam,
     "CG-NGD": lambda model, settings, *_: ConjugateNGD(model.parameters(), **settings),
     "K-FAC": lambda model, settings, _, seed: KFAC(model, seed=seed, **settings),
@@ -122,6 +130,8 @@ KEPT = {"time": "inf", "refresh": 10}
 FRESH = {"lr": (0.03, 0.3), "damping": (0.01, 0.03, 0.1, 0.3)}
 MOMENTUM = {"lr": (0.01, 0.03), "damping": (0.003, 0.01, 0.03, 0.1)}  # a kept state is one
 CLIPPED = {"kl_clip": 1e-3}
+PRECONDITIONED = {"curvature": "mc", "refresh": 8, "history": 8, "damping": 4.0, "time": 5.0, "momentum": 0.9}
+WHITE = {"lr": (0.006, 0.012, 0.025, 0.05), "precondition": (0.03, 0.1)}
 METHODS: dict[str, Method] = {
     "sgd": Method("SGD with momentum", "SGD", {}, {"lr": (0.01, 0.03, 0.1, 0.3), "momentum": (0.0, 0.9)}),
     "adam": Method("Adam", "Adam", {}, {"lr": (0.002, 0.005, 0.01, 0.02), "beta2": (0.99, 0.999)}),
@@ -140,6 +150,20 @@ METHODS: dict[str, Method] = {
         "TNGD",
         CLIPPED | {"time": 5.0, "start": "kept", "curvature": "mc"},
         MOMENTUM,
+    ),
+    "tngd-preconditioned": Method("TNGD, preconditioned, 8 batches held, momentum", "TNGD", PRECONDITIONED, WHITE),
+    "tngd-preconditioned-array": Method(
+        "TNGD, preconditioned, array with calibrated errors",
+        "arrays",
+        PRECONDITIONED | {"rows": 512},
+        device="given",
+        tuned_as="tngd-preconditioned",
+    ),
+    "tngd-preconditioned-array-limit": Method(
+        "TNGD, preconditioned, array with errors of 1 %",
+        "arrays",
+        PRECONDITIONED | {"rows": 512, "deviation": 0.01},
+        tuned_as="tngd-preconditioned",
     ),
     "tngd-adam": Method(
         "TNGD-Adam, t = 50, curvature kept 10 steps",

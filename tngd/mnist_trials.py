@@ -51,7 +51,7 @@ SETTINGS = {
     "paper": Setting("small", 10_000, 10_000),
     # Of ten times the network and six times the images, the methods that cost a few Adam steps a step.
     "lenet": Setting(
-        "lenet", 60_000, 10_000, seeds=3, methods=("sgd", "adam", "tngd-mc", "tngd-refresh", "tngd-kept", "k-fac")
+        "lenet", 60_000, 10_000, seeds=3, methods=("sgd", "adam", "k-fac", "tngd-refresh", "tngd-preconditioned")
     ),
     "study": Setting("small", 4000, 10_000, epochs=3, seeds=3),
 }

@@ -10,6 +10,7 @@ from typing import Any
 
 Settings = dict[str, Any]
 SAMPLED = {"curvature": "mc", "lr": 0.03, "damping": 0.1}
+UNDER_T = {"curvature": "mc", "refresh": 8, "damping": 4.0, "precondition": 0.1, "time": 5.0, "momentum": 0.9}
 ARRAY = {"rows": 576, "time": "inf", "refresh": 10, "kl_clip": 1e-3, "lr": 0.03, "damping": 0.03}
 
 
@@ -94,7 +95,26 @@ def _tolerance() -> Study:
         )
         for tolerance in (0.0, 0.001, 0.01, 0.05)
     ]
+    cells += [
+        Cell(
+            {"device": "full-size array, preconditioned", "parts": f"±{tolerance:.1%}"},
+            "arrays",
+            UNDER_T | {"rows": 512, "history": 8, "lr": 0.025, "deviation": tolerance / sqrt(3)},
+        )
+        for tolerance in (0.0, 0.001, 0.01, 0.05)
+    ]
     return Study("tolerance of the parts, uniform: tiles of 8 x 8, and the array that holds all of it", tuple(cells))
+
+
+def _history() -> Study:
+    plain = {"curvature": "mc", "refresh": 8, "damping": 0.03, "time": "inf", "kl_clip": 1e-3}
+    cells = [
+        Cell({"T": name, "batches held": batches, "lr": lr}, "TNGD", settings | {"history": batches, "lr": lr})
+        for name, settings, rates in (("none", plain, (0.03, 0.1)), ("Kronecker", UNDER_T, (0.012, 0.025)))
+        for batches in (1, 8, 32)
+        for lr in rates
+    ]
+    return Study("batches whose curvatures are held together, without and with a factor T of older ones", tuple(cells))
 
 
 def _bits() -> Study:
@@ -132,6 +152,7 @@ STUDIES: dict[str, Study] = {
     "noise": _noise(),
     "damping": _damping(),
     "tolerance": _tolerance(),
+    "history": _history(),
     "bits": _bits(),
     "sign": _sign(),
 }
