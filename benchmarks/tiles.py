@@ -4,20 +4,21 @@ Targets as preconditioned programming leaves them (random symmetric matrices nea
 three copies with parts of ±1 %. Capacitive boards at infinite time, with the covariance of unequal temperatures; the
 same by the eigenvectors of every tile, and with 5 % of the tiles too ill-conditioned for a series; resistive boards at
 infinite time, after 5 and 50 time constants; banks of 6 bits; all three copies averaged. Prints a JSON object for each
-with medians of wall and processor time in ms, and how far the answers are from those by eigenvectors.
+with medians of wall and processor time in ms, the ratio of the goal to the latter, and how far the answers are from
+those by eigenvectors.
 
-Run: `OMP_NUM_THREADS=1 python benchmarks/tiles.py [--repeats 15]`.
+Run: `OMP_NUM_THREADS=1 python benchmarks/tiles.py`, ten seconds; `--repeats 3` for a look.
 """
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 
 import numpy as np
 import torch
+from process import against, timed
 from torch import Tensor
 
 from circuits.choices import Choices
@@ -64,23 +65,9 @@ def targets(dtype: torch.dtype, hard: float = 0.0) -> tuple[Tensor, Tensor]:
     return P.to(dtype), torch.randn(SIZE, TILES, dtype=torch.float64, generator=generator).to(dtype)
 
 
-def median(seconds: list[float]) -> float:
-    return round(1e3 * sorted(seconds)[len(seconds) // 2], 2)
-
-
 def report(name: str, dtype: torch.dtype, work: Callable[[], object], repeats: int, **details: object) -> None:
-    work()
-    wall, cpu = [], []
-    for _ in range(repeats):
-        before = time.perf_counter(), time.thread_time()
-        work()
-        wall.append(time.perf_counter() - before[0])
-        cpu.append(time.thread_time() - before[1])
-    row = {"what": name, "tiles": TILES, "dtype": str(dtype).removeprefix("torch.")}
-    row |= {"wall_ms": median(wall), "cpu_ms": median(cpu), **details}
-    if "goal_ms" in details:
-        row["reached"] = median(cpu) <= details["goal_ms"]
-    print(json.dumps(row), flush=True)
+    row = {"what": name, "tiles": TILES, "dtype": str(dtype).removeprefix("torch."), **timed(work, repeats), **details}
+    print(json.dumps(row | against(row)), flush=True)
 
 
 def deviation(board: TileBoard, P: Tensor, v: Tensor, copies: Tensor) -> float:

@@ -431,6 +431,32 @@ def test_normals_are_normal_independent_and_of_any_number():
                     assert abs((a * b).mean()) / (a * b).std() * np.sqrt(half) < NORMAL_BOUND
 
 
+def test_pairs_are_those_of_box_and_muller():
+    half, found = 501, np.empty(1001)  # an odd number: the last pair is used by half
+    scan._pairs(np.random.SFC64(3), found[:half], found[half:])
+    u, v = np.random.Generator(np.random.SFC64(3)).random(2 * half).reshape(2, half)
+    expected = np.sqrt(-2 * np.log1p(-u)) * np.array([np.cos(2 * np.pi * v), np.sin(2 * np.pi * v)])
+    assert np.abs(found - expected.ravel()[:1001]).max() < 1e-14
+    single = np.empty(1001, dtype=np.float32)
+    scan._single_pairs(np.random.SFC64(3), single[:half], single[half:])
+    words = [int(word) for word in np.random.SFC64(3).random_raw(half)]
+    u, v = np.array([part for word in words for part in (word % 2**32, word // 2**32)]).reshape(2, half) / 2**32
+    expected = np.sqrt(-2 * np.log(u)) * np.array([np.cos(2 * np.pi * v), np.sin(2 * np.pi * v)])
+    assert np.abs(single - expected.ravel()[:1001]).max() < 1e-5
+
+
+@pytest.mark.parametrize("d", [3, scan.NARROW + 1])
+def test_products_are_sums_also_into_a_part_of_another_array(d):
+    generator = torch.Generator().manual_seed(d)
+    rows, matrix = (torch.randn(2, n, d, dtype=torch.float64, generator=generator) for n in (5, d))
+    expected = np.array([[[sum(x * y) for y in matrix[b].numpy().T] for x in rows[b].numpy()] for b in range(2)])
+    place = torch.zeros(2, 7, d, dtype=torch.float64)
+    scan.product(rows, matrix, place[:, 1:6])
+    assert_close(scan.product(rows, matrix).numpy(), expected, 1e-13)
+    assert_close(place[:, 1:6].numpy(), expected, 1e-13)
+    assert not place[:, [0, 6]].any()
+
+
 def test_streams_of_normals_follow_the_generator_and_differ_from_each_other():
     generator = torch.Generator().manual_seed(5)
     first, second = (scan.normals(torch.empty(0, dtype=torch.float64), generator) for _ in range(2))

@@ -41,6 +41,15 @@ def test_factors_solves_and_products_are_those_of_numpy():
     assert torch.equal(moved, moved.transpose(0, 1))
 
 
+def test_bordered_systems_are_solved_with_their_quadratic_form():
+    bordered = torch.cat([stack(MATRICES), torch.tensor(VECTORS)[None]])
+    x, size = tile_algebra.solve_bordered(bordered)
+    for k, P in enumerate(MATRICES):
+        expected = np.linalg.solve(P, VECTORS[:, k])
+        assert_close(x[:, k], expected, 1e-13 * np.linalg.cond(P))
+        assert abs(float(size[k]) / (VECTORS[:, k] @ expected) - 1) < 1e-13 * np.linalg.cond(P)
+
+
 def test_what_is_not_positive_definite_is_told_apart():
     low = [1e-9, -1e-9, -1.0, 0.5]
     A = stack([spread(np.array([x, 1, 1, 2, 2, 3, 3, 3.0]), k) for k, x in enumerate(low)])

@@ -5,13 +5,15 @@ From one time to the next x ← Φ x + β + F z with z ~ N(0, I) and F Fᵀ = Σ
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from circuits.errors import InputError
 from tngd.process import Gaussian, Process, reading_law, stationary_law, transition
-from tngd.scan import Recursion, normals, run
+from tngd.scan import Recursion, normals, product, run
 from tngd.transition import noise_factor
 
 ROUNDING = 16  # units in the last place of the latest time within which steps are equal
@@ -42,13 +44,16 @@ def prepare_steps(process: Process, times: Tensor | Sequence[float]) -> Steps:
 
 def distinct_steps(times: Tensor) -> tuple[Tensor, Tensor]:
     """Distinct steps (u,) [s] of times (T,), which comes when (T - 1,); InputError if the times do not increase."""
-    if times.ndim != 1 or len(times) < 2 or not bool(torch.isfinite(times).all()):
-        raise InputError(f"expected two or more finite times in one row, got shape {tuple(times.shape)}")
+    if times.ndim != 1 or len(times) < 2:
+        raise _not_times(times)
     steps = times.diff()
-    if not float(steps.min()) > 0:
-        raise InputError(f"expected increasing times, got a step of {float(steps.min()):g} s at {int(steps.argmin())}")
-    close = ROUNDING * torch.finfo(times.dtype).eps * float(times.abs().max())
-    if float(steps.max() - steps.min()) <= close:
+    least, most = (float(step) for step in steps.aminmax())
+    if not least > 0 or not most < inf:
+        if not bool(torch.isfinite(times).all()):
+            raise _not_times(times)
+        raise InputError(f"expected increasing times, got a step of {least:g} s at {int(steps.argmin())}")
+    close = ROUNDING * torch.finfo(times.dtype).eps * max(abs(float(times[0])), abs(float(times[-1])))
+    if most - least <= close:
         return (times[-1:] - times[:1]) / len(steps), torch.zeros(len(steps), dtype=torch.long)
     order = steps.argsort()
     jumps = steps[order].diff() > close
@@ -68,7 +73,7 @@ def paths(steps: Steps, start: Tensor, seed: int | Generator, samples: int | Non
     several = () if samples is None else (samples,)
     if samples is not None and start.ndim == len(batch) + 1:
         start = start[..., None, :]
-    path = steps.matrix.new_empty(*batch, *several, len(steps.times), d)
+    path = _room(steps.matrix, (*batch, *several, len(steps.times), d))
     path[..., 0, :] = start
     flat = path.view(-1, samples or 1, len(steps.times), d)
     fill = normals(path, generator_of(seed, path))
@@ -94,10 +99,25 @@ def reading_draws(process: Process, samples: int, seed: int | Generator) -> Tens
 def draws_of(law: Gaussian, samples: int, seed: int | Generator) -> Tensor:
     """Independent draws of a normal law, (…, samples, k)."""
     z = law.mean.new_empty(*law.mean.shape[:-1], samples, law.mean.shape[-1])
-    found = normals(z, generator_of(seed, z))(z) @ noise_factor(law.covariance).mT
+    factor = (
+        noise_factor(law.covariance).mT.expand(*law.mean.shape[:-1], -1, -1).reshape(-1, *law.covariance.shape[-2:])
+    )
+    found = product(normals(z, generator_of(seed, z))(z).view(-1, *z.shape[-2:]), factor).view_as(z)
     return found if not bool(law.mean.count_nonzero()) else found.add_(law.mean[..., None, :])
 
 
 def generator_of(seed: int | Generator, like: Tensor) -> Generator:
     """The generator itself, or a new one with this seed on the device of `like`."""
     return seed if isinstance(seed, Generator) else Generator(like.device).manual_seed(seed)
+
+
+def _not_times(times: Tensor) -> InputError:
+    return InputError(f"expected two or more finite times in one row, got shape {tuple(times.shape)}")
+
+
+def _room(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An empty tensor of the precision and on the device of another."""
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    # Numpy asks the system for huge pages, which halves the time it takes to touch a large array first.
+    return torch.from_numpy(np.empty(shape, dtype=torch.empty(0, dtype=like.dtype).numpy().dtype))

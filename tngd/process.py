@@ -51,7 +51,7 @@ class Process:
     def batch(self) -> torch.Size:
         """The leading axes, those of the parts broadcast."""
         parts = self.drift.shape[:-2], self.diffusion.shape[:-2], self.bias.shape[:-1], self.readout.shape[:-2]
-        return torch.broadcast_shapes(*parts)
+        return torch.Size(np.broadcast_shapes(*parts))
 
     def to(self, where: torch.device | str | torch.dtype) -> "Process":
         """The same process on another device or in another precision (float64 or float32)."""

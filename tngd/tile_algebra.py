@@ -23,30 +23,28 @@ def slices(matrices: Tensor) -> list[slice]:
 def cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """L (n, n, tiles), lower triangle (what is above it means nothing), and which tiles are positive definite (tiles,).
 
-    Only the lower triangle of symmetric matrices (n, n, tiles) is read. L of a tile that is not definite is finite or
-    not, and of no use.
+    Only the lower triangle of symmetric matrices (n, n, tiles) is read. L of a tile that is not definite is not finite.
     """
     L = matrices.clone()
-    definite = torch.ones_like(L[0, 0], dtype=torch.bool)
-    for k in range(len(L)):
-        positive = L[k, k] > 0
-        definite &= positive
-        L[k:, k] /= torch.where(positive, L[k, k], 1).sqrt()
-        below = L[k + 1 :, k]
-        L[k + 1 :, k + 1 :].addcmul_(below[:, None], below[None], value=-1)
-    return L, definite
+    _eliminate(L)
+    return L, (L.diagonal(dim1=0, dim2=1) > 0).all(-1)
+
+
+def solve_bordered(bordered: Tensor) -> tuple[Tensor, Tensor]:
+    """A⁻¹ v (n, tiles) and vᵀ A⁻¹ v (tiles,) for positive definite A above v in (n + 1, n, tiles), overwritten."""
+    _eliminate(bordered)
+    x, size = bordered[-1], bordered[-1].square().sum(0)
+    _back_substitute(bordered, x)
+    return x, size
 
 
 def cholesky_solve(L: Tensor, vectors: Tensor) -> Tensor:
     """(L Lᵀ)⁻¹ v, (n, tiles), for vectors (n, tiles)."""
     x = vectors.clone()
-    n = len(L)
-    for k in range(n):
+    for k in range(len(L)):
         x[k] /= L[k, k]
         x[k + 1 :].addcmul_(L[k + 1 :, k], x[k], value=-1)
-    for k in reversed(range(n)):
-        x[k] /= L[k, k]
-        x[:k].addcmul_(L[k, :k], x[k], value=-1)
+    _back_substitute(L, x)
     return x
 
 
@@ -94,7 +92,22 @@ def spectrum_bounds(matrices: Tensor) -> tuple[Tensor, Tensor]:
     diagonal = matrices.diagonal(dim1=0, dim2=1).movedim(-1, 0)
     reach = matrices.abs().sum(1)
     mean = diagonal.mean(0)
-    squares = torch.linalg.vector_norm(matrices, dim=(0, 1)).square()
+    squares = matrices.square().sum((0, 1))
     deviation = ((n - 1) * (squares / n - mean.square()).clamp(min=0)).sqrt()
     low = torch.maximum((diagonal + diagonal.abs() - reach).amin(0), mean - deviation)
     return low, torch.minimum((diagonal - diagonal.abs() + reach).amax(0), mean + deviation)
+
+
+def _eliminate(A: Tensor) -> None:
+    """A becomes L; rows below the square ones become L⁻¹ times them."""
+    n = A.shape[1]
+    for k in range(n):
+        A[k:, k] /= A[k, k].sqrt()  # not a number from the first pivot on that is not positive
+        A[k + 1 :, k + 1 :].addcmul_(A[k + 1 :, k, None], A[None, k + 1 : n, k], value=-1)
+
+
+def _back_substitute(L: Tensor, x: Tensor) -> None:
+    """x (n, tiles) becomes L⁻ᵀ x."""
+    for k in reversed(range(len(x))):
+        x[k] /= L[k, k]
+        x[:k].addcmul_(L[k, :k], x[k], value=-1)

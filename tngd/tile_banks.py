@@ -19,7 +19,7 @@ from torch import Tensor
 from circuits.board import GROUND, Board, Program
 from circuits.device import Device, pairs_of, parameters_of
 from circuits.pairs import Half, PairModel, half_of, part_gains
-from tngd.tile_algebra import apply, cholesky, cholesky_solve
+from tngd.tile_algebra import apply, cholesky, solve_bordered
 
 PASSES = 3
 NEWTON_STEPS = 60
@@ -79,7 +79,6 @@ def code_tiles(banks: TileBanks, M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Targets M (n, n, tiles) of unit diagonal.
     """
-    nominal = torch.full(M.shape[2:], len(banks.held) - 1, device=M.device)
     i, j = banks.cells.T
     comparison = -M.abs()
     comparison.diagonal(dim1=0, dim2=1).fill_(1)
@@ -89,11 +88,11 @@ def code_tiles(banks: TileBanks, M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     codes = torch.zeros(len(i), *M.shape[2:], dtype=torch.long, device=M.device)
     d = None
     for _ in range(PASSES):
-        d = row_sum_scalings(comparison, _loads(banks, codes, nominal), d)
+        d = row_sum_scalings(comparison, _loads(banks, codes), d)
         wanted = d[i] * M[i, j] * d[j] / banks.unit[:, None]
         codes = -wanted.round().clamp(-most, most).long()
     within = (wanted.abs() <= most + 0.5).all(0)
-    return codes, row_sum_scalings(comparison, _loads(banks, codes, nominal), d), dominated & within
+    return codes, row_sum_scalings(comparison, _loads(banks, codes), d), dominated & within
 
 
 def held_tiles(banks: TileBanks, codes: Tensor, copies: Tensor) -> Tensor:
@@ -114,24 +113,35 @@ def held_tiles(banks: TileBanks, codes: Tensor, copies: Tensor) -> Tensor:
 
 def row_sum_scalings(comparison: Tensor, sums: Tensor, start: Tensor | None = None) -> Tensor:
     """d > 0, (n, tiles), with d_i (A d)_i = g_i for sums g (n, tiles) > 0; A as circuits.coding.row_sum_scaling."""
+    n = len(sums)
     d = (sums / comparison.diagonal(dim1=0, dim2=1).movedim(-1, 0)).sqrt() if start is None else start
-    tolerance = 8 * torch.finfo(d.dtype).eps
+    least, enough = sums.amin(0), 8 * torch.finfo(d.dtype).eps * sums.sum(0).sqrt()
+    bordered = sums.new_empty(n + 1, *comparison.shape[1:])
     for _ in range(NEWTON_STEPS):
-        gradient = apply(comparison, d) - sums / d
-        hessian = comparison.clone()
-        hessian.diagonal(dim1=0, dim2=1).add_((sums / d.square()).movedim(0, -1))
-        step = cholesky_solve(cholesky(hessian)[0], gradient)
-        decrement = (gradient * step).sum(0).clamp(min=0).sqrt()
-        d = d - step / (1 + decrement / sums.amin(0).sqrt())  # damped: the function is self-concordant
-        if bool((decrement <= tolerance * sums.sum(0).sqrt()).all()):
+        share = sums / d
+        bordered[:n] = comparison
+        bordered[:n].diagonal(dim1=0, dim2=1).add_((share / d).movedim(0, -1))
+        torch.sub(apply(comparison, d), share, out=bordered[n])
+        step, square = solve_bordered(bordered)
+        d = d - step / (1 + (square / least).sqrt())  # damped: the function is self-concordant
+        # The root of `square` is the decrement; the next one is at most twice its square.
+        rest = (2 * square > enough * least.sqrt()).nonzero()[:, 0]
+        if 2 * len(rest) < len(least):  # do not drag along what is done
+            if len(rest):
+                d[:, rest] = row_sum_scalings(comparison[:, :, rest], sums[:, rest], d[:, rest])
             break
     return d
 
 
-def _loads(banks: TileBanks, codes: Tensor, copies: Tensor) -> Tensor:
-    """Row sums of <M~>, (n, tiles): what leads to ground."""
-    H = held_tiles(banks, codes, copies)
-    return 2 * H.diagonal(dim1=0, dim2=1).movedim(-1, 0) - H.abs().sum(1)
+def _loads(banks: TileBanks, codes: Tensor) -> Tensor:
+    """Row sums of <M~>, (n, tiles), on the nominal board: what leads to ground."""
+    own, other, both = banks.held[-1].unbind(-1)
+    place = codes + 2**banks.bits - 1
+    found = banks.fixed[-1][:, None].repeat(1, codes.shape[1])
+    for cells, table in zip(banks.cells.T, (own - both.abs(), other - both.abs()), strict=True):
+        ends = torch.nn.functional.one_hot(cells, len(found)).T.to(table.dtype)
+        found.addmm_(ends, table.gather(1, place))
+    return found
 
 
 def _contributions(board: Board, model: PairModel, theta: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray]:

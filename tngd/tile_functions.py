@@ -69,7 +69,7 @@ def pair_function(S: Tensor, coefficients: np.ndarray, weights: Tensor, vectors:
     for k in range(1, degree + 1):
         apply(S, powers[k - 1], work, powers[k])
         if k > 1:
-            torch.sub(powers[k].mul_(2), powers[k - 2], out=powers[k])
+            torch.lerp(powers[k - 2], powers[k], 2, out=powers[k])  # 2 S T_(k-1) - T_(k-2)
     c = torch.as_tensor(coefficients, dtype=vectors.dtype, device=vectors.device)
     inner = (c @ powers.view(degree + 1, -1)).view_as(powers).mul_(weights)
     return _clenshaw(S, degree, inner.__getitem__)
@@ -80,10 +80,12 @@ def _clenshaw(S: Tensor, degree: int, vector: Callable[[int], Tensor]) -> Tensor
     work = torch.empty_like(S)
     after, second = vector(degree).clone(), None
     for k in range(degree - 1, -1, -1):
-        found = apply(S, after, work).mul_(2 if k else 1).add_(vector(k))
-        if second is not None:
+        found = apply(S, after, work)
+        if k:
+            found = found.mul_(2) if second is None else torch.lerp(second, found, 2, out=found)
+        elif second is not None:
             found.sub_(second)
-        after, second = found, after
+        after, second = found.add_(vector(k)), after
     return after
 
 

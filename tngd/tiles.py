@@ -199,12 +199,14 @@ def _scaling(U: Tensor, sums: Tensor) -> tuple[Tensor | None, Tensor]:
 
 def _realised(board: TileBoard, M: Tensor, sums: Tensor, copies: Tensor) -> Tensor:
     """M~ (n, n, tiles): M, with the sums of sizes in its rows (n, tiles), as the gains of the copies make it."""
-    real = torch.where(M < 0, spread_over(board.straight, copies), spread_over(board.crossed, copies)).mul_(M)
+    # Crossed elements, and where M is negative straight ones.
+    real, work = spread_over(board.crossed, copies).mul_(M), M.clamp(max=0)
+    real += work.mul_(spread_over(board.straight - board.crossed, copies))
     slack = 2 * M.diagonal(dim1=0, dim2=1).movedim(-1, 0) - sums
     short = slack < SLACK_MINIMUM * 0.99
     real.diagonal(dim1=0, dim2=1).zero_()
     ground = torch.where(short, GROUND_MINIMUM, slack)
-    total = real.abs().sum(1) + ground * spread_over(board.ground, copies)
+    total = torch.abs(real, out=work).sum(1) + ground * spread_over(board.ground, copies)
     if bool(short.any()):
         total += (slack - ground) * spread_over(board.negative, copies)
     real.diagonal(dim1=0, dim2=1).copy_(total.movedim(0, -1))

@@ -8,8 +8,10 @@ and D singular. Every doubling adds a positive matrix, so nothing cancels; it is
 modes keep their digits beside fast ones. The state is first put into units (powers of two) that balance A.
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,7 +36,7 @@ class Transition:
 
 def exact_transition(A: Tensor, D: Tensor, b: Tensor, times: Tensor) -> Transition:
     """The transition over `times` (…) [s]; A, D (…, d, d) and b (…, d), all axes but the last ones broadcast."""
-    batch, d = torch.broadcast_shapes(A.shape[:-2], D.shape[:-2], b.shape[:-1], times.shape), A.shape[-1]
+    batch, d = np.broadcast_shapes(A.shape[:-2], D.shape[:-2], b.shape[:-1], times.shape), A.shape[-1]
     unit = balancing_units(A)
     A, D, b = _scaled(A, D, b, unit)
     doublings = _doublings(A, times)
@@ -52,7 +54,7 @@ def exact_transition(A: Tensor, D: Tensor, b: Tensor, times: Tensor) -> Transiti
 
 def lyapunov(A: Tensor, D: Tensor) -> Tensor:
     """Σ, (…, d, d), with A Σ + Σ Aᵀ = D; InputError if A (…, d, d) has an eigenvalue of real part zero or less."""
-    batch, d = torch.broadcast_shapes(A.shape[:-2], D.shape[:-2]), A.shape[-1]
+    batch, d = np.broadcast_shapes(A.shape[:-2], D.shape[:-2]), A.shape[-1]
     unit = balancing_units(A)
     drift, D, _ = _scaled(A, D, torch.zeros_like(unit), unit)
     drift, D = drift.expand(*batch, d, d).reshape(-1, d, d), D.expand(*batch, d, d).reshape(-1, d, d)
@@ -93,16 +95,17 @@ def noise_factor(covariance: Tensor) -> Tensor:
 
 def balancing_units(A: Tensor) -> Tensor:
     """Units (…, d) of the state, powers of two, in which rows and columns of A (…, d, d) are of one size."""
-    off = A.abs() * (1 - torch.eye(A.shape[-1], dtype=A.dtype, device=A.device))
+    scaled = off = A.abs()
+    off.diagonal(dim1=-2, dim2=-1).zero_()
     bits = torch.zeros(A.shape[:-1], dtype=A.dtype, device=A.device)
     for _ in range(BALANCINGS):
-        unit = torch.exp2(bits)
-        scaled = off * (unit[..., None, :] / unit[..., :, None])
-        rows, columns = scaled.sum(dim=-1), scaled.sum(dim=-2)
-        step = torch.where((rows > 0) & (columns > 0), (rows / columns).log2() / 4, torch.zeros_like(bits))
+        # Where a row or a column is zero there is nothing to balance.
+        step = (scaled.sum(dim=-1) / scaled.sum(dim=-2)).log2_().nan_to_num_(0.0, 0.0, 0.0).div_(4)
         if float(step.abs().max()) < 0.5:
             break
         bits = (bits + step).clamp(-MOST_BITS, MOST_BITS).round()
+        unit = torch.exp2(bits)
+        scaled = off * (unit[..., None, :] / unit[..., :, None])
     return torch.exp2(bits)
 
 
@@ -119,7 +122,7 @@ def _norm(A: Tensor) -> Tensor:
 
 def _doublings(A: Tensor, times: Tensor) -> int:
     reach = float((_norm(A) * times).max()) / SHORT
-    return max(0, int(torch.tensor(reach, dtype=torch.float64).log2().ceil())) if reach > 0 else 0
+    return max(0, math.ceil(math.log2(reach))) if reach > 0 else 0
 
 
 def _short_step(A: Tensor, D: Tensor, b: Tensor | None, step: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
@@ -129,8 +132,8 @@ def _short_step(A: Tensor, D: Tensor, b: Tensor | None, step: Tensor) -> tuple[T
     X = A * -step
     psi, sigma, beta = _expm1(X, fours), D, b
     for k in range(terms + 1, 1, -1):  # Σ = h Σ_k L^k D / (k + 1)!, L S = X S + S Xᵀ; β likewise
-        half = torch.baddbmm(D, X, sigma, beta=0, alpha=1 / k)
-        sigma = (D + half).add_(half.mT)
+        half = torch.baddbmm(D, X, sigma, beta=0.5, alpha=1 / k)
+        sigma = half + half.mT
         if b is not None:
             beta = torch.baddbmm(b, X, beta, alpha=1 / k)
     return psi, None if b is None else beta * step, sigma * step
@@ -141,10 +144,10 @@ def _expm1(X: Tensor, fours: int) -> Tensor:
     square = torch.bmm(X, X)
     fourth = torch.bmm(square, square)
     powers = torch.stack([X, square, torch.bmm(square, X), fourth])
-    factorials = torch.arange(1, 4 * fours + 1, dtype=X.dtype, device=X.device).cumprod(0).reciprocal()
-    parts = torch.tensordot(factorials.view(fours, 4), powers, 1)
+    shares = [[1 / math.factorial(4 * k + j) for j in range(1, 5)] for k in range(fours)]
+    parts = (X.new_tensor(shares) @ powers.view(4, -1)).view(fours, *X.shape).unbind()
     total = parts[-1]
-    for part in parts[:-1].flip(0):
+    for part in parts[-2::-1]:
         total = torch.baddbmm(part, fourth, total)
     return total
 
