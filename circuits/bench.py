@@ -15,7 +15,7 @@ from circuits.assembly import source_power
 from circuits.board import Board, Conditions, Copy, Program
 from circuits.copies import gains_of
 from circuits.exact import ExactRun, exact_run
-from circuits.jobs import Progress, run_all
+from circuits.jobs import Progress, run_all, silent
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.runs import UNREADABLE, exact_arrays, exact_from, load_chunk, save_chunk
@@ -52,7 +52,7 @@ def run_programs(
     copies: Sequence[Copy],
     wanted: np.ndarray,
     folder: Path | None = None,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> list[list[Shown]]:
     """What every copy (outer) showed under every program (inner), with spectra near `wanted` (f,) [Hz], each once.
 
@@ -75,7 +75,7 @@ def sample_programs(
     samples: int,
     seed: int,
     folder: Path | None = None,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> list[list[Sampled]]:
     """The same from `samples` readings each, rounded up to whole blocks, with noise of this seed."""
     recipes, sizes = [recipe_for(board, program) for program in programs], chunk_sizes(samples)

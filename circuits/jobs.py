@@ -12,7 +12,16 @@ from circuits.errors import SimulationError
 
 TRIALS = 2  # of a job
 WAITING = 64  # jobs that wait for a process; more would only take memory
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[int, int, str], None]  # called with done, total and words for what was done
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """Progress that nobody watches."""
+
+
+def one_of(progress: Progress, number: int, jobs: int) -> Progress:
+    """The progress of job `number` (from 0) among `jobs` of the same size."""
+    return lambda done, total, what: progress(number * total + done, jobs * total, what)
 
 
 def run_all(

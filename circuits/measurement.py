@@ -20,7 +20,7 @@ from circuits.design import Design
 from circuits.equilibrium import Sums
 from circuits.exact import exact_run
 from circuits.inversion import Inversion
-from circuits.jobs import Progress, run_all
+from circuits.jobs import Progress, run_all, silent
 from circuits.moments import Accumulator
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.noise import noise_run
@@ -71,7 +71,7 @@ def measure(
     plan: Plan,
     *,
     chunks: Path | None = None,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> dict[str, Run]:
     """Run the nominal board (but not sampled) and every copy, from the circuit parts of their decks.
 

@@ -25,6 +25,7 @@ from circuits.device import PRESETS, describe_device, ideal_device, reduced_circ
 from circuits.fisher import named_fisher
 from circuits.fitted import Device, Estimate, FittedCopy
 from circuits.interface import board_interface
+from circuits.jobs import Progress, silent
 from circuits.measurement import Plan, measure
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
@@ -37,8 +38,6 @@ OFFSET = 5e-4  # V, limit of a readout's offset: 1 % of the largest rms reading
 STEP = 1e-5  # relative change of a parameter, either way
 SHIPPED = "fair at the fit, preconditioned at zero"
 
-Progress = Callable[[int, int, str], None]
-
 
 def shipped_design() -> Design:
     """The design that all presets are of."""
@@ -47,7 +46,7 @@ def shipped_design() -> Design:
     return make_design(target, factor, name="fair", copies=3, tolerance=TOLERANCE, seed=0, cells="active")
 
 
-def make_presets(progress: Progress = lambda done, total, what: None) -> dict[str, dict[str, Any]]:
+def make_presets(progress: Progress = silent) -> dict[str, dict[str, Any]]:
     """The contents of all preset files by name; runs the shipped copies in ngspice and calibrates them.
 
     The same versions give the same numbers. Raises SimulationError if a run fails twice.

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from circuits.errors import InputError
-from tngd import gram, recorder
+from tngd import gram, recorder, writer
 from tngd.batches import evaluate_batch
 from tngd.curvature import cotangents, curvature_factor
 from tngd.gram import join_factors, packed, unpacked
@@ -119,7 +119,7 @@ def recorded(model, x, y, loss=CROSS_ENTROPY, kind="ggn", seed=0):
 @pytest.mark.parametrize("name", CASES)
 def test_every_layer_gives_the_dense_gauss_newton_matrix(name, way, monkeypatch):
     if way == "rows at once":  # each cotangent's as it comes, their gradients never kept together; K in several blocks
-        monkeypatch.setattr(gram, "KEPT", 0)
+        monkeypatch.setattr(writer, "KEPT", 0)
         monkeypatch.setattr(gram, "BLOCK", 5)
     if way == "products":  # convolutions and sequences as products, the rows never formed together
         monkeypatch.setattr(recorder, "LIMIT", 0)

@@ -15,8 +15,8 @@ from scipy.stats import norm
 
 from circuits.errors import InputError
 from tngd import dynamics
-from tngd.dynamics import device_state, held_curvature
-from tngd.gram import dense_factor
+from tngd.dynamics import Held, device_state, held_curvature
+from tngd.gram import Factor, Outer, Positions, Rows, dense_factor
 
 BOUND_OF_SIX = norm.isf(FALSE_ALARM / 12)  # two-sided, six numbers in one test
 
@@ -105,6 +105,81 @@ def test_lanczos_without_a_gram_matrix_is_lanczos(monkeypatch):
     monkeypatch.setattr(dynamics, "LARGEST", 10)
     assert dynamics.held_curvature(dense_factor(torch.tensor(R)), torch.tensor(g), 8).K is None
     assert_close(state(R, g, x0, 0.1, 3.0, 8), direct, 1e-12)
+
+
+def wide(spectrum: np.ndarray, size: int, seed: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """R with these singular values and any singular vectors, and g."""
+    generator = np.random.default_rng(seed)
+    left, _ = np.linalg.qr(generator.standard_normal((len(spectrum), len(spectrum))))
+    right, _ = np.linalg.qr(generator.standard_normal((size, len(spectrum))))
+    return left @ (spectrum[:, None] * right.T), generator.standard_normal(size)
+
+
+# Singular values of R, whether conjugate gradients do, and the damping: 240 rows allow 20 steps.
+SPECTRA = {
+    "few large": (np.r_[np.linspace(3, 1, 4), np.full(236, 1e-3)], True, 0.05),
+    "flat": (np.ones(240), True, 1e-4),
+    "nothing": (np.zeros(240), True, 0.1),
+    "decaying": (np.logspace(0, -4, 240), False, 1e-5),
+    "slow at the end": (np.r_[np.full(200, 1.0), np.linspace(0.9, 0.1, 40)], False, 1e-4),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_a_curvature_used_once_is_solved_to_rounding_without_its_gram_matrix_or_with_it(name, dtype):
+    spectrum, quick, damping = SPECTRA[name]
+    R, g = wide(spectrum, 300)
+    R, g = torch.tensor(R, dtype=dtype), torch.tensor(g, dtype=dtype)
+    held = held_curvature(dense_factor(R), g, once=True)
+    assert held.K is None
+    found = device_state(held, g, g, damping, float("inf"))
+    assert held.formed != quick
+    A = R.double().T @ R.double() + damping * torch.eye(300).double()
+    expected = torch.linalg.solve(A, g.double())
+    condition = (float(spectrum.max()) ** 2 + damping) / damping
+    error = float((found.double() - expected).norm() / expected.norm())
+    assert error < 4 * condition * torch.finfo(dtype).eps
+    # A second gradient, and a finite time, which needs all eigenvectors.
+    assert_close(device_state(held, g, g, damping, float("inf")).numpy(), found.numpy(), 0)
+    late = device_state(held_curvature(dense_factor(R), g), g, g, damping, 7.0)
+    assert_close(device_state(held, g, g, damping, 7.0).numpy(), late.numpy(), 0)
+    assert held.formed
+
+
+def test_few_rows_have_their_gram_matrix_at_once():
+    R, g = wide(np.ones(100), 150)
+    assert held_curvature(dense_factor(torch.tensor(R)), torch.tensor(g), once=True).K is not None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e200])
+def test_a_curvature_that_is_not_finite_is_refused_without_a_gram_matrix_too(bad):
+    R, g = wide(np.ones(240), 300)
+    R[7, 9] = bad
+    R, g = torch.tensor(R), torch.tensor(g)
+    with pytest.raises(InputError, match="the curvature is not finite"):
+        device_state(held_curvature(dense_factor(R), g, once=True), g, None, 0.1, float("inf"))
+
+
+@pytest.mark.parametrize("largest", [4096, 10])
+def test_products_with_k_in_parts_are_those_with_k(largest, monkeypatch):
+    monkeypatch.setattr(dynamics, "LARGEST", largest)
+    generator = torch.Generator().manual_seed(2)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    blocks = (
+        Outer(normal(6, 3), normal(6, 2, 4), 0, 12),
+        Rows(normal(12, 5), ((16, 5),)),
+        Rows(normal(12, 4), ((21, 4),)),
+    )
+    sums = Positions(normal(6, 1, 3, 7), normal(6, 2, 1, 2, 7), 25, 31)
+    v = normal(12)
+    for held in (Factor(blocks, 12, 25), Factor((*blocks, sums), 12, 33), Factor((), 12, 25)):
+        R = held.dense(v)
+        assert_close(Held(held, None).product(v).numpy(), (R @ (R.T @ v)).numpy(), 1e-12)
+        assert (Held(held, None).parts is None) == (largest == 10 or held.blocks != blocks)
 
 
 def test_a_start_that_is_the_gradient_itself_changes_nothing():

@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import textwrap
 import threading
 from math import sqrt
 from pathlib import Path
@@ -24,6 +25,7 @@ from tngd.mnist import FILES
 from tngd.mnist_results import SCHEMA, change_results, claim, read_results
 from tngd.mnist_trials import SETTINGS, Setting, load_data, mnist_trial, tuning_trial
 from tngd.networks import NETWORKS
+from tngd.plots_training import NAME
 from tngd.studies import STUDIES
 
 TINY = ("--train-size", "128", "--test-size", "64", "--epochs", "1", "--seeds", "2")
@@ -303,7 +305,8 @@ def test_command_tunes_trains_prints_and_goes_on(tngd, tmp_path):
     assert tngd(*TINY, "--methods", "sgd,adam", "--curves", "curves.svg")[0] == 0
     page = (tmp_path / "curves.svg").read_text()
     for method in found["methods"].values():
-        assert page.count(f">{method['what']['title']}<") == 1
+        for line in textwrap.wrap(method["what"]["title"], NAME):
+            assert f">{line}<" in page
     (tmp_path / "curves.svg").unlink()
     assert json.loads((tmp_path / "mnist.json").read_text()) == content
     assert tngd(*TINY, "--seeds", "3", "--methods", "sgd,tngd-paper")[0] == 0
@@ -324,7 +327,7 @@ def test_interrupted_command_leaves_whole_results_and_goes_on(tngd, tmp_path, mo
     assert tngd(*words, "--out", "whole.json")[0] == 0
     with monkeypatch.context() as patch:
         steps = []
-        real = evidence._part
+        real = evidence.one_of
 
         def interrupting(progress, done, jobs):
             def tell(k, total, what):
@@ -335,7 +338,7 @@ def test_interrupted_command_leaves_whole_results_and_goes_on(tngd, tmp_path, mo
 
             return tell
 
-        patch.setattr(evidence, "_part", interrupting)
+        patch.setattr(evidence, "one_of", interrupting)
         code, _, said = tngd(*words, "--out", "stopped.json")
     assert code == cli.INTERRUPTED
     assert "call the same command again" in said

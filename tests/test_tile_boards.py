@@ -239,6 +239,17 @@ def test_row_sums_are_what_was_asked_for():
         assert_close(d[:, k] * (A[k] @ d[:, k]), g[:, k], 1e-12)
 
 
+def test_a_hard_tile_among_easy_ones_gets_its_row_sums():
+    couplings = np.full(20, 0.3)
+    couplings[7], couplings[11] = 0.999, 0.99
+    A = np.eye(8) - couplings[:, None, None] / 7 * (1 - np.eye(8))
+    g = np.random.default_rng(1).uniform(0.2, 2.0, (8, 20))
+    d = row_sum_scalings(torch.tensor(A.transpose(1, 2, 0).copy()), torch.tensor(g)).numpy()
+    assert d.min() > 0
+    for k in range(20):
+        assert_close(d[:, k] * (A[k] @ d[:, k]), g[:, k], 1e-11)
+
+
 @pytest.mark.parametrize("device", [rough_device(0.05, 3), rough(RESISTIVE, 0.05, 3)])
 def test_averaged_boards_answer_with_the_mean_of_all_copies(device):
     torch.manual_seed(0)

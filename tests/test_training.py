@@ -1,16 +1,25 @@
 """Training: repeatable, comparable, and different on another device."""
 
+import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from simulated import rough_device
 
 from circuits.device import describe_device, device_hash, ideal_device, load_device
 from circuits.layout import build_board
 from circuits.store import write_json
 from tngd import learning
-from tngd.training import TASKS, train
+from tngd.plots_training import task_curves
+from tngd.report_training import task_sheet
+from tngd.tables import training_table
+from tngd.tasks import TASKS, Method
+from tngd.tiles import tile_board
+from tngd.training import train, train_once
 
 IDEAL = ideal_device(build_board(8, "differential"), 3)
 METHODS = [
@@ -102,3 +111,100 @@ def test_tasks_gather_in_one_file(tmp_path):
     assert both["schema"] == "tngd.training/1"
     assert list(both["tasks"]) == ["fair", "wine"]
     assert both["tasks"]["fair"] == kept
+
+
+@pytest.mark.parametrize(("name", "method", "steps"), [("wine", 0, 47), ("digits", 4, 4)])
+def test_a_run_is_the_loop_written_by_hand(name, method, steps):
+    """Same numbers to the last bit: 47 steps are recorded at 31 of them, 4 at all."""
+    task, board = TASKS[name](), tile_board(rough_device(0.01, 3))
+    generator = torch.Generator().manual_seed(5)
+    order = torch.randperm(len(task.labels), generator=generator)
+    test, rest = order[: round(0.2 * len(order))], order[round(0.2 * len(order)) :]
+    torch.manual_seed(5)
+    model = task.model()
+    optimizer = task.methods[method].make(list(model.parameters()), board)
+
+    def figures(rows):
+        with torch.no_grad():
+            out = model(task.features[rows])
+            guess = out.argmax(dim=1) if name == "digits" else out[:, 0] > 0
+            return float(task.loss.value(out, task.labels[rows])), float((guess == task.labels[rows]).double().mean())
+
+    at, curve, said = {round(k * steps / min(30, steps)) for k in range(31)}, [], []
+    for step in range(steps + 1):
+        if step in at:
+            curve.append(figures(rest)[0])
+        if step == steps:
+            break
+        rows = rest[torch.randint(len(rest), (task.batch,), generator=generator)]
+        if name == "digits":
+            optimizer.step(lambda rows=rows: (model(task.features[rows]), task.labels[rows]))
+            said.append(optimizer.last)
+        else:
+            optimizer.zero_grad()
+            task.loss.value(model(task.features[rows]), task.labels[rows]).backward()
+            optimizer.step()
+    found = train_once(task, task.methods[method], board, 5, steps)
+    assert found.train_loss == curve
+    assert (found.test_loss, found.test_accuracy) == figures(test)
+    if said:
+        assert found.tiles["deviation"] == pytest.approx(np.mean([each.deviation for each in said]), rel=1e-12)
+        assert found.tiles["passive"] == pytest.approx(np.mean([each.passive for each in said]), rel=1e-12)
+        assert found.tiles["unstable"] == sum(each.unstable for each in said)
+    else:
+        assert found.tiles is None
+
+
+class Stop(Exception):
+    pass
+
+
+def test_interrupted_training_goes_on_where_it_stopped(tmp_path):
+    write_json(tmp_path / "device.json", describe_device(rough_device(0.01, 3)))
+    how = {"seeds": 2, "steps": 8}
+    seen = []
+    whole = learning.train(
+        "wine", tmp_path / "device.json", tmp_path / "whole.json", **how, progress=lambda *x: seen.append(x)
+    )
+    jobs = 2 * len(METHODS)
+    assert seen[-1][:2] == (8 * jobs, 8 * jobs)
+    assert [done for done, *_ in seen] == sorted(done for done, *_ in seen)
+
+    def stopping(done, total, what):
+        if done >= 8 * 7 + 3:  # in the middle of the eighth of twelve runs
+            raise Stop
+
+    out = tmp_path / "training.json"
+    with pytest.raises(Stop):
+        learning.train("wine", tmp_path / "device.json", out, **how, progress=stopping)
+    kept = sorted((tmp_path / "training.checkpoints").iterdir())
+    assert len(kept) == 8
+    ends = {path: path.stat().st_mtime_ns for path in kept}
+    assert not out.exists()
+    with pytest.raises(Stop):  # the finished seven are not made again, nor their files written
+        learning.train("wine", tmp_path / "device.json", out, **how, progress=stopping)
+    assert sum(path.stat().st_mtime_ns == when for path, when in ends.items()) >= 7
+    assert learning.train("wine", tmp_path / "device.json", out, **how) == whole
+    assert not (tmp_path / "training.checkpoints").exists()
+    assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
+
+
+def test_a_seed_that_diverges_is_counted_and_left_out(monkeypatch):
+    rates = itertools.cycle([0.1, np.inf])
+    methods = (
+        Method("one", "none", {"lr": 0.1}, lambda params, _: torch.optim.SGD(params, lr=next(rates))),
+        Method("all", "none", {"lr": "inf"}, lambda params, _: torch.optim.SGD(params, lr=np.inf)),
+    )
+    monkeypatch.setitem(TASKS, "fair", lambda make=TASKS["fair"]: replace(make(), methods=methods))
+    result = train("fair", IDEAL, seeds=2, steps=6)
+    json.dumps(result, allow_nan=False)
+    one, every = result["methods"]
+    assert list(one["diverged"]) == ["1"]
+    assert list(every["diverged"]) == ["0", "1"]
+    assert one["train_loss"][1][-1] is None
+    assert one["final"]["train_loss"] == {"mean": one["train_loss"][0][-1], "standard_error": None}
+    assert every["final"] is None
+    for sheet in (training_table(result), task_sheet(result)):
+        assert [row[0] for row in sheet.rows] == ["one (1 of 2 diverged)", "all (2 of 2 diverged)"]
+        assert sheet.rows[1][-5:] == ("",) * 5
+    assert task_curves(result).startswith("<svg")

@@ -17,8 +17,10 @@ from tngd.baselines import ConjugateNGD, ExactNGD
 from tngd.checkpoint import read_checkpoint, write_checkpoint
 from tngd.kfac import KFAC
 from tngd.losses import CROSS_ENTROPY
+from tngd.mnist import Images
+from tngd.mnist_trials import SETTINGS, Data, mnist_trial
 from tngd.optimizer import TNGD
-from tngd.trial import Trial, batch_order, run_trial
+from tngd.trial import Draws, Trial, batch_order, run_trial, trial_hash
 
 SAMPLES, BATCH, EPOCHS = 83, 8, 3
 
@@ -310,4 +312,60 @@ def test_random_numbers_of_the_process_are_left_alone():
     torch.manual_seed(8)
     run_trial(make("SGD", epochs=1))
     assert torch.equal(torch.rand(3), expected)
-    assert engine.silent(1, 2, "") is None
+
+
+@pytest.mark.parametrize("name", ["TNGD", "K-FAC"])
+def test_given_batches_are_taken_as_they_are_and_kept_where_they_are_recorded(name, tmp_path):
+    rows = torch.randint(SAMPLES, (11, 5), generator=torch.Generator().manual_seed(2))
+    seen = []
+    x, y = data()
+
+    def forward(model, chosen):
+        seen.append(chosen)
+        return model(x[chosen]), y[chosen]
+
+    own = {"epochs": 1, "batch": 5, "draws": Draws(rows, (1, 4, 11)), "forward": forward}
+    whole = run_trial(make(name, **own))
+    assert torch.equal(torch.stack(seen), rows)
+    assert [record["steps"] for record in whole.records] == [0, 1, 4, 11]
+    assert not any("epoch" in record for record in whole.records)
+    place = tmp_path / "run.npz"
+    for step in (4, 8):  # at the end of a stretch before it is written, and inside the last one
+        with pytest.raises(Stop):
+            run_trial(make(name, **own), place, stopping_at(step))
+    assert [record["steps"] for record in read_checkpoint(place, make(name, **own).identity)["records"]] == [0, 1, 4]
+    same(run_trial(make(name, **own), place), whole)
+    other = own | {"draws": Draws(rows.flip(0), (1, 4, 11))}
+    with pytest.raises(InputError, match="another trial: draws differ"):
+        run_trial(make(name, **other), place)
+
+
+def test_a_step_of_given_batches_that_fails_is_named_and_wrong_batches_are_refused():
+    x, y = data()
+    draws = Draws(torch.arange(24).reshape(6, 4), (2, 6))
+    far = {"forward": lambda model, rows: ((torch.inf if int(rows[0]) == 12 else 1) * model(x[rows]), y[rows])}
+    outcome = run_trial(make("SGD", epochs=1, batch=4, draws=draws, **far))
+    assert outcome.diverged.startswith("step 4: the loss is ")
+    assert [record["steps"] for record in outcome.records] == [0, 2]
+    for recorded in ((), (2, 2, 6), (0, 6), (6, 2), (2, 5)):
+        with pytest.raises(InputError, match="up to the last one, 6"):
+            Draws(draws.rows, recorded)
+    for wrong in ({"epochs": 2}, {"batch": 3}):
+        with pytest.raises(InputError, match="one epoch of their own size"):
+            make("SGD", **{"epochs": 1, "batch": 4, "draws": draws} | wrong)
+
+
+def test_runs_of_the_stored_evidence_are_known_again():
+    """Their hashes, made by the engine of then: a file of results goes on filling after a change of the engine."""
+    content = json.loads((Path(__file__).parents[1] / "benchmarks" / "mnist.json").read_text())
+    blank = [torch.zeros(1).expand(count) for count in (60_000, 60_000, 10_000, 10_000)]
+    for name in ("paper", "lenet"):
+        found = content["comparisons"][name]
+        data = Data(Images(*blank, True), found["what"]["data_sha256"], True)
+        for method in (each for each in found["methods"].values() if each["what"]["device"] is None):
+            what = method["what"]
+            for seed, run in method["seeds"].items():
+                trial = mnist_trial(
+                    what["title"], what["kind"], what["settings"], SETTINGS[name], data, None, int(seed)
+                )
+                assert trial_hash(trial) == run["trial_sha256"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ def evaluate_batch(
                 f"outputs are {outputs.dtype} and parameters {trained[0].dtype}; compute both alike, without autocast"
             )
         value = loss.value(outputs, targets)
-        if not torch.isfinite(value):
+        if not isfinite(float(value.detach())):
             raise InputError(
                 f"the loss is {value.item()}, the step was not made; check the data, or lower lr or raise the damping"
             )
@@ -64,7 +65,7 @@ def evaluate_batch(
 
 def all_finite(vector: Tensor) -> bool:
     """Whether every number is finite; the sum says so at once in all but extreme cases."""
-    return bool(torch.isfinite(vector.sum())) or bool(torch.isfinite(vector).all())
+    return isfinite(float(vector.sum())) or bool(torch.isfinite(vector).all())
 
 
 def join_batches(parts: list[Batch], loss: Loss) -> Batch:

@@ -21,12 +21,12 @@ from circuits.evidence import evidence_frequencies
 from circuits.fitted import Device
 from circuits.heldout import measured_inverse
 from circuits.interface import Interface
+from circuits.jobs import Progress, silent
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.presets import make_presets
 from circuits.retrim import Retrim, expected_inverse, mean_leavings, nearest_program, retrim, trimmed_copy
 from circuits.store import new_folder, provenance, refuse_existing, sha256, write_json, write_text
 from circuits.target import check_target
-from tngd.laboratory import Progress, silent
 from tngd.verbs import Place, congruence_of, target_of
 
 SCHEMA = "tngd.retrim/1"

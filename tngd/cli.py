@@ -229,7 +229,7 @@ def calibrate(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, or a folder of them.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a run, of runs, or of results of training.")],
     force: Force = False,
 ) -> None:
     """One self-contained HTML page of everything in a folder."""

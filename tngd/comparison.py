@@ -20,8 +20,10 @@ TARGETS = ("adam", "sgd")
 
 def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and its standard error, None for a single value."""
-    error = float(np.std(values, ddof=1)) / sqrt(len(values)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "standard_error": error}
+    values = np.array(values, dtype=float)
+    scale = 2.0 ** (np.frexp(values)[1].max() - 1)  # exact, and squares of losses that ran away stay in range
+    error = float(scale * (np.std(values / scale, ddof=1) / sqrt(len(values)))) if len(values) > 1 else None
+    return {"mean": float(scale * np.mean(values / scale)), "standard_error": error}
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dict[str, float | None]:

@@ -8,13 +8,15 @@ Started at x₀ and read after time t (in units of the device's time constant),
 
     f(A) v = f(λ) v + Rᵀ f[λ, λ + K] R v,     f[λ, λ + w] = (f(λ + w) - f(λ))/w,     f'(λ) where w is 0,
 
-the divided difference taken on the eigenvalues w of K. Nothing of size N x N is formed.
+the divided difference taken on the eigenvalues w of K. Nothing of size N x N is formed. Where a curvature serves one
+gradient only, (K + λ) c = R g is solved by conjugate gradients on products of K in parts, run until the residual is at
+the rounding of the precision, where that of a factorisation is: ε ‖K + λ‖ ‖c‖. K is formed where that takes too long.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import isinf
+from math import isfinite, isinf
 
 import torch
 from torch import Tensor
@@ -25,13 +27,15 @@ from tngd.gram import Factor
 NEAR = 1e-5  # of λ + 1/t: eigenvalues below take f' at the middle, true to the square of this
 SERIES = 1e-2
 LARGEST = 4096  # rank up to which Lanczos steps get a K of their own, which later gradients use again
+PRODUCTS = 12  # rank over this: as many products with parts of K take less time than K and its factorisation
+FEWEST = 16  # steps of conjugate gradients below which they are not tried
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
     """A curvature on the device: its factor R, K (r, r), and the Lanczos steps to use (None: K's eigenvectors).
 
-    K is None where Lanczos steps do with products of R.
+    K is None where products of R may do: for Lanczos steps, and for a curvature that serves one gradient only.
     """
 
     factor: Factor
@@ -42,18 +46,38 @@ class Held:
     @cached_property
     def eigen(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues w (r,), none below 0, and eigenvectors (r, r) of K."""
-        w, V = torch.linalg.eigh(self.K)
+        w, V = torch.linalg.eigh(self.gram)
         return w.clamp(min=0), V
 
+    @property
+    def formed(self) -> bool:
+        """Whether K is there, or has been asked for."""
+        return self.K is not None or "gram" in vars(self)
+
+    @cached_property
+    def parts(self) -> tuple[Tensor, list[Tensor]] | None:
+        """K in the parts of `Factor.parted`, None if there are no such parts or K would be large."""
+        return None if self.factor.rank > LARGEST else self.factor.parted()
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """K, formed now if it was not before; InputError if it is not finite."""
+        return _finite_gram(self.factor, self.factor.values) if self.K is None else self.K
+
     def product(self, vector: Tensor) -> Tensor:
-        """K v, (r,)."""
-        return self.factor.forward(self.factor.transpose(vector)) if self.K is None else self.K @ vector
+        """K v, (r,), a new tensor."""
+        if self.formed:
+            return self.gram @ vector
+        if self.parts is None:
+            return self.factor.forward(self.factor.transpose(vector))
+        K, written = self.parts
+        return sum((R @ (vector @ R) for R in written), K @ vector)
 
     def cholesky(self, damping: float) -> Tensor:
         """Factor of K + λI, kept for the last damping."""
         if damping not in self.lower:
             self.lower.clear()
-            shifted = self.K.clone()
+            shifted = self.gram.clone()
             shifted.diagonal().add_(damping)
             L, failed = torch.linalg.cholesky_ex(shifted)
             # Singular in this precision: the eigenvectors still do.
@@ -61,14 +85,17 @@ class Held:
         return self.lower[damping]
 
 
-def held_curvature(factor: Factor, like: Tensor, lanczos: int | None = None) -> Held:
-    """Put a factor on the device, K in the precision and place of `like`; InputError if it is not finite."""
-    if lanczos is not None and lanczos < factor.rank and factor.rank > LARGEST:
+def held_curvature(factor: Factor, like: Tensor, lanczos: int | None = None, once: bool = False) -> Held:
+    """Put a factor on the device, K in the precision and place of `like`; InputError if it is not finite.
+
+    `once`: it serves one gradient only, so that K is formed only if products of R do not do.
+    """
+    approximate = lanczos is not None and lanczos < factor.rank
+    if approximate and (once or factor.rank > LARGEST):
         return Held(factor, None, lanczos)
-    K = factor.gram(like)
-    if not torch.isfinite(K.diagonal().sum()):  # K is positive semidefinite: its diagonal bounds the rest
-        raise InputError("the curvature is not finite, the step was not made; check the outputs, or lower lr")
-    return Held(factor, K, lanczos)
+    if once and factor.blocks and factor.rank >= FEWEST * PRODUCTS:
+        return Held(factor, None, None)
+    return Held(factor, _finite_gram(factor, like), lanczos)
 
 
 def device_state(
@@ -112,6 +139,44 @@ def check_evolution(damping: float, time: float, noise: float) -> None:
             raise InputError(f"{name} must be 0 or above, got {value}")
     if isinf(time) and damping == 0:
         raise InputError("time inf without damping has no end state; give a damping above 0 or a finite time")
+
+
+def _finite_gram(factor: Factor, like: Tensor) -> Tensor:
+    K = factor.gram(like)
+    _check_finite(float(K.diagonal().sum()))  # K is positive semidefinite: its diagonal bounds the rest
+    return K
+
+
+def _check_finite(value: float) -> None:
+    if not isfinite(value):
+        raise InputError("the curvature is not finite, the step was not made; check the outputs, or lower lr")
+
+
+def _conjugate_gradients(held: Held, vector: Tensor, damping: float) -> Tensor | None:
+    """(K + λI)⁻¹ v (r,) to rounding, or None if that seems to take longer than K and its factorisation."""
+    steps = held.factor.rank // PRODUCTS
+    x, residual, direction = torch.zeros_like(vector), vector.clone(), vector
+    first = rest = float(vector @ vector)
+    bound = torch.finfo(vector.dtype).eps
+    norm = 0.0  # of K + λI, from below
+    for k in range(1, steps + 1):
+        if rest == 0:
+            return x
+        image = held.product(direction).add_(direction, alpha=damping)
+        bend = float(direction @ image)
+        _check_finite(bend)
+        norm = max(norm, bend / float(direction @ direction))
+        x.add_(direction, alpha=rest / bend)
+        residual.sub_(image, alpha=rest / bend)
+        before, rest = rest, float(residual @ residual)
+        goal = (bound * norm) ** 2 * float(x @ x)
+        if rest <= goal:
+            return x
+        # A third of the way is time enough to see how fast it goes; later steps are faster than the first.
+        if k == steps // 3 and rest > first * (goal / first) ** (k / (1.5 * steps)):
+            return None
+        direction = torch.add(residual, direction, alpha=rest / before)
+    return None
 
 
 @dataclass(frozen=True)
@@ -170,6 +235,9 @@ def _difference(function: _Function, damping: float, w: Tensor, time: float) -> 
 def _coefficients(held: Held, vector: Tensor, function: _Function, damping: float, time: float) -> Tensor:
     """f[λ, λ + K] applied to a vector (r,)."""
     if function.inverse and held.lanczos is None:
+        found = None if held.formed else _conjugate_gradients(held, vector, damping)
+        if found is not None:
+            return found / -damping
         L = held.cholesky(damping)
         if L.numel():
             return torch.cholesky_solve(vector[:, None], L)[:, 0] / -damping

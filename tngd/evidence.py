@@ -6,16 +6,15 @@ from typing import Any
 
 from circuits.device import Device, device_hash, load_device
 from circuits.errors import InputError
+from circuits.jobs import Progress, one_of, silent
 from tngd.comparison import summary
 from tngd.methods import METHODS
 from tngd.mnist_results import Content, change_results, claim, kept_run, read_results
 from tngd.mnist_trials import SETTINGS, Data, Setting, load_data, mnist_trial
 from tngd.networks import NETWORKS
 from tngd.studies import STUDIES
-from tngd.trial import Progress, one_thread
+from tngd.trial import one_thread
 from tngd.tuning import tune, tuned_settings
-
-MARKS = 1000  # of progress a run
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ def train_mnist(
     device: str | None,
     out: Path,
     force: bool = False,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Content:
     """Make what is missing of the request in the results file; the comparison's or study's part of it.
 
@@ -88,7 +87,7 @@ def _comparison(
     claim(out, ("comparisons", name), _described(setting, data), force)
     jobs, done = len(methods) * (setting.seeds + request.tune), 0
     for key in methods if request.tune else ():
-        tune(out, name, key, setting, data, devices[key], _part(progress, done, jobs))
+        tune(out, name, key, setting, data, devices[key], one_of(progress, done, jobs))
         done += 1
     settings = {key: tuned_settings(read_results(out), name, key) for key in methods}
     for key in methods:
@@ -97,7 +96,7 @@ def _comparison(
         claim(out, place, {"title": known.title, "kind": known.kind, "settings": settings[key], "device": on}, force)
         for seed in range(setting.seeds):
             trial = mnist_trial(known.title, known.kind, settings[key], setting, data, devices[key], seed)
-            kept_run(out, place, trial, force, _part(progress, done, jobs))
+            kept_run(out, place, trial, force, one_of(progress, done, jobs))
             done += 1
     return _summed(out, ("comparisons", name), "methods")
 
@@ -118,7 +117,7 @@ def _study(request: Request, data: Data, device: Device | None, out: Path, force
         place = ("studies", name, "cells", cell.name)
         claim(out, place, asdict(cell), force)
         for trial in runs:
-            kept_run(out, place, trial, force, _part(progress, done, jobs))
+            kept_run(out, place, trial, force, one_of(progress, done, jobs))
             done += 1
     return _summed(out, ("studies", name), "cells")
 
@@ -150,8 +149,3 @@ def _summed(out: Path, place: tuple[str, str], part: str) -> Content:
         entry["summary"] = summary({key: held["seeds"] for key, held in entry[part].items() if held["seeds"]})
 
     return change_results(out, add)[place[0]][place[1]]
-
-
-def _part(progress: Progress, done: int, jobs: int) -> Progress:
-    """The progress of one job among all."""
-    return lambda k, total, what: progress(done * MARKS + k * MARKS // total, jobs * MARKS, what)

@@ -8,14 +8,14 @@ v = (W, β); with several positions a sample (convolutions, sequences) row (k, c
 Parameters live at offsets of one flat vector (N,); rows are ordered sample by sample.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
 BLOCK = 96  # rows of K at once: only the lower triangle is computed
-KEPT = 2**22  # numbers in the gradients of one layer call; beyond, each cotangent's are multiplied into rows at once
+NARROW = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,27 +34,25 @@ class Outer:
         alike = self.inputs @ self.inputs.T if self.weight is not None else self.inputs.new_zeros(b, b)
         if self.bias is not None:
             alike = alike + 1
+        alike = alike.repeat_interleave(q, 1)
         samples = max(1, BLOCK // q)
         for start in range(0, b, samples):
             end = min(start + samples, b)
-            part = (G[start * q : end * q] @ G[: end * q].T).view(end - start, q, end, q)
-            part *= alike[start:end, None, :end, None]
-            K[start * q : end * q, : end * q] += part.view((end - start) * q, end * q)
+            part = (G[start * q : end * q] @ G[: end * q].T).view(end - start, q, end * q)
+            K[start * q : end * q, : end * q].view(part.shape).addcmul_(part, alike[start:end, None, : end * q])
 
     def forward(self, vector: Tensor) -> Tensor:
         """R v, (b q,)."""
         n, m = self.outputs.shape[-1], self.inputs.shape[-1]
-        response = 0
+        response = vector.new_zeros(1, n) if self.bias is None else vector[None, self.bias : self.bias + n]
         if self.weight is not None:
-            response = self.inputs @ vector[self.weight : self.weight + n * m].view(n, m).T
-        if self.bias is not None:
-            response = response + vector[self.bias : self.bias + n]
-        return (self.outputs @ response.expand(len(self.inputs), n)[:, :, None]).reshape(-1)
+            response = torch.addmm(response, self.inputs, vector[self.weight : self.weight + n * m].view(n, m).T)
+        return (self.outputs * response[:, None]).sum(-1).view(-1)
 
     def add_transpose(self, coefficients: Tensor, total: Tensor) -> None:
         """Add Rᵀ c to total (N,)."""
         b, q, n = self.outputs.shape
-        G = (coefficients.view(b, 1, q) @ self.outputs)[:, 0]
+        G = (coefficients.view(b, q, 1) * self.outputs).sum(1)
         if self.weight is not None:
             m = self.inputs.shape[-1]
             total[self.weight : self.weight + n * m] += (G.T @ self.inputs).reshape(-1)
@@ -110,7 +108,9 @@ class Positions:
         parts = []
         if self.weight is not None:
             G = self.outputs.transpose(1, 2).reshape(b, groups, q * n, positions)
-            W = (G @ self.inputs.mT).view(b, groups, q, -1)
+            # A product with few columns is slow; its transpose is not.
+            narrow = self.inputs.shape[2] < NARROW
+            W = ((self.inputs @ G.mT).mT if narrow else G @ self.inputs.mT).reshape(b, groups, q, -1)
             parts.append(W.transpose(1, 2).reshape(b * q, -1))
         if self.bias is not None:
             parts.append(self.outputs.sum(-1).view(b * q, -1))
@@ -155,47 +155,6 @@ class Rows:
 KINDS = {kind.__name__: kind for kind in (Outer, Positions, Rows)}
 
 
-class Writer:
-    """Collects the block of one layer call, one cotangent after the other.
-
-    Inputs (b, groups, m, positions). A kind Rows writes the rows out: together at the end, which is faster, or where
-    the gradients of all cotangents would be large, one cotangent at a time.
-    """
-
-    def __init__(self, inputs: Tensor, channels: int, q: int, places: tuple[int | None, int | None], kind: type):
-        b, groups, m, positions = inputs.shape
-        self.inputs, self.kind, (self.weight, self.bias) = inputs, kind, places
-        self.at_once = kind is Rows and b * q * channels * positions > KEPT
-        self.columns = channels * m if self.weight is not None else 0
-        width = channels if kind is Outer else channels * positions
-        if self.at_once:
-            width = self.columns + (channels if self.bias is not None else 0)
-        self.shape = (groups, channels // groups, positions)
-        self.kept = inputs.new_empty(b, q, width)
-
-    def add(self, c: int, gradient: Tensor) -> None:
-        """Take the gradients (b, groups, n, positions) of cotangent number c."""
-        if not self.at_once:
-            self.kept[:, c] = gradient.reshape(len(gradient), -1)
-            return
-        if self.columns:
-            self.kept[:, c, : self.columns] = (gradient @ self.inputs.mT).view(len(gradient), -1)
-        if self.bias is not None:
-            self.kept[:, c, self.columns :] = gradient.sum(-1).view(len(gradient), -1)
-
-    def block(self) -> "Outer | Positions | Rows":
-        """The block, once all cotangents are in. It has inputs of its own: the caller may reuse the batch's memory."""
-        b, q, _ = self.kept.shape
-        if self.kind is Outer:
-            return Outer(self.inputs[:, 0, :, 0].clone(), self.kept, self.weight, self.bias)
-        if not self.at_once:
-            block = Positions(self.inputs, self.kept.view(b, q, *self.shape), self.weight, self.bias)
-            return block.rows() if self.kind is Rows else replace(block, inputs=self.inputs.clone())
-        places = [(self.weight, self.columns)] if self.weight is not None else []
-        places += [(self.bias, self.shape[0] * self.shape[1])] if self.bias is not None else []
-        return Rows(self.kept.view(b * q, -1), tuple(places))
-
-
 @dataclass(frozen=True, eq=False)
 class Factor:
     """R (rank, size) as blocks of columns; parameters in no block have curvature 0."""
@@ -204,22 +163,32 @@ class Factor:
     rank: int
     size: int
 
+    @property
+    def values(self) -> Tensor:
+        """Some tensor of a block: its precision and device are those of all."""
+        block = self.blocks[0]
+        return block.matrix if isinstance(block, Rows) else block.outputs
+
     def gram(self, like: Tensor) -> Tensor:
         """K (r, r), in the precision and on the device of `like`."""
-        K = like.new_zeros(self.rank, self.rank)
-        for block in self.blocks:
-            block.add_gram(K)
-        lower = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=K.device).tril()
-        for start in range(0, self.rank, BLOCK):
-            end = min(start + BLOCK, self.rank)
-            K[:start, start:end] = K[start:end, :start].T
-            corner = K[start:end, start:end]
-            corner.copy_(torch.where(lower[: end - start, : end - start], corner, corner.T))
-        return K
+        return _gram(self.blocks, like, self.rank)
+
+    def parted(self) -> tuple[Tensor, list[Tensor]] | None:
+        """K₁ (r, r) and matrices R_j (r, n_j), K = K₁ + Σ R_j R_jᵀ: what is cheap to form, and to multiply by.
+
+        K₁ is of the linear layers; None if a block is neither one nor written out, or there is none.
+        """
+        cheap = tuple(block for block in self.blocks if isinstance(block, Outer))
+        written = [block.matrix for block in self.blocks if isinstance(block, Rows)]
+        if not self.blocks or len(cheap) + len(written) < len(self.blocks):
+            return None
+        return _gram(cheap, self.values, self.rank), written
 
     def forward(self, vector: Tensor) -> Tensor:
         """R v, (r,)."""
-        return sum((block.forward(vector) for block in self.blocks), vector.new_zeros(self.rank))
+        if not self.blocks:
+            return vector.new_zeros(self.rank)
+        return sum(block.forward(vector) for block in self.blocks[1:]) + self.blocks[0].forward(vector)
 
     def transpose(self, coefficients: Tensor) -> Tensor:
         """Rᵀ c, (N,)."""
@@ -237,6 +206,19 @@ class Factor:
                 R[:, offset : offset + length] += block.matrix[:, start : start + length]
                 start += length
         return R
+
+
+def _gram(blocks: "tuple[Outer | Positions | Rows, ...]", like: Tensor, rank: int) -> Tensor:
+    K = like.new_zeros(rank, rank)
+    for block in blocks:
+        block.add_gram(K)
+    lower = torch.ones(BLOCK, BLOCK, dtype=torch.bool, device=K.device).tril()
+    for start in range(0, rank, BLOCK):
+        end = min(start + BLOCK, rank)
+        K[:start, start:end] = K[start:end, :start].T
+        corner = K[start:end, start:end]
+        corner.copy_(torch.where(lower[: end - start, : end - start], corner, corner.T))
+    return K
 
 
 def dense_factor(matrix: Tensor) -> Factor:

@@ -5,7 +5,6 @@ of the inputs, seeds, versions, the ngspice that ran.
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from circuits.evidence import draw_mismatch
 from circuits.fitting import Fit
 from circuits.heldout import uncertainty
 from circuits.inversion import inversion
+from circuits.jobs import Progress, silent
 from circuits.measured import READOUT, calibrate_measured
 from circuits.measurement import Plan, error_of_one, measure
 from circuits.netlist import circuit_text
@@ -39,7 +39,6 @@ from circuits.target import two_digits
 from circuits.verification import describe_verification, verify_recorded
 from circuits.verification import verify as compare
 
-Progress = Callable[[int, int, str], None]
 Calibrated = tuple[Device, float, dict[str, str]]  # with the uncertainty of its inverse, and what it was made from
 ROUTES = ("auto", "exact", "sampled", "programs")
 SAMPLES = 100_000  # readings of a copy under a program, unless told better
@@ -47,10 +46,6 @@ MOST_SAMPLES = 100_000_000
 MOST_START_UP = 2_000_000  # readings of one chunk that are thrown away: some three minutes
 MOST_COPIES = 100_000
 COLDEST, HOTTEST = -55.0, 125.0  # °C
-
-
-def silent(done: int, total: int, what: str) -> None:
-    """Progress that shows nothing."""
 
 
 @dataclass(frozen=True)

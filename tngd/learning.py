@@ -8,10 +8,11 @@ from typing import Any
 
 from circuits.device import device_file, device_hash, load_device
 from circuits.errors import InputError
-from circuits.store import file_sha256, provenance, read_json, refuse_existing, write_json
-from tngd.laboratory import Progress, silent
+from circuits.jobs import Progress, silent
+from circuits.store import file_sha256, locked, provenance, read_json, refuse_existing, write_json
 from tngd.report import render
-from tngd.training import SCHEMA, TASKS
+from tngd.tasks import TASKS
+from tngd.training import SCHEMA
 from tngd.training import train as train_task
 
 
@@ -26,27 +27,30 @@ def train(
 ) -> dict[str, Any]:
     """Train one task on a device, a file or a preset, and add it to training.json.
 
-    Without `out` that is beside the device's file, and for a preset in the working folder.
+    Without `out` that is beside the device's file, and for a preset in the working folder. An interrupted call leaves
+    what it has done in `<name>.checkpoints` beside the file, and the same call goes on from there.
     """
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
     device = load_device(device_path)
     path = out or device_path.parent / "training.json"
     refuse_existing(path, force=True)
-    content = _training_file(path)
-    if task in content["tasks"] and not force:
+    if task in _training_file(path)["tasks"] and not force:
         raise InputError(f"{path} holds {task} already; give --force to replace it, or another --out")
-    result = train_task(task, device, seeds, steps, progress)
+    result = train_task(task, device, seeds, steps, progress, path.with_suffix(".checkpoints"))
     result["provenance"] = provenance(
         device_file_sha256=file_sha256(device_file(device_path)), device_sha256=device_hash(device), seeds=seeds
     )
-    content["tasks"][task] = result
-    write_json(path, content)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent, wait=True):  # another task may have come into the file meanwhile
+        content = _training_file(path)
+        content["tasks"][task] = result
+        write_json(path, content)
     return result
 
 
 def report(folder: Path, force: bool = False) -> Path:
-    """Write report.html of a run folder, or of a folder of run folders."""
+    """Write report.html of a run folder, a folder of run folders, or a folder with results of training."""
     path = folder / "report.html"
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; make one with `tngd design` or `tngd run`")

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import InputError
-from circuits.store import locked, provenance, read_json, refuse_existing, sha256, write_json
-from tngd.trial import Progress, Trial, run_trial
+from circuits.jobs import Progress
+from circuits.store import locked, provenance, read_json, refuse_existing, write_json
+from tngd.trial import Trial, run_trial, trial_hash
 
 SCHEMA = "tngd.mnist/1"
 PARTS = ("comparisons", "studies")
@@ -95,11 +96,6 @@ def kept_run(path: Path, place: tuple[str, ...], trial: Trial, force: bool, prog
     with suppress(OSError):  # others may still have theirs there
         checkpoint.parent.rmdir()
     return run
-
-
-def trial_hash(trial: Trial) -> str:
-    """SHA-256 of what makes the trial what it is."""
-    return sha256(json.dumps(trial.identity, sort_keys=True))
 
 
 def _at(content: Content, place: tuple[str, ...]) -> Content:

@@ -15,13 +15,14 @@ from pathlib import Path
 from circuits.design import check_options
 from circuits.errors import InputError, UnstableCopyError
 from circuits.fisher import DATA_SETS
+from circuits.jobs import Progress
 from circuits.ngspice import find_ngspice
 from circuits.store import is_ours, read_json, refuse_existing, write_json
 from tngd import laboratory, learning, verbs
 from tngd.training import check_budget
 
 SCHEMA = "tngd.run/1"
-Stage = Callable[[str], laboratory.Progress]
+Stage = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def run(options: Options, out: Path, force: bool, stage: Stage) -> Path:
     return report
 
 
-def _steps(options: Options, out: Path) -> Iterator[tuple[str, bool, Callable[[laboratory.Progress], object]]]:
+def _steps(options: Options, out: Path) -> Iterator[tuple[str, bool, Callable[[Progress], object]]]:
     """Every step but the report: what it is called, whether it is done, and the work."""
     name = options.name
     zero, fit, factor = out / "fisher-zero.npy", out / "fisher-fit.npy", out / "factor-zero.npy"
@@ -83,8 +84,8 @@ def _steps(options: Options, out: Path) -> Iterator[tuple[str, bool, Callable[[l
 
 def _designing(
     options: Options, matrix: Path, folder: Path, precondition: str | None, refused: Path
-) -> Callable[[laboratory.Progress], object]:
-    def work(_: laboratory.Progress) -> None:
+) -> Callable[[Progress], object]:
+    def work(_: Progress) -> None:
         try:
             place = verbs.Place(str(matrix), precondition=precondition, name=options.name)
             request = verbs.Request(options.copies, options.tolerance, options.seed, cells="active")
@@ -98,16 +99,16 @@ def _designing(
     return work
 
 
-def _verifying(options: Options, folder: Path) -> Callable[[laboratory.Progress], object]:
+def _verifying(options: Options, folder: Path) -> Callable[[Progress], object]:
     inquiry = laboratory.Inquiry(samples=options.samples, seed=options.seed)
     return lambda progress: laboratory.verify(folder, inquiry, force=True, progress=progress)
 
 
-def _calibrating(folder: Path) -> Callable[[laboratory.Progress], object]:
+def _calibrating(folder: Path) -> Callable[[Progress], object]:
     return lambda progress: laboratory.calibrate(folder, progress=progress)
 
 
-def _training(options: Options, task: str, device: Path, out: Path) -> Callable[[laboratory.Progress], object]:
+def _training(options: Options, task: str, device: Path, out: Path) -> Callable[[Progress], object]:
     return lambda progress: learning.train(task, device, out, options.seeds, options.steps, progress=progress)
 
 

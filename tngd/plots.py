@@ -54,7 +54,7 @@ def heat_maps(verification: dict[str, Any]) -> str:
             axes.set_xticks(ticks, ticks + 1)
             axes.set_yticks(ticks, ticks + 1)
             figure.colorbar(image, ax=axes, shrink=0.8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def error_curves(verification: dict[str, Any]) -> str:
@@ -86,7 +86,7 @@ def error_curves(verification: dict[str, Any]) -> str:
         axes.set_xlabel("samples per copy")
         axes.set_ylabel("relative error of the inverse")
         axes.legend(fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def populations(results: dict[str, dict[str, Any]]) -> str:
@@ -102,14 +102,12 @@ def populations(results: dict[str, dict[str, Any]]) -> str:
                 curves.append(("--", "mean of three", means, len(means)))
             for style, word, errors, count in curves:
                 share = np.arange(1, len(errors) + 1) / count
-                # To matplotlib a dollar sign starts a formula, and a first underscore hides the entry.
-                label = f"{name}, {word}".replace("$", r"\$").lstrip("_")
-                axes.semilogx(errors, share, style, color=COLOURS[k % 7], label=label)
+                axes.semilogx(errors, share, style, color=COLOURS[k % 7], label=words(f"{name}, {word}"))
         axes.set_ylim(0, 1.02)
         axes.set_xlabel("relative error of the inverse (exact, no sampling)")
         axes.set_ylabel("share of copies below: the yield")
         axes.legend(fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def budget(verification: dict[str, Any], route: str) -> str:
@@ -140,7 +138,7 @@ def budget(verification: dict[str, Any], route: str) -> str:
         axes.grid(False, axis="y")
         axes.set_xlabel("share of the relative error of the inverse [%]")
         axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-        return _svg(figure)
+        return svg(figure)
 
 
 def residual_maps(verification: dict[str, Any]) -> str:
@@ -158,7 +156,7 @@ def residual_maps(verification: dict[str, Any]) -> str:
             axes.set_xticks(ticks, ticks + 1)
             axes.set_yticks(ticks, ticks + 1)
         figure.colorbar(image, ax=list(every), shrink=0.8, label="standard deviations")
-        return _svg(figure)
+        return svg(figure)
 
 
 def temperatures(sweep: dict[str, Any]) -> str:
@@ -179,7 +177,7 @@ def temperatures(sweep: dict[str, Any]) -> str:
         axes.set_ylabel("relative error of the inverse [%]")
         axes.set_ylim(bottom=0)
         axes.legend(fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def charges(charge: dict[str, Any]) -> str:
@@ -201,7 +199,7 @@ def charges(charge: dict[str, Any]) -> str:
         axes.set_xlabel("time after the packet [s]")
         axes.set_ylabel("relative error of the inverse")
         axes.legend(fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def parts(values: dict[str, float], coupling: str) -> str:
@@ -221,7 +219,7 @@ def parts(values: dict[str, float], coupling: str) -> str:
         axes.set_ylim(len(kinds) - 0.5, -0.5)
         axes.set_xscale("log")
         axes.set_xlabel(label)
-        return _svg(figure)
+        return svg(figure)
 
 
 def residuals(device: dict[str, Any]) -> str:
@@ -237,7 +235,7 @@ def residuals(device: dict[str, Any]) -> str:
         axes.set_xlabel("|residual| in standard deviations of the data")
         axes.set_ylabel("share of data below")
         axes.legend(fontsize=8)
-        return _svg(figure)
+        return svg(figure)
 
 
 def gains(device: dict[str, Any]) -> str:
@@ -256,40 +254,12 @@ def gains(device: dict[str, Any]) -> str:
         few = len(names) <= MOST_NAMES
         axes.set_xticks(range(len(names)) if few else [], names if few else [], rotation=90, fontsize=7)
         axes.set_ylabel("gain off nominal [%]")
-        axes.legend(fontsize=8, ncols=3)
-        return _svg(figure)
+        axes.legend(fontsize=8, ncols=6, loc="lower right", bbox_to_anchor=(1.0, 1.0))
+        return svg(figure)
 
 
-def learning(result: dict[str, Any]) -> str:
-    """Training loss against steps, mean over seeds with the range; above the optimum where that is known."""
-    optimum = np.array(result["optimal_train_loss"] or [0.0] * result["seeds"])
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-        axes = figure.subplots()
-        for k, method in enumerate(result["methods"]):
-            curves = np.array(method["train_loss"]) - optimum[:, None]
-            mean = curves.mean(axis=0)
-            axes.semilogy(result["evaluated_at"], mean, linestyle=LINES[k], color=COLOURS[k], label=method["name"])
-            axes.fill_between(
-                result["evaluated_at"],
-                curves.min(axis=0),
-                curves.max(axis=0),
-                color=COLOURS[k],
-                alpha=0.12,
-                linewidth=0,
-            )
-        axes.set_xlabel("step")
-        axes.set_ylabel("training loss above the optimum" if result["optimal_train_loss"] else "training loss")
-        axes.legend(fontsize=8)
-        return _svg(figure)
-
-
-def _bar(k: int) -> dict[str, str]:
-    """Colour and hatching of the bars of cause number k."""
-    return {"color": COLOURS[k % 6], "edgecolor": "white", "hatch": HATCHES[k % len(HATCHES)]}
-
-
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The figure as text that stands in a page."""
     stream = io.StringIO()
     with warnings.catch_warnings():
         # The browser has the letters of a name that matplotlib's own font lacks.
@@ -297,3 +267,13 @@ def _svg(figure: Figure) -> str:
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     text = stream.getvalue()
     return text[text.index("<svg") :]
+
+
+def words(text: str) -> str:
+    """Text for a label: to matplotlib a dollar sign starts a formula, and a first underscore hides the entry."""
+    return text.replace("$", r"\$").lstrip("_")
+
+
+def _bar(k: int) -> dict[str, str]:
+    """Colour and hatching of the bars of cause number k."""
+    return {"color": COLOURS[k % 6], "edgecolor": "white", "hatch": HATCHES[k % len(HATCHES)]}

@@ -1,9 +1,9 @@
 """What linear and convolutional layers see in one forward pass, and from it the factor R of the curvature.
 
 Hooks keep the input a of every call of a layer and its place in the graph; backward passes from the outputs, one for
-each of the q cotangents a sample has, give the gradients at those places for all samples at once. That is right while
-samples do not mix; the first use checks it, and that nothing else used the layers' parameters. Parameters of other
-layers get explicit rows, one backward pass a row.
+each of the q cotangents a sample has or, along a chain (tngd.folded), one for all, give the gradients at those places
+for all samples at once. That is right while samples do not mix; the first use checks it, and that nothing else used the
+layers' parameters. Parameters of other layers get explicit rows, one backward pass a row.
 """
 
 from collections import Counter
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from circuits.errors import InputError
 from tngd.curvature import evaluated, explicit_rows
-from tngd.gram import Factor, Outer, Positions, Rows, Writer
+from tngd.folded import folded_gradients, way_down
+from tngd.gram import Factor, Outer, Positions, Rows
+from tngd.writer import Writer
 
 LIMIT = 2**24  # numbers in the rows of one layer; beyond, they are kept as products
 WARM = 31 * 2**20  # bytes; see Recorder
@@ -98,29 +100,18 @@ class Recorder:
     def factor(self, outputs: Tensor, calls: list[Call], S: Tensor) -> Factor:
         """R (b q, N) from cotangents S (b, q, d); the graph is kept."""
         writers = [_writer(call, S.shape[1], self.places[call.layer]) for call in calls]
-        for c in range(S.shape[1]):
-            for writer, call, G in zip(writers, calls, self.gradients(outputs, calls, S[:, c]), strict=True):
-                writer.add(c, by_position(call, G))
-        blocks: list[Outer | Positions | Rows] = []
-        shared: dict[tuple[int, int], Tensor] = {}
-        times = Counter(offset for call in calls for offset in self.places[call.layer] if offset is not None)
-        for call, writer in zip(calls, writers, strict=True):
-            weight, bias = self.places[call.layer]
-            block = writer.block()
-            if max(times[offset] for offset in (weight, bias) if offset is not None) == 1:
-                blocks.append(block)
-                continue
-            rows, start = block.rows(), 0
-            for place in rows.places:
-                part = rows.matrix[:, start : start + place[1]]
-                shared[place] = shared[place] + part if place in shared else part
-                start += place[1]
-        blocks += [Rows(matrix, (place,)) for place, matrix in shared.items()]
-        called = {offset for call in calls for offset in self.places[call.layer]}
-        others = [p for p in self.parameters if self.offsets[id(p)] not in called]
-        if others:
-            blocks.append(self._explicit(outputs, others, S))
-        return Factor(tuple(blocks), S.shape[0] * S.shape[1], self.size)
+        edges = [call.edge for call in calls]
+        # One cotangent, sequences, and gradients too large to keep together are for autograd.
+        fold = S.shape[1] > 1 and all(map(_is_plain, calls)) and not any(each.at_once for each in writers)
+        way = way_down(outputs, edges) if fold else None
+        if way is not None:
+            for writer, G in zip(writers, folded_gradients(way, edges, S), strict=True):
+                writer.take(G)
+        else:
+            for c in range(S.shape[1]):
+                for writer, call, G in zip(writers, calls, self.gradients(outputs, calls, S[:, c]), strict=True):
+                    writer.add(c, by_position(call, G))
+        return self._joined(outputs, calls, writers, S)
 
     def gradients(self, outputs: Tensor, calls: list[Call], cotangent: Tensor) -> list[Tensor]:
         """The gradient (b, *) at the output of every call of one cotangent (b, d), zero where none reaches it."""
@@ -147,7 +138,9 @@ class Recorder:
                     f"samples of the batch mix after layer {self.modules[call.layer]!r}; keep samples first and apart, "
                     "or give TNGD the parameters without the model (exact, slow)"
                 )
-        recorded = self.factor(outputs, calls, slope[:, None, :]).transpose(slope.new_ones(b))
+        # As two halves: what serves several cotangents at once is checked with it.
+        halves = slope[:, None, :].expand(b, 2, d) / 2
+        recorded = self.factor(outputs, calls, halves).transpose(slope.new_ones(2 * b))
         for p in self.parameters:
             part = slice(self.offsets[id(p)], self.offsets[id(p)] + p.numel())
             gap, scale = float((recorded - gradient)[part].norm()), float(gradient[part].norm())
@@ -162,6 +155,29 @@ class Recorder:
         """Offsets of weight and bias of a layer, None where not trained or not all its own."""
         found = (layer._parameters.get(name) for name in ("weight", "bias"))
         return tuple(self.offsets[id(p)] if p is not None and id(p) in self.recorded else None for p in found)
+
+    def _joined(self, outputs: Tensor, calls: list[Call], writers: list[Writer], S: Tensor) -> Factor:
+        """The blocks of all calls, those of one parameter added up, and rows of the other parameters."""
+        blocks: list[Outer | Positions | Rows] = []
+        shared: dict[tuple[int, int], Tensor] = {}
+        times = Counter(offset for call in calls for offset in self.places[call.layer] if offset is not None)
+        for call, writer in zip(calls, writers, strict=True):
+            weight, bias = self.places[call.layer]
+            block = writer.block()
+            if max(times[offset] for offset in (weight, bias) if offset is not None) == 1:
+                blocks.append(block)
+                continue
+            rows, start = block.rows(), 0
+            for place in rows.places:
+                part = rows.matrix[:, start : start + place[1]]
+                shared[place] = shared[place] + part if place in shared else part
+                start += place[1]
+        blocks += [Rows(matrix, (place,)) for place, matrix in shared.items()]
+        called = {offset for call in calls for offset in self.places[call.layer]}
+        others = [p for p in self.parameters if self.offsets[id(p)] not in called]
+        if others:
+            blocks.append(self._explicit(outputs, others, S))
+        return Factor(tuple(blocks), S.shape[0] * S.shape[1], self.size)
 
     def _explicit(self, outputs: Tensor, parameters: list[Tensor], S: Tensor) -> Rows:
         try:
@@ -206,6 +222,11 @@ def _is_recorded(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear):
         return type(module).forward is nn.Linear.forward
     return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
+
+
+def _is_plain(call: Call) -> bool:
+    """Whether the output of a call is (b, n) or (b, n, *positions)."""
+    return call.inputs.ndim == 2 or isinstance(call.layer, nn.Conv2d)
 
 
 def _writer(call: Call, q: int, places: tuple[int | None, int | None]) -> Writer:

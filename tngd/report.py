@@ -1,7 +1,7 @@
 """One self-contained HTML page from what a folder holds: no script, no file beside it, readable in print.
 
-A folder is one board (with `board.json`) or holds folders that are; what has not been computed yet is said to be
-missing, with the command that makes it.
+A folder is one board (with `board.json`) or holds folders that are, or holds results of training; what has not been
+computed yet is said to be missing, with the command that makes it.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,10 @@ from markupsafe import Markup
 from circuits.bill import engineering
 from circuits.errors import InputError
 from circuits.store import read_json, sha256, write_text
-from tngd import plots
+from tngd import plots, plots_training, report_training
+from tngd.mnist_tables import comparison_tables, study_table
+from tngd.report_training import Trained, read_trained, training_provenance
+from tngd.squad_table import squad_table
 
 ROUNDING = 1e-9  # of an error: what is below it is no spread of parts
 
@@ -51,14 +54,12 @@ def _page(folder: Path) -> str:
         (file.name.removesuffix("-refused.json"), read_json(file, "run")["refused"])
         for file in sorted(folder.glob("*-refused.json"))
     ]
-    if not sections:
-        raise InputError(f"{folder} holds no board.json, nor does a folder in it; make one with `tngd design`")
-    tasks = [
-        result
-        for file in (folder / "training.json", *sorted(folder.glob("*/training.json")))
-        if file.is_file()
-        for result in read_json(file, "train")["tasks"].values()
-    ]
+    trained = read_trained(folder)
+    if not sections and not trained:
+        raise InputError(
+            f"{folder} holds no board, no device and no results of training, nor does a folder in it; make a board "
+            "with `tngd design`"
+        )
     environment = Environment(
         loader=PackageLoader("tngd", "."),
         autoescape=select_autoescape(default=True, default_for_string=True),
@@ -67,16 +68,22 @@ def _page(folder: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": _percent, "si": engineering}
+    environment.globals |= {
+        "plots": _Plots(),
+        "tables": report_training,
+        "comparison_tables": comparison_tables,
+        "study_table": study_table,
+        "squad_table": squad_table,
+    }
     verified = {section.name: section.verification for section in sections if section.verification}
     return environment.get_template("report.html.j2").render(
-        title=sections[0].board["name"],
+        title=sections[0].board["name"] if sections else folder.resolve().name,
         sections=sections,
         refused=refused,
         verified=verified,
         spread={name: v for name, v in verified.items() if v["population"].get("single_median", 0) > ROUNDING},
-        tasks=tasks,
-        plots=_Plots(),
-        provenance=_provenance(sections, tasks),
+        trained=trained,
+        provenance=_provenance(sections, trained),
     )
 
 
@@ -84,7 +91,8 @@ class _Plots:
     """The plots as safe markup; a run without sampling has no curve."""
 
     def __getattr__(self, name: str):
-        return lambda *data: Markup(getattr(plots, name)(*data))
+        owner = plots if hasattr(plots, name) else plots_training
+        return lambda *data: Markup(getattr(owner, name)(*data))
 
 
 def _section(folder: Path) -> Section:
@@ -110,7 +118,7 @@ def _record(path: Path, verb: str) -> dict[str, Any]:
     return content
 
 
-def _provenance(sections: list[Section], tasks: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+def _provenance(sections: list[Section], trained: Trained) -> list[tuple[str, str, str]]:
     """Rows (result, what, value)."""
     rows = []
     for section in sections:
@@ -118,8 +126,10 @@ def _provenance(sections: list[Section], tasks: list[dict[str, Any]]) -> list[tu
             content = getattr(section, kind)
             if content:
                 rows += _flat(f"{section.name} {kind}", content["provenance"])
-    for result in tasks:
-        rows += _flat(f"training {result['task']}", result["provenance"])
+    for owner, made_from in training_provenance(trained):
+        rows += _flat(owner, made_from)
+    for each in trained.devices:
+        rows += _flat(f"device {each.name}", each.content["provenance"])
     return rows
 
 

@@ -12,7 +12,6 @@ one epoch, for a seed that the comparison does not use: benchmarks/squad_sweep.j
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
+from circuits.jobs import Progress, one_of, silent
 from circuits.store import file_sha256, provenance, refuse_existing, write_json
 from tngd.comparison import mean_and_error
 from tngd.curvature import CURVATURES
@@ -51,8 +51,6 @@ METHODS: dict[str, dict[str, float]] = {
 }
 # The paper's "TNGD-Adam" without its device: sign descent with the same step size.
 COMPARED = ("sgd", "adam", "sign", "sign:lr=0.001", "tngd-paper", "tngd", "tngd-adam-paper", "tngd-adam")
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -100,9 +98,7 @@ class Task:
     hashes: dict[str, str | None]
 
 
-def squad(
-    recipe: Recipe, data: str | None, out: Path, force: bool = False, progress: Progress = lambda *_: None
-) -> dict:
+def squad(recipe: Recipe, data: str | None, out: Path, force: bool = False, progress: Progress = silent) -> dict:
     """Run the comparison and write it to `out`; the trials beside it are kept until then, so a second call goes on.
 
     `data` is a folder with the two JSON files, "hub", or None for the known places. One thread, float32.
@@ -138,7 +134,7 @@ def load_task(recipe: Recipe, data: str | None) -> Task:
     )
 
 
-def compare(task: Task, kept: Path | None = None, progress: Progress = lambda *_: None) -> dict[str, Any]:
+def compare(task: Task, kept: Path | None = None, progress: Progress = silent) -> dict[str, Any]:
     """All methods and seeds of a task, as the content of squad.json; `kept` is a folder for unfinished trials."""
     recipe = task.recipe
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
@@ -146,13 +142,9 @@ def compare(task: Task, kept: Path | None = None, progress: Progress = lambda *_
     for k, spec in enumerate(recipe.methods):
         runs: dict[int, Outcome] = {}
         for seed in seeds:
-            before = k * recipe.seeds + seed - recipe.first_seed
-
-            def word(done: int, of: int, what: str, before: int = before) -> None:
-                progress(before * of + done, total * of, what)
-
             checkpoint = None if kept is None else kept / f"{spec}-{seed}.npz"
-            runs[seed] = run_trial(trial(task, spec, seed), checkpoint, word)
+            number = k * recipe.seeds + seed - recipe.first_seed
+            runs[seed] = run_trial(trial(task, spec, seed), checkpoint, one_of(progress, number, total))
         parameters = sum(p.numel() for p in runs[seeds[0]].model.parameters() if p.requires_grad)
         entries.append(_entry(spec, runs))
     return {

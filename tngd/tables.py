@@ -9,14 +9,26 @@ from rich.table import Table
 
 from circuits.board import REFERENCE_CELSIUS
 from circuits.fitted import Device
+from tngd.sheets import Sheet, sheet
 
 MOST_COPIES = 4  # shown; the report has all
 ROUTES = {"exact": "without sampling", "sampled": "sampled", "solve": "solved", "recorded": "as recorded"}
 
 
-def show(table: Table) -> None:
+def show(table: Table | Sheet) -> None:
     """Print a table, 110 letters wide where nobody sets the width."""
-    Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False).print(table)
+    drawn = rich_table(table) if isinstance(table, Sheet) else table
+    Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False).print(drawn)
+
+
+def rich_table(sheet: Sheet) -> Table:
+    """A sheet for the terminal."""
+    table = Table(title=sheet.title, title_justify="left")
+    for k, column in enumerate(sheet.columns):
+        table.add_column(column, justify="left" if k < sheet.words else "right")
+    for row in sheet.rows:
+        table.add_row(*row)
+    return table
 
 
 def verification_table(results: dict[str, dict[str, Any]]) -> Table:
@@ -163,12 +175,16 @@ def devices_table(devices: Iterable[tuple[str, Device]]) -> Table:
         table.add_column(column, justify="right" if column in ("copies", "part error, rms") else "left")
     for name, device in devices:
         board = device.board
-        rows = [(*copy.gains.values(), *copy.temperatures, *copy.inductances) for copy in device.copies]
-        known = [e.value - 1 for row in rows for e in row if e.observed or e.standard_error == 0]
-        rms = (sum(error**2 for error in known) / len(known)) ** 0.5
         cells = f"{len(board.cells)} {board.kind} cells, {board.coupling}"
-        table.add_row(name, cells, str(len(device.copies)), device.fitted_on["what"], f"{rms:.2%}")
+        table.add_row(name, cells, str(len(device.copies)), device.fitted_on["what"], f"{part_error(device):.2%}")
     return table
+
+
+def part_error(device: Device) -> float:
+    """Root mean square of the known relative errors of parts and temperatures of all copies."""
+    rows = [(*copy.gains.values(), *copy.temperatures, *copy.inductances) for copy in device.copies]
+    known = [e.value - 1 for row in rows for e in row if e.observed or e.standard_error == 0]
+    return (sum(error**2 for error in known) / len(known)) ** 0.5 if known else 0.0
 
 
 def retrim_table(content: dict[str, Any]) -> Table:
@@ -189,20 +205,25 @@ def retrim_table(content: dict[str, Any]) -> Table:
     return table
 
 
-def training_table(result: dict[str, Any]) -> Table:
+def training_table(result: dict[str, Any]) -> Sheet:
     """Final losses of every optimizer, from one task of training.json."""
-    title = f"Training {result['task']}: {result['steps']} steps, mean of {result['seeds']} seeds"
-    table = Table(title=title, title_justify="left")
-    for column in ("optimizer", "train loss", "test loss", "test accuracy", "direction off by", "passive tiles"):
-        table.add_column(column, justify="left" if column == "optimizer" else "right")
+    rows = []
     for method in result["methods"]:
-        final, tiles = method["final"], method.get("tiles")
-        table.add_row(
-            method["name"],
-            f"{final['train_loss']['mean']:.4f}",
-            f"{final['test_loss']['mean']:.4f}",
-            f"{final['test_accuracy']['mean']:.2%}",
-            f"{tiles['direction_deviation']:.2%}" if tiles else "",
-            f"{tiles['passive_fraction']:.0%}" if tiles else "",
+        final, tiles, lost = method["final"], method.get("tiles"), len(method.get("diverged", ()))
+        name = method["name"] + (f" ({lost} of {result['seeds']} diverged)" if lost else "")
+        figures = (
+            (
+                f"{final['train_loss']['mean']:.4f}",
+                f"{final['test_loss']['mean']:.4f}",
+                f"{final['test_accuracy']['mean']:.2%}",
+            )
+            if final
+            else ("",) * 3
         )
-    return table
+        boards = (f"{tiles['direction_deviation']:.2%}", f"{tiles['passive_fraction']:.0%}") if tiles else ()
+        rows.append((name, *figures, *boards))
+    return sheet(
+        f"Training {result['task']}: {result['steps']} steps, mean of {result['seeds']} seeds",
+        ("optimizer", "train loss", "test loss", "test accuracy", "direction off by", "passive tiles"),
+        rows,
+    )

@@ -134,7 +134,8 @@ def _add_outer(P: Tensor, columns: Tensor, block: Outer, cuts: _Cuts) -> None:
         parts = a[:, start : start + count * size].unflatten(1, (count, size)).permute(2, 0, 1).contiguous()
         rows = power[phase::period]
         first, step = (block.weight + phase * m + start) // size, period * m // size
-        for i in range(size):
-            own = P[i, : i + 1, first:]
-            own = own.as_strided((i + 1, len(rows), count), (own.stride(0), step, 1), own.storage_offset())
-            own += torch.matmul(rows, parts[i] * parts[: i + 1])
+        own = P[:, :, first:]
+        own = own.as_strided((size, size, len(rows), count), (*own.stride()[:2], step, 1), own.storage_offset())
+        # A quarter of these pairs is not needed: few large products are faster than many small ones.
+        for i, end in ((0, size // 2), (size // 2, size)):
+            own[i:end, :end] += torch.matmul(rows, parts[i:end, None] * parts[:end])

@@ -11,7 +11,8 @@ its parts and does not magnify their errors. A resistive board may be read at a 
 from the uploaded vector d T_k g_k, from zero, or stay as the step before left them. Blocks are (n, n, tiles).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,19 +23,30 @@ from tngd.tile_solve import LAST, Reading, White, tile_answers
 from tngd.tiles import TileBoard, hold_tiles
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TileStep:
     """What the boards did in one step.
 
     `unstable` tiles could not be held by their copy and took the step of the older factor alone; `passive` is the
-    fraction that needed no negative element; `deviation` is the relative distance of the direction from that of exact
-    inverses of the same tiles; `saturated` values met the full scale of a converter.
+    fraction that needed no negative element; `saturated` values met the full scale of a converter.
     """
 
     unstable: int
     passive: float
-    deviation: float
-    saturated: int = 0
+    saturated: int
+    direction: Tensor = field(repr=False)  # (n, tiles), as the gradient
+    blocks: Tensor = field(repr=False)  # (n, n, tiles)
+    gradient: Tensor = field(repr=False)
+
+    @cached_property
+    def deviation(self) -> float:
+        """The relative distance of the direction from that of exact inverses of the same tiles, found when asked for.
+
+        It takes a factorisation of every tile, which the step itself does without.
+        """
+        parts = slices(self.blocks)
+        exact = torch.cat([cholesky_solve(cholesky(self.blocks[:, :, k])[0], self.gradient[:, k]) for k in parts], -1)
+        return float((self.direction - exact).norm() / exact.norm())
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,13 +107,9 @@ def tile_step(
         T = None if own.factors is None else own.factors[:, :, part]
         state = None if own.state is None else own.state[:, :, part]
         parts.append(_read(board, P[:, :, part], T, g[:, part], part.start, reading, start, state, white))
-    x, exact, stable, passive, state = (torch.cat(found, dim=-1) for found in [*zip(*parts, strict=True)][:5])
-    step = TileStep(
-        unstable=int((~stable).sum()),
-        passive=float(passive.double().mean()),
-        deviation=float((x - exact).norm() / exact.norm()),
-        saturated=sum(part[5] for part in parts),
-    )
+    x, stable, passive, state = (torch.cat(found, dim=-1) for found in [*zip(*parts, strict=True)][:4])
+    lost, saturated = int((~stable).sum()), sum(part[4] for part in parts)
+    step = TileStep(lost, float(passive.double().mean()), saturated, x, P, g)
     memory = TileFactors(own.factors, own.age, state if board.coupling == "resistive" else None)
     return x.T.reshape(-1)[: len(gradient)], memory, step
 
@@ -116,8 +124,8 @@ def _read(
     start: str,
     state: Tensor | None,
     white: White,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
-    """Direction and exact direction (n, t), stable (m t,), passive, voltages (n, m, t) and saturated values.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Direction (n, t), stable (m t,), passive, voltages (n, m, t) and saturated values.
 
     Of t tiles from number `first` on, on m copies each.
     """
@@ -135,5 +143,4 @@ def _read(
     answer = tile_answers(board, held, uploaded, copies, reading, begin, white)
     x = torch.where(answer.stable, held.scaling * answer.values, b).view(n, many, tiles).mean(1)
     x = x if T is None else apply_transposed(T, x)
-    exact = cholesky_solve(cholesky(P)[0], g)
-    return x, exact, answer.stable, held.passive, answer.state.view(n, many, tiles), answer.saturated
+    return x, answer.stable, held.passive, answer.state.view(n, many, tiles), answer.saturated

@@ -1,80 +1,60 @@
-"""Training on real data: TNGD on calibrated copies beside SGD, Adam and exact NGD, same seeds and batches.
+"""The small tasks trained: TNGD on calibrated copies beside SGD, Adam and exact NGD, same seeds and batches.
 
-`fair` (or another data set by name): logistic regression with 8 parameters, one board. `digits`: a 64-24-10 network,
-its curvature in 8 x 8 diagonal blocks on the copies. Seed s sets the initial weights, the batches, and which copy comes
-first. Step sizes and dampings are those of the lowest training loss in a sweep over {1, 2, 3, 5} x 10^k on other seeds,
-for every method alike: benchmarks/step_sizes.py, with its result beside it.
+Seed s sets the initial weights, the rows that are held for testing, the batches (drawn with replacement from the other
+rows), and which copy comes first.
 """
 
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from math import isfinite, nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from circuits.device import Device, device_hash, ideal_device
 from circuits.errors import InputError
-from circuits.fisher import DATA_SETS, fit_weights, load
-from tngd.baselines import ExactNGD
+from circuits.jobs import Progress, one_of, silent
+from circuits.store import sha256
 from tngd.comparison import mean_and_error
-from tngd.losses import CROSS_ENTROPY, LOGISTIC, Loss
-from tngd.optimizer import TNGD
-from tngd.tile_steps import TileStep
+from tngd.tasks import TASKS, Method, Task, optimal_loss, split_rows
 from tngd.tiles import TileBoard, tile_board
-from tngd.trial import one_thread
+from tngd.trial import Draws, Outcome, Trial, one_thread, run_trial, trial_hash
 
 SCHEMA = "tngd.training/1"
 EVALUATIONS = 30  # points of a learning curve
-TEST_FRACTION = 0.2
-
-Progress = Callable[[int, int, str], None]
-Factory = Callable[[list[Tensor], TileBoard], torch.optim.Optimizer]
-
-
-@dataclass(frozen=True, eq=False)
-class Task:
-    """Data, model and budget of one comparison."""
-
-    name: str
-    features: Tensor  # (m, d)
-    labels: Tensor  # (m,)
-    model: Callable[[], torch.nn.Module]
-    loss: Loss
-    batch: int
-    steps: int
-    methods: tuple["Method", ...]
-
-
-@dataclass(frozen=True)
-class Method:
-    """One optimizer in the comparison; `boards` is "none", "ideal" or "calibrated"."""
-
-    name: str
-    boards: str
-    settings: dict[str, Any]
-    make: Factory
+TILES = ("passive", "unstable", "deviation")  # of what a step on tiles says
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """One method on one seed: curve at the evaluated steps, final test figures, what the boards did."""
+    """One method on one seed: loss at the evaluated steps, final test figures, what the boards did.
+
+    `tiles`, of a method that works on boards: means over the steps, and the number of all `unstable` tiles. A seed that
+    `diverged` says why, and has NaN where it did not come.
+    """
 
     train_loss: list[float]
     test_loss: float
     test_accuracy: float
-    tiles: list[TileStep]
+    tiles: dict[str, float] | None
+    diverged: str | None
 
 
 def train(
-    name: str, device: Device, seeds: int = 3, steps: int | None = None, progress: Progress = lambda *_: None
+    name: str,
+    device: Device,
+    seeds: int = 3,
+    steps: int | None = None,
+    progress: Progress = silent,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Run the comparison `name`; the task's entry in training.json.
 
-    One thread, float64: the same device and seeds give the same numbers.
+    One thread, float64: the same device and seeds give the same numbers. `kept` is a folder for what an interrupted
+    call has done; the same call goes on from there, and clears away what it left.
     """
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
@@ -87,17 +67,18 @@ def train(
         "calibrated": tile_board(device),
         "ideal": tile_board(ideal_device(device.board, len(device.copies))),
     }
+    jobs, results, files = seeds * len(task.methods), [], []
     with one_thread():
-        results = []
         for k, method in enumerate(task.methods):
             runs = []
             for seed in range(seeds):
-                progress(k * seeds + seed, len(task.methods) * seeds, f"{name}: {method.name}, seed {seed}")
-                runs.append(
-                    train_once(task, method, boards.get(method.boards, boards["ideal"]).turned(seed), seed, budget)
-                )
+                board = boards.get(method.boards, boards["ideal"]).turned(seed)
+                trial = task_trial(task, method, board, seed, budget, device_hash(device))
+                files += [] if kept is None else [kept / f"{trial_hash(trial)[:16]}.npz"]
+                run = run_trial(trial, files[-1] if files else None, one_of(progress, k * seeds + seed, jobs))
+                runs.append(_trained(run, trial))
             results.append(_summary(method, runs))
-        progress(len(task.methods) * seeds, len(task.methods) * seeds, f"{name}: done")
+    _clear(files)
     return {
         "task": name,
         "model": str(task.model()),
@@ -106,8 +87,8 @@ def train(
         "batch": task.batch,
         "steps": budget,
         "seeds": seeds,
-        "evaluated_at": _evaluated(budget),
-        "optimal_train_loss": [_optimum(task, s) for s in range(seeds)] if task.loss is LOGISTIC else None,
+        "evaluated_at": [0, *_evaluated(budget)],
+        "optimal_train_loss": _optima(task, seeds),
         "device": device_hash(device),
         "methods": results,
     }
@@ -122,142 +103,102 @@ def check_budget(seeds: int, steps: int | None) -> None:
 
 def train_once(task: Task, method: Method, board: TileBoard, seed: int, steps: int | None = None) -> Training:
     """Train one method on one seed, for the task's own number of steps unless another is given."""
-    steps = steps or task.steps
+    trial = task_trial(task, method, board, seed, steps or task.steps)
+    return _trained(run_trial(trial), trial)
+
+
+def task_trial(task: Task, method: Method, board: TileBoard, seed: int, steps: int, device: str | None = None) -> Trial:
+    """One method on one seed; `device` is the hash of what the board is of, for checkpoints."""
     generator = torch.Generator().manual_seed(seed)
-    test, training = _split(task, generator)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = task.model()
-    optimizer = method.make(list(model.parameters()), board)
-    at = set(_evaluated(steps))
-    curve, tiles = [], []
-    for step in range(steps + 1):
-        if step in at:
-            curve.append(_loss(task, model, training)[0])
-        if step < steps:
-            batch = training[torch.randint(len(training), (task.batch,), generator=generator)]
-            _step(task, model, optimizer, batch)
-            if isinstance(optimizer, TNGD):
-                tiles.append(optimizer.last)
-    test_loss, accuracy = _loss(task, model, test)
-    return Training(curve, test_loss, accuracy, tiles)
-
-
-def _logistic(name: str) -> Task:
-    data = load(name)
-    features, labels = torch.tensor(data.features), torch.tensor(data.labels)
-    settings = {"lr": 0.2, "damping": 0.01}  # one tile is the whole curvature: alike for exact NGD and TNGD
-    return Task(
-        name,
-        features,
-        labels,
-        lambda: torch.nn.Linear(features.shape[1], 1, bias=False, dtype=torch.float64),
-        LOGISTIC,
-        batch=min(1024, len(labels)),
-        steps=30,
-        methods=_methods(LOGISTIC, sgd=1.0, adam=0.1, exact=settings, tiles=settings),
+    test, training = split_rows(task, generator)
+    drawn = torch.randint(len(training), (steps, task.batch), generator=generator)
+    return Trial(
+        method.name,
+        {
+            "task": task.name,
+            "settings": method.settings,
+            "boards": method.boards,
+            "device_sha256": device,
+            "data_sha256": [sha256(part.double().numpy()) for part in (task.features, task.labels)],
+        },
+        seed,
+        len(training),
+        task.batch,
+        epochs=1,
+        model=task.model,
+        forward=lambda model, rows: (model(task.features[training[rows]]), task.labels[training[rows]]),
+        loss=task.loss,
+        optimizer=lambda model: method.make(list(model.parameters()), board),
+        evaluate=lambda model: _figures(task, model, {"train": training, "test": test}),
+        draws=Draws(drawn, tuple(_evaluated(steps))),
     )
 
 
-def _digits() -> Task:
-    features, labels = load_digits(return_X_y=True)
-
-    def network() -> torch.nn.Module:
-        return torch.nn.Sequential(torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10)).double()
-
-    return Task(
-        "digits",
-        torch.tensor(features / 16.0),
-        torch.tensor(labels),
-        network,
-        CROSS_ENTROPY,
-        batch=64,
-        steps=100,
-        methods=_methods(
-            CROSS_ENTROPY,
-            sgd=0.3,
-            adam=0.05,
-            exact={"lr": 0.5, "damping": 0.02},
-            tiles={"lr": 0.05, "damping": 0.01},
-        ),
-    )
-
-
-TASKS: dict[str, Callable[[], Task]] = {name: partial(_logistic, name) for name in DATA_SETS} | {"digits": _digits}
-
-
-def _methods(
-    loss: Loss, sgd: float, adam: float, exact: dict[str, float], tiles: dict[str, float]
-) -> tuple[Method, ...]:
-    def on_tiles(refresh: int) -> Factory:
-        return lambda params, board: TNGD(params, board, refresh=refresh, loss=loss, **tiles)
-
-    sgd_settings = {"lr": sgd, "momentum": 0.9 if loss is CROSS_ENTROPY else 0.0}
-    fresh = tiles | {"refresh": 10}
-    return (
-        Method("SGD", "none", sgd_settings, lambda params, _: torch.optim.SGD(params, **sgd_settings)),
-        Method("Adam", "none", {"lr": adam}, lambda params, _: torch.optim.Adam(params, lr=adam)),
-        Method("exact NGD", "none", exact, lambda params, _: ExactNGD(params, loss=loss, **exact)),
-        Method("TNGD, ideal device", "ideal", fresh, on_tiles(10)),
-        Method("TNGD, calibrated copies", "calibrated", fresh, on_tiles(10)),
-        Method("TNGD, calibrated copies, not preconditioned", "calibrated", tiles | {"refresh": 0}, on_tiles(0)),
-    )
-
-
-def _split(task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows for testing and for training."""
-    order = torch.randperm(len(task.features), generator=generator)
-    held = round(TEST_FRACTION * len(order))
-    return order[:held], order[held:]
-
-
-def _optimum(task: Task, seed: int) -> float:
-    """The smallest training loss a logistic regression can have on this seed's training rows."""
-    _, rows = _split(task, torch.Generator().manual_seed(seed))
-    weights = torch.tensor(fit_weights(task.features[rows].numpy(), task.labels[rows].numpy()))
-    return float(task.loss.value(task.features[rows] @ weights[:, None], task.labels[rows]))
-
-
-def _step(task: Task, model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: Tensor) -> None:
-    features, labels = task.features[batch], task.labels[batch]
-    if isinstance(optimizer, TNGD | ExactNGD):
-        optimizer.step(lambda: (model(features), labels))
-        return
-    optimizer.zero_grad()
-    task.loss.value(model(features), labels).backward()
-    optimizer.step()
-
-
-def _loss(task: Task, model: torch.nn.Module, rows: Tensor) -> tuple[float, float]:
-    with torch.no_grad():
+def _figures(task: Task, model: torch.nn.Module, sets: dict[str, Tensor]) -> dict[str, float]:
+    """Loss and accuracy on sets of rows."""
+    found = {}
+    for name, rows in sets.items():
         outputs, labels = model(task.features[rows]), task.labels[rows]
         guess = outputs.argmax(dim=1) if outputs.shape[1] > 1 else outputs[:, 0] > 0
-        accuracy = (guess == labels).double().mean()
-        return float(task.loss.value(outputs, labels)), float(accuracy)
+        found[f"{name}_loss"] = float(task.loss.value(outputs, labels))
+        found[f"{name}_accuracy"] = float((guess == labels).double().mean())
+    return found
+
+
+def _optima(task: Task, seeds: int) -> list[float] | None:
+    found = [optimal_loss(task, seed) for seed in range(seeds)]
+    return None if None in found else found
 
 
 def _evaluated(steps: int) -> list[int]:
-    return sorted({round(x) for x in np.linspace(0, steps, min(EVALUATIONS, steps) + 1)})
+    """Steps after which the losses are taken; they are before the first step, too."""
+    return sorted({round(x) for x in np.linspace(0, steps, min(EVALUATIONS, steps) + 1)} - {0})
+
+
+def _trained(outcome: Outcome, trial: Trial) -> Training:
+    records, steps = outcome.records, [0, *(record["steps"] for record in outcome.records)]
+    curve = [record["train_loss"] for record in records] + [nan] * (1 + trial.records - len(records))
+    last = {"test_loss": nan, "test_accuracy": nan} if outcome.diverged else records[-1]
+    said = [record.get("device", {}) for record in records]
+    means = None
+    if "passive" in said[-1]:
+        counts = np.diff(steps)
+        sums = {key: float(sum(n * one.get(key, 0) for n, one in zip(counts, said, strict=True))) for key in TILES}
+        means = {key: value / steps[-1] for key, value in sums.items()} | {"unstable": sums["unstable"]}
+    return Training(curve, last["test_loss"], last["test_accuracy"], means, outcome.diverged)
 
 
 def _summary(method: Method, runs: list[Training]) -> dict[str, Any]:
-    curves = np.array([run.train_loss for run in runs])
-    tiles = [tile for run in runs for tile in run.tiles]
+    """A method in training.json; means are over the seeds that did not diverge."""
+    finished = [run for run in runs if run.diverged is None]
+    figures = {
+        "train_loss": [run.train_loss[-1] for run in finished],
+        "test_loss": [run.test_loss for run in finished],
+        "test_accuracy": [run.test_accuracy for run in finished],
+    }
     summary = {
         "name": method.name,
         "boards": method.boards,
         "settings": method.settings,
-        "train_loss": curves.tolist(),
-        "final": {
-            "train_loss": mean_and_error(curves[:, -1]),
-            "test_loss": mean_and_error(np.array([run.test_loss for run in runs])),
-            "test_accuracy": mean_and_error(np.array([run.test_accuracy for run in runs])),
-        },
+        "train_loss": [[value if isfinite(value) else None for value in run.train_loss] for run in runs],
+        "final": {name: mean_and_error(values) for name, values in figures.items()} if finished else None,
     }
+    if len(finished) < len(runs):
+        summary["diverged"] = {str(seed): run.diverged for seed, run in enumerate(runs) if run.diverged}
+    tiles = [run.tiles for run in runs if run.tiles]
     if tiles:
         summary["tiles"] = {
-            "passive_fraction": float(np.mean([tile.passive for tile in tiles])),
-            "unstable": int(sum(tile.unstable for tile in tiles)),
-            "direction_deviation": float(np.mean([tile.deviation for tile in tiles])),
+            "passive_fraction": float(np.mean([each["passive"] for each in tiles])),
+            "unstable": round(sum(each["unstable"] for each in tiles)),
+            "direction_deviation": float(np.mean([each["deviation"] for each in tiles])),
         }
     return summary
+
+
+def _clear(files: list[Path]) -> None:
+    """Remove checkpoints, and their folder unless others have theirs there."""
+    for file in files:
+        file.unlink(missing_ok=True)
+    for folder in {file.parent for file in files}:
+        with suppress(OSError):
+            folder.rmdir()

@@ -1,7 +1,9 @@
-"""One training run of one optimizer, epoch by epoch, kept so that an interrupted run goes on bit for bit.
+"""One training run of one optimizer, from record to record, kept so that an interrupted run goes on bit for bit.
 
 Epoch e of seed s visits the samples in an order that s and e alone decide, in batches of b; what is left over at the
-end of an order is left out. Random numbers that the model draws (dropout) start anew from s and e in every epoch too.
+end of an order is left out. There is a record after every epoch, and random numbers that the model draws (dropout)
+start anew from s and e behind it. A trial may instead bring the batches of all its steps, and say after which steps it
+is recorded.
 
     trial = Trial("Adam", {"lr": 1e-3}, seed=0, samples=len(x), batch=64, epochs=10, model=network,
                   forward=lambda model, rows: (model(x[rows]), y[rows]), loss=CROSS_ENTROPY,
@@ -9,10 +11,12 @@ end of an order is left out. Random numbers that the model draws (dropout) start
     outcome = run_trial(trial, Path("adam-0.npz"))
 """
 
+import itertools
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
+from circuits.jobs import Progress, silent
+from circuits.store import sha256
 from tngd.baselines import ConjugateNGD, ExactNGD
 from tngd.checkpoint import read_checkpoint, write_checkpoint
 from tngd.kfac import KFAC
@@ -32,11 +38,23 @@ NATURAL = (TNGD, ExactNGD, ConjugateNGD, KFAC)  # take outputs and targets, and 
 REPORTED = 25  # steps between two words of progress
 STREAMS = {"order": 0, "model": 1}
 
-Progress = Callable[[int, int, str], None]
 
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Batches in place of whole epochs: `rows` (steps, batch) of sample numbers, and the steps that end in a record.
 
-def silent(done: int, total: int, what: str) -> None:
-    """Progress that nobody watches."""
+    InputError unless `recorded` are steps in order, the last of them the end.
+    """
+
+    rows: Tensor
+    recorded: tuple[int, ...]
+
+    def __post_init__(self):
+        ordered = all(one < other for one, other in itertools.pairwise((0, *self.recorded)))
+        if not ordered or self.recorded[-1:] != (len(self.rows),):
+            raise InputError(
+                f"expected records after steps from 1 up to the last one, {len(self.rows)}, got {self.recorded}"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +65,8 @@ class Trial:
     that the callables below have in them (data, network, step sizes, device).
     `model()` makes the network, called under the seed. `forward(model, rows)`: outputs (b, d) and targets of the
     samples with these numbers (b,). `optimizer(model)`: torch's own, or one of TNGD, ExactNGD, ConjugateNGD, KFAC.
-    `evaluate(model)`: figures by name, called before the first epoch and after every one, in evaluation mode and
-    without gradients; how many samples it looks at is its own affair.
+    `evaluate(model)`: figures by name, called before the first step and for every record, in evaluation mode and
+    without gradients; how many samples it looks at is its own affair. `draws`: the one epoch, batch by batch.
     """
 
     name: str
@@ -62,33 +80,58 @@ class Trial:
     loss: Loss
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     evaluate: Callable[[nn.Module], dict[str, float]]
+    draws: Draws | None = None
 
     def __post_init__(self):
-        if min(self.batch, self.epochs) < 1 or self.samples < self.batch:
+        if min(self.batch, self.epochs) < 1 or (self.draws is None and self.samples < self.batch):
             raise InputError(
                 f"expected one epoch or more of batches of one sample or more, no larger than the training set, got "
                 f"{self.epochs} epochs of batches of {self.batch} from {self.samples} samples"
+            )
+        if self.draws is not None and (self.epochs, self.batch) != (1, self.draws.rows.shape[1]):
+            raise InputError(
+                f"given batches are one epoch of their own size, got {self.epochs} epochs of batches of {self.batch} "
+                f"with {tuple(self.draws.rows.shape)} sample numbers"
             )
 
     @property
     def steps(self) -> int:
         """Optimizer steps an epoch."""
-        return self.samples // self.batch
+        return self.samples // self.batch if self.draws is None else len(self.draws.rows)
+
+    @property
+    def records(self) -> int:
+        """How many there are, but for the one before the first step."""
+        return self.epochs if self.draws is None else len(self.draws.recorded)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What makes two trials the same."""
         own = {name: getattr(self, name) for name in ("name", "settings", "seed", "samples", "batch", "epochs")}
-        return own | {"loss": self.loss.name}
+        own |= {"loss": self.loss.name}
+        if self.draws is not None:
+            own["draws"] = {"sha256": sha256(self.draws.rows.numpy()), "recorded": list(self.draws.recorded)}
+        return own
+
+    def batches(self, record: int) -> tuple[int, Tensor]:
+        """The number of steps before those that end in this record (from 1), and their sample numbers (steps, b)."""
+        if self.draws is None:
+            return (record - 1) * self.steps, batch_order(self.seed, record, self.samples, self.batch)
+        start, end = (0, *self.draws.recorded)[record - 1 : record + 1]
+        return start, self.draws.rows[start:end]
+
+    def place(self, record: int, done: int) -> str:
+        """Where a step of this record is, for a sentence."""
+        return f"epoch {record}" if self.draws is None else f"step {done + 1}"
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Records of epochs 0 (before training) to the last, the trained model, and why it stopped early, else None.
+    """Records from the one before training to the last, the trained model, and why it stopped early, else None.
 
-    A record has `epoch`, `steps` made so far, `cpu_s` and `wall_s` of this epoch's steps alone (no evaluation),
-    `batch_loss`, its mean loss before a step, `device`: means over its steps of what TNGD says in `last`, and the
-    figures of `evaluate`.
+    A record has `epoch` (but for given batches), `steps` made so far, `cpu_s` and `wall_s` of the steps since the one
+    before (no evaluation), `batch_loss`, their mean loss before a step, `device`: means over them of what TNGD says in
+    `last`, and the figures of `evaluate`.
     """
 
     records: list[dict[str, Any]]
@@ -97,7 +140,7 @@ class Outcome:
 
 
 def run_trial(trial: Trial, checkpoint: Path | None = None, progress: Progress = silent) -> Outcome:
-    """Train; `checkpoint` (.npz) is written after every epoch, and where it exists the run goes on from there.
+    """Train; `checkpoint` (.npz) is written after every record, and where it exists the run goes on from there.
 
     A loss, or a figure, that is not finite, and from the second step on a step that the optimizer refuses, end the
     trial as `diverged`. InputError for a checkpoint of another trial. `progress(done, total, what)` counts steps.
@@ -108,19 +151,25 @@ def run_trial(trial: Trial, checkpoint: Path | None = None, progress: Progress =
         optimizer = trial.optimizer(model)
         kept = None if checkpoint is None else read_checkpoint(checkpoint, trial.identity)
         if kept is None:
-            records, diverged = [{"epoch": 0, "steps": 0, "cpu_s": 0.0, "wall_s": 0.0} | _figures(trial, model)], None
+            records = [_numbered(trial, 0) | {"steps": 0, "cpu_s": 0.0, "wall_s": 0.0} | _figures(trial, model)]
+            diverged = None
         else:
             records, diverged = kept["records"], kept["diverged"]
             _restore(model, kept["model"])
             optimizer.load_state_dict(kept["optimizer"])
-        while not diverged and len(records) <= trial.epochs:
-            record, diverged = _epoch(trial, len(records), model, optimizer, progress)
+        while not diverged and len(records) <= trial.records:
+            record, diverged = _stretch(trial, len(records), model, optimizer, progress)
             if record is not None:
                 records = [*records, record]
             if checkpoint is not None:
                 state = {"records": records, "diverged": diverged, "model": _trained(model)}
                 write_checkpoint(checkpoint, trial.identity, state | {"optimizer": optimizer.state_dict()})
     return Outcome(records, model, diverged)
+
+
+def trial_hash(trial: Trial) -> str:
+    """SHA-256 of what makes the trial what it is."""
+    return sha256(json.dumps(trial.identity, sort_keys=True))
 
 
 @contextmanager
@@ -141,36 +190,43 @@ def batch_order(seed: int, epoch: int, samples: int, batch: int) -> Tensor:
     return order[: samples // batch * batch].reshape(-1, batch)
 
 
-def _epoch(
-    trial: Trial, epoch: int, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+def _stretch(
+    trial: Trial, number: int, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """The record of one epoch, or None and what went wrong."""
-    torch.manual_seed(_stream(trial.seed, epoch, "model"))
-    total, done = trial.epochs * trial.steps, (epoch - 1) * trial.steps
-    losses, said = [], []
-    cpu, wall = time.process_time(), time.perf_counter()
-    for rows in batch_order(trial.seed, epoch, trial.samples, trial.batch):
+    """The steps up to a record: the record, or None and what went wrong."""
+    torch.manual_seed(_stream(trial.seed, number, "model"))
+    total, losses, said, spent = trial.epochs * trial.steps, [], [], np.zeros(2)
+    done, batches = trial.batches(number)
+    for rows in batches:
+        start = _clocks()
         try:
             losses.append(_step(trial, model, optimizer, rows))
         except (InputError, torch.linalg.LinAlgError) as error:
             if done == 0:
                 raise  # nothing can have diverged before the first step: the trial itself is wrong
-            return None, f"epoch {epoch}: {error}"
+            return None, f"{trial.place(number, done)}: {error}"
+        spent += _clocks() - start
         if not isfinite(losses[-1]):
-            return None, f"epoch {epoch}: the loss is {losses[-1]}"
-        said.append(getattr(optimizer, "last", None))
+            return None, f"{trial.place(number, done)}: the loss is {losses[-1]}"
+        said.append(_numbers(getattr(optimizer, "last", None)))
         done += 1
         if done % REPORTED == 0:
             progress(done, total, f"{trial.name}, seed {trial.seed}")
-    spent = {"cpu_s": time.process_time() - cpu, "wall_s": time.perf_counter() - wall}
-    record = {"epoch": epoch, "steps": done, **spent, "batch_loss": float(np.mean(losses))}
-    if said[0] is not None:
-        record["device"] = _means(said)
+    times = {"cpu_s": float(spent[0]), "wall_s": float(spent[1])}
+    record = _numbered(trial, number) | {"steps": done, **times, "batch_loss": float(np.mean(losses))}
+    if any(said):
+        names = dict.fromkeys(name for each in said for name in each)
+        record["device"] = {name: float(np.mean([each[name] for each in said if name in each])) for name in names}
     figures = _figures(trial, model)
     progress(done, total, f"{trial.name}, seed {trial.seed}")
-    if not all(map(isfinite, figures.values())):
-        return None, f"epoch {epoch}: {', '.join(k for k, v in figures.items() if not isfinite(v))} is not finite"
+    lost = ", ".join(name for name, value in figures.items() if not isfinite(value))
+    if lost:
+        return None, f"{trial.place(number, done - 1)}: {lost} is not finite"
     return record | figures, None
+
+
+def _numbered(trial: Trial, number: int) -> dict[str, Any]:
+    return {"epoch": number} if trial.draws is None else {}
 
 
 def _step(trial: Trial, model: nn.Module, optimizer: torch.optim.Optimizer, rows: Tensor) -> float:
@@ -191,15 +247,17 @@ def _figures(trial: Trial, model: nn.Module) -> dict[str, float]:
     return figures
 
 
-def _means(said: list[Any]) -> dict[str, float]:
-    """Means of all numbers in what the device said at every step."""
-    rows = [asdict(each) for each in said if is_dataclass(each)]
-    found: dict[str, float] = {}
-    for name in rows[0] if rows else ():
-        numbers = [float(row[name]) for row in rows if isinstance(row[name], int | float)]
-        if numbers:
-            found[name] = float(np.mean(numbers))
-    return found
+def _numbers(last: Any) -> dict[str, float]:
+    """All numbers in what the device says of a step, and how far tiles were off, which is found when asked for."""
+    if not is_dataclass(last):
+        return {}
+    found = {name: getattr(last, name, None) for name in (*(field.name for field in fields(last)), "deviation")}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
+def _clocks() -> np.ndarray:
+    """CPU and wall seconds."""
+    return np.array([time.process_time(), time.perf_counter()])
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:

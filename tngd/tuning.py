@@ -10,10 +10,11 @@ from typing import Any
 
 from circuits.device import Device
 from circuits.errors import InputError
+from circuits.jobs import Progress
 from tngd.methods import METHODS, TUNED, Settings
 from tngd.mnist_results import change_results
 from tngd.mnist_trials import Data, Setting, tuning_trial
-from tngd.trial import Progress, run_trial
+from tngd.trial import run_trial
 
 EPOCHS = 2
 SEED = 1000

@@ -1,0 +1,47 @@
+"""Tables before anyone draws them: the terminal and the report show the same text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+SECONDS = 100  # from here on without decimals
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Text by rows; the first `words` columns hold words, the others numbers."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+
+def sheet(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> Sheet:
+    """A sheet; a row that ends early is filled up."""
+    width = len(columns)
+    return Sheet(title, tuple(columns), tuple((*row, *[""] * (width - len(row))) for row in rows), words)
+
+
+def with_error(value: dict[str, float | None], digits: int, times: float = 1, unit: str = "") -> str:
+    """Mean ± standard error."""
+    return _plus_minus(value["mean"], value["standard_error"], digits, times, unit, "")
+
+
+def with_interval(value: dict[str, float | None] | None, digits: int, times: float = 1, unit: str = "") -> str:
+    """A difference ± half of its 95 % interval; nothing where there is none."""
+    return "" if value is None else _plus_minus(value["mean"], value["half_width_95"], digits, times, unit, "+")
+
+
+def seconds(value: dict[str, float | None]) -> str:
+    """Mean ± standard error of seconds."""
+    return with_error(value, 0 if value["mean"] >= SECONDS else 1)
+
+
+def seeds_of(summary: dict[str, Any]) -> str:
+    """How many seeds finished, and how many did not."""
+    return f"{summary['finished']}" + (f", {summary['diverged']} diverged" if summary["diverged"] else "")
+
+
+def _plus_minus(mean: float, spread: float | None, digits: int, times: float, unit: str, sign: str) -> str:
+    return f"{mean * times:{sign}.{digits}f}" + ("" if spread is None else f" ± {spread * times:.{digits}f}") + unit
