@@ -6,7 +6,7 @@ sampled (covariances, by the law of their estimate); held-out targets are always
 the prediction.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,11 @@ from circuits.covariances import covariance_evidence
 from circuits.design import Design
 from circuits.device import Device, copy_of
 from circuits.errors import InputError
-from circuits.evidence import draw_mismatch, evidence_frequencies
 from circuits.fitted import gain_names
 from circuits.fitting import Fit, Known, fit, observed
-from circuits.heldout import HeldOut, held_out_programs, judge, measured, predicted
+from circuits.heldout import HeldOut, held_out_programs, judge, measured, predicted, question
+from circuits.jobs import Progress, silent
+from circuits.leavings import DRAWS, FEW, MORE, Draws, draw_pairs
 from circuits.pairs import PairModel, half_circuit, half_of, pair_model
 from circuits.programmings import UNKNOWN, Training, correlations, soldered_training, training_programs
 from circuits.sampled import chunks_law
@@ -31,7 +32,6 @@ from circuits.settling import settling_frequencies
 from circuits.store import sha256
 
 KEPT_RESIDUALS = 400  # of every copy, evenly through the sorted ones: enough to draw their distribution
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Programmed:
 def calibrate_programs(
     design: Design,
     folder: Path | None = None,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = silent,
     targets: int = 4,
     codes: int = 2,
     route: str = "exact",
@@ -66,23 +66,26 @@ def calibrate_programs(
     if not set(gain_names(board)) <= set(model.names):
         raise InputError("parts of this board are exact, with no tolerance; there is nothing to calibrate")
     progress(0, 1, "choosing training programs")
+    draws = draw_pairs(model, design.seed, FEW if route == "sampled" else MORE if board.banks else DRAWS)
     training = (
-        training_programs(model, design.seed) if board.banks else soldered_training(model, design.program, design.seed)
+        training_programs(model, design.seed, draws)
+        if board.banks
+        else soldered_training(model, design.program, design.seed, draws)
     )
     fresh = held_out_programs(design.program, board, design.seed, targets, codes)
-    wanted = evidence_frequencies(board)
+    wanted = training.evidence[0].frequencies
     if route == "exact":
         shown = run_programs(board, training.programs, design.copies, wanted, folder, progress)
     else:
         shown = sample_programs(board, training.programs, design.copies, samples, seed, folder, progress)
     dense = settling_frequencies(float(np.sqrt(wanted[0] * wanted[-1])))
     judged = run_programs(board, fresh, design.copies, dense, folder, progress)
-    known = training.evidence if route == "exact" else _sampled_evidence(model, design.seed, training, shown[0])
+    known = training.evidence if route == "exact" else _sampled_evidence(model, draws, training, shown[0])
     fits: dict[str, Fit] = {}
     for k, (copy, runs) in enumerate(zip(design.copies, shown, strict=True)):
         progress(k, len(shown), f"fitting {copy.name}")
         fits[copy.name] = fit(model, *_matched(known, runs))
-    held_out = _judged(model, design, fits, fresh, judged)
+    held_out = _judged(model, design, fits, fresh, judged, draws)
     copies = tuple(copy_of(board, name, model, f.values, f.covariance) for name, f in fits.items())
     about = _summary(design, model, training, fits, [*shown, *judged])
     about |= {"route": route} | ({"samples": samples} if route == "sampled" else {})
@@ -90,13 +93,12 @@ def calibrate_programs(
     return Programmed(device, model, fits, training, held_out)
 
 
-def _sampled_evidence(model: PairModel, seed: int, training: Training, runs: Sequence[Sampled]) -> tuple[Known, ...]:
+def _sampled_evidence(model: PairModel, draws: Draws, training: Training, runs: Sequence[Sampled]) -> tuple[Known, ...]:
     """What to expect of sampled runs of every training program, by the law of the nominal board."""
-    mismatch, ones = draw_mismatch(model, seed), np.ones(len(model.names))
-    found = []
+    ones, found = np.ones(len(model.names)), []
     for program, run in zip(training.programs, runs, strict=True):
         law = chunks_law(run.recipe, half_circuit(half_of(model, program), ones), program.period, run.samples)
-        found.append(covariance_evidence(model, program, law, mismatch))
+        found.append(covariance_evidence(model, program, law, draws))
     return tuple(found)
 
 
@@ -110,16 +112,18 @@ def _matched(known: Sequence[Known], runs: Sequence[Shown] | Sequence[Sampled]) 
 
 
 def _judged(
-    model: PairModel, design: Design, fits: dict[str, Fit], fresh: tuple[Program, ...], shown: list[list[Shown]]
+    model: PairModel,
+    design: Design,
+    fits: dict[str, Fit],
+    fresh: tuple[Program, ...],
+    shown: list[list[Shown]],
+    draws: Draws,
 ) -> HeldOut:
-    mismatch = draw_mismatch(model, design.seed)
-    names, told, came = [], [], []
-    for found, runs in zip(fits.values(), shown, strict=True):
-        for program, run in zip(fresh, runs, strict=True):
-            names.append(program.name)
-            told.append(predicted(model, program, found.values, found.covariance, mismatch))
-            came.append(measured(design.board, program, run.exact, run.solved))
-    return judge(names, told, came)
+    asked = [question(model, program, draws) for program in fresh]
+    told = [[predicted(model, each, found) for each in asked] for found in fits.values()]
+    came = [[measured(design.board, p, r.exact, r.solved) for p, r in zip(fresh, runs, strict=True)] for runs in shown]
+    errors = [[run.exact.integration_error for run in runs] for runs in shown]
+    return judge([program.name for program in fresh], told, came, errors)
 
 
 def _summary(
@@ -145,6 +149,7 @@ def _summary(
                 "chi_square": float(found.residuals @ found.residuals),
                 "rms_residual_uncalibrated": float(np.sqrt(np.mean(found.residuals_nominal**2))),
                 "rms_residual": float(np.sqrt(np.mean(found.residuals**2))),
+                "excess": found.excess,
                 "residuals_uncalibrated": _thinned(found.residuals_nominal),
                 "residuals": _thinned(found.residuals),
                 "correlated": [list(row) for row in correlations(model.names, found.covariance)],

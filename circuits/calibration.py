@@ -23,12 +23,13 @@ from circuits.copies import draw_gains
 from circuits.design import Design
 from circuits.device import Device, Estimate, FittedCopy, copy_of, reduced_circuit
 from circuits.errors import InputError
-from circuits.evidence import draw_mismatch, evidence_of
-from circuits.fitting import Fit, fit, observed
-from circuits.heldout import uncertainty
+from circuits.fitted import by_pairs
+from circuits.fitting import Fit, plain_fit
 from circuits.inversion import inversion, triangle
+from circuits.jobs import Progress, silent
 from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import pair_model
+from circuits.pairwise import check_runs, fit_pairs, pair_errors
 from circuits.runs import Run
 from circuits.sampled import chunks_covariance, chunks_law
 
@@ -68,18 +69,18 @@ def calibrate(
     design: Design,
     measured: dict[str, Run],
     route: str,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> tuple[Device, dict[str, Fit]]:
     """Fit every copy to its `route` ("exact" or "sampled") run; the device, and the fits by copy."""
     board, program = design.board, design.program
     if board.banks:
         raise InputError("one program does not show all parts of a board with banks; use calibrate_programs")
-    if board.coupling == "resistive":
-        return _calibrate_resistive(design, measured, route, progress)
+    if by_pairs(board):
+        fits, model = fit_pairs(design, measured, route, progress), pair_model(board)
+        copies = tuple(copy_of(board, name, model, found.values, found.covariance) for name, found in fits.items())
+        return Device(board, copies, _summary(design, route, fits), values=dict(program.values)), fits
     layout = Layout(tuple(e.name for e in board.elements if e.name in program.values), len(board.cells))
-    missing = [copy.name for copy in design.copies if getattr(measured[copy.name], _FIELD[route]) is None]
-    if missing:
-        raise InputError(f"{missing[0]} has no {route} run; make it with `tngd verify --method {route} --force`")
+    check_runs(design, [measured[copy.name] for copy in design.copies], route)
     prior = _prior(board, layout)
     discrepancy = _discrepancy(design, layout, measured) if route == "exact" else None
     fits = {}
@@ -123,9 +124,8 @@ def model_circuit(board: Board, program: Program, layout: Layout, theta: np.ndar
 def uncertainties(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
     """Relative standard error (Frobenius) of the inverse that each fit of `calibrate` predicts for the own program."""
     board, program = design.board, design.program
-    if board.coupling == "resistive":
-        model, mismatch = pair_model(board), draw_mismatch(pair_model(board), design.seed)
-        return tuple(uncertainty(model, program, own.values, own.covariance, mismatch) for own in fits.values())
+    if by_pairs(board):
+        return pair_errors(design, fits)
     layout = Layout(tuple(e.name for e in board.elements if e.name in program.values), len(board.cells))
     rule = inversion(design)
 
@@ -139,32 +139,6 @@ def uncertainties(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
         spread = np.trace(J.T @ own.covariance @ J)
         found.append(float(np.sqrt(spread) / np.linalg.norm(inverse(own.values))))
     return tuple(found)
-
-
-def _calibrate_resistive(
-    design: Design, measured: dict[str, Run], route: str, progress: Callable[[int, int, str], None]
-) -> tuple[Device, dict[str, Fit]]:
-    """Pair by pair, from the columns of the solution, which sources do not enter, and the spectra, which storage does.
-
-    The spectra's integral, the covariance, then says nothing new.
-    """
-    board, model = design.board, pair_model(design.board)
-    runs = [measured[copy.name] for copy in design.copies]
-    if route != "exact" or any(run.exact is None or run.solve is None for run in runs):
-        raise InputError("a resistive board is calibrated on exact runs; make them with `tngd verify --method exact`")
-    mismatch = draw_mismatch(model, design.seed)
-    expected = evidence_of(model, design.program, runs[0].exact.frequencies, mismatch, columns=True)
-    fits = {}
-    for k, (copy, run) in enumerate(zip(design.copies, runs, strict=True)):
-        progress(k, len(runs), f"fitting {copy.name}")
-        evidence, data = observed(expected, run.exact, run.solve)
-        fits[copy.name] = fit(model, [evidence], [data])
-        progress(k + 1, len(runs), f"fitting {copy.name}")
-    copies = tuple(copy_of(board, name, model, found.values, found.covariance) for name, found in fits.items())
-    return Device(board, copies, _summary(design, route, fits), values=dict(design.program.values)), fits
-
-
-_FIELD = {"exact": "exact", "sampled": "moments"}
 
 
 def _prior(board: Board, layout: Layout) -> np.ndarray:
@@ -249,7 +223,7 @@ def _fit(misfit: Misfit, prior: np.ndarray) -> Fit:
     # The minimum moves by H⁻¹ Jᵀ e with errors e of the data and of the prior.
     H = np.linalg.inv(J.T @ J + np.diag(prior**-2))
     covariance = H @ (J.T @ misfit.covariance @ J + np.diag(prior**-2)) @ H
-    return Fit(solution.x, covariance, misfit.residuals(start), solution.fun[:data])
+    return plain_fit(solution.x, covariance, misfit.residuals(start), solution.fun[:data])
 
 
 def _fitted_copy(board: Board, name: str, layout: Layout, fit: Fit) -> FittedCopy:

@@ -14,11 +14,10 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from circuits.board import Program
+from circuits.leavings import Draws, delayed_leavings
 from circuits.ou import EstimateLaw, reading_covariance
 from circuits.pairs import Half, PairModel, half_circuit, half_of
-from circuits.quadrature import covariance_and_slopes, mismatched_covariance
-
-DRAWS = 32  # of mismatch
+from circuits.quadrature import covariance_and_slopes
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +37,6 @@ class CovarianceEvidence:
     def noise(self) -> np.ndarray:
         """Standard deviation (q,) of the independent errors of the data."""
         return np.ones(len(self.factor))
-
-    @property
-    def sigma(self) -> np.ndarray:
-        """Standard deviation (q,) of every datum about the model."""
-        return np.sqrt(self.leavings.var(axis=0) + 1)
 
     def at(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Data (q,) that the model gives at θ, and their derivatives (q, parameters)."""
@@ -70,20 +64,16 @@ def covariance_evidence(
     model: PairModel,
     program: Program,
     law: EstimateLaw,
-    mismatch: tuple[np.ndarray, np.ndarray],
+    draws: Draws,
     readout: slice | None = None,
 ) -> CovarianceEvidence:
     """What to expect of a record of a program, with the law that the nominal board gives it."""
     half = half_of(model, program)
     white = reading_covariance(half_circuit(half, np.ones(len(model.names))))
     factor = np.linalg.cholesky(law.covariance)
-    blank = CovarianceEvidence(half, factor, law.mean - white, np.zeros((2, len(factor))), readout)
-    if model.board.nodes_per_cell == 1:
-        return blank
-    parts, powers = (draws[:DRAWS] for draws in mismatch)
-    drawn = mismatched_covariance(half, *(np.concatenate([0 * draws[:1], draws]) for draws in (parts, powers)))
-    i, j = np.triu_indices(len(white))
-    return replace(blank, leavings=blank.whitened((drawn[1:] - drawn[0])[:, i, j].T).T)
+    blank = CovarianceEvidence(half, factor, law.mean - white, np.zeros((0, len(factor))), readout)
+    left = delayed_leavings(half, draws)[0][(slice(None), *np.triu_indices(len(white)))]
+    return replace(blank, leavings=blank.whitened(left.T).T)
 
 
 def with_readout(model: PairModel, tolerance: float) -> tuple[PairModel, slice]:

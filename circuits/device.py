@@ -1,15 +1,7 @@
-"""A device: what calibration knows of the copies of one board, and what it predicts for any program on them.
+"""A device: what calibration knows of the copies of one board, its file, and the presets of the package.
 
-The reduced-order model of a copy has one node a cell, the reading. Each element (a matched pair of parts) has one
-relative gain, each cell a relative temperature t_i = T_i/T (so its conductance is g/t_i) and a relative inductance.
-With the element values e of a program
-
-    M~_ii = Σ e_coupling γ + e_ground γ + 2 e_negative γ,   M~_ij = (e_crossed γ - e_straight γ),
-    C = M~,  G = diag(g/t_i),  Γ = diag(1/(L l_i)),  Q = k kT g I  (k nodes a cell),
-
-and the law of the readings is that of circuits.ou. Mismatch inside a pair enters in second order only. A board with
-banks, and a resistive one, has a gain of every pair of parts (circuits.pairs): bits, switches, pads, what leads to
-ground; its reduced circuit keeps the nodes behind switches.
+`predict` gives the circuit of a copy under any program (circuits.specimen), `Device.program` the whole process of any
+target (circuits.prediction).
 """
 
 from collections.abc import Iterator
@@ -34,9 +26,35 @@ from circuits.fitted import (
     nominal_values,
     pairs_of,
 )
-from circuits.interface import Interface, board_interface
-from circuits.pairs import PairModel, half_circuit, half_of
+from circuits.interface import Interface
+from circuits.pairs import PairModel
+from circuits.prediction import known_coefficients
+from circuits.specimen import fitted_circuit, parameters_of, reduced_circuit, shown
 from circuits.store import read_json, sha256
+
+__all__ = [
+    "DEVICE_STREAM",
+    "PRESETS",
+    "SCHEMA",
+    "Device",
+    "Estimate",
+    "FittedCopy",
+    "by_pairs",
+    "copy_of",
+    "describe_device",
+    "device_file",
+    "device_hash",
+    "draw_device",
+    "ideal_device",
+    "load_device",
+    "pairs_of",
+    "parameters_of",
+    "predict",
+    "quality_factor",
+    "readout_of",
+    "reduced_circuit",
+    "temperature_coefficients",
+]
 
 SCHEMA = "tngd.device/4"
 DEVICE_STREAM = 3  # of random numbers: not that of parts or noise
@@ -63,53 +81,14 @@ def draw_device(device: Device, seed: int) -> Device:
     return replace(device, copies=tuple(_drawn(copy, seed, k) for k, copy in enumerate(device.copies)))
 
 
-def reduced_circuit(
-    board: Board, program: Program, gains: dict[str, float], temperatures: np.ndarray, inductances: np.ndarray
-) -> Circuit:
-    """The reduced-order circuit, matrices (n, n), of a copy with these relative gains, temperatures, inductances."""
-    n, k = len(board.cells), board.nodes_per_cell
-    C = np.zeros((n, n))
-    for element in board.elements:
-        value = program.values.get(element.name, 0.0) * gains[element.name]
-        if element.kind in ("ground", "negative"):
-            C[element.cells * 2] += value * (2 if element.kind == "negative" else 1)
-        else:
-            i, j = element.cells
-            C[i, i] += value
-            C[j, j] += value
-            C[i, j] = C[j, i] = C[i, j] + (value if element.kind == "crossed" else -value)
-    resistance, inductance = nominal_cell(board)
-    eye = np.eye(n)
-    return Circuit(
-        C,
-        np.diag(1 / (resistance * temperatures)),
-        eye,
-        np.diag(1 / (inductance * inductances)),
-        0 * eye,
-        k * program.energy / resistance * eye,
-        eye,
-    )
-
-
 def predict(device: Device, copy: int, program: Program, ambient: float = REFERENCE_CELSIUS) -> Circuit:
     """The reduced-order circuit of copy number `copy` (from 0) under any program for its board, at `ambient` [°C].
 
-    Readings (n,) [V], before the readout's gains and offsets, of n nodes, and on a board with banks of those behind
-    closed switches.
+    Readings (n,) [V], before the readout's gains and offsets, of n nodes, and where parts are known pair by pair of
+    those behind closed switches and losses.
     """
-    fitted = device.copies[copy]
-    if by_pairs(device.board):
-        model = pairs_of(device.board)
-        circuit = half_circuit(half_of(model, program), parameters_of(model, fitted))
-    else:
-        circuit = reduced_circuit(
-            device.board,
-            program,
-            {name: estimate.value for name, estimate in fitted.gains.items()},
-            np.array([estimate.value for estimate in fitted.temperatures]),
-            np.array([estimate.value for estimate in fitted.inductances]),
-        )
-    return _warmed(circuit, temperature_coefficients(device), ambient - REFERENCE_CELSIUS)
+    coefficients = temperature_coefficients(device)
+    return fitted_circuit(device.board, device.copies[copy], program, coefficients, ambient - REFERENCE_CELSIUS)
 
 
 def temperature_coefficients(device: Device) -> dict[str, float]:
@@ -117,23 +96,12 @@ def temperature_coefficients(device: Device) -> dict[str, float]:
 
     A copy was calibrated at the reference temperature, where they change nothing.
     """
-    return board_interface(device.board).temperature_coefficients | device.interface.temperature_coefficients
+    return known_coefficients(device.board, device.interface)
 
 
 def readout_of(device: Device, copy: int) -> tuple[np.ndarray, np.ndarray]:
     """Relative gains (n,) and offsets (n,) [V] of a copy's readout."""
-    fitted, n = device.copies[copy], len(device.board.cells)
-    gains = np.array([estimate.value for estimate in fitted.readout_gains]) if fitted.readout_gains else np.ones(n)
-    offsets = np.array([e.value for e in fitted.readout_offsets]) if fitted.readout_offsets else np.zeros(n)
-    return gains, offsets
-
-
-def parameters_of(model: PairModel, copy: FittedCopy) -> np.ndarray:
-    """θ (parameters,) of a fitted copy."""
-    cells = {f"temperature_{i}": e for i, e in enumerate(copy.temperatures, start=1)}
-    cells |= {f"inductance_{i}": e for i, e in enumerate(copy.inductances, start=1)}
-    found = copy.gains | cells
-    return np.array([found[name].value for name in model.names])
+    return shown(device.copies[copy], len(device.board.cells))
 
 
 def copy_of(board: Board, name: str, model: PairModel, theta: np.ndarray, covariance: np.ndarray) -> FittedCopy:
@@ -238,21 +206,6 @@ def _drawn(copy: FittedCopy, seed: int, number: int) -> FittedCopy:
         copy,
         gains={name: draw(estimate) for name, estimate in copy.gains.items()},
         **{kind: tuple(draw(estimate) for estimate in getattr(copy, kind)) for kind in cells},
-    )
-
-
-def _warmed(circuit: Circuit, coefficients: dict[str, float], kelvin: float) -> Circuit:
-    """The circuit with all parts `kelvin` warmer: stars of one kind of part at inner nodes scale as that kind does."""
-    if kelvin == 0:
-        return circuit
-    R, L, C, I = (1 + coefficients.get(kind, 0.0) * kelvin for kind in "RLCI")  # noqa: E741
-    return replace(
-        circuit,
-        capacitance=circuit.capacitance * C,
-        conductance=circuit.conductance / R,
-        inverse_inductance=circuit.inverse_inductance / L,
-        loss=circuit.loss * R,
-        noise=circuit.noise * I,
     )
 
 

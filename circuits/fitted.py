@@ -1,45 +1,26 @@
-"""The records of a device: estimates of every copy of one board, and how the board is written and read.
-
-Each element (a matched pair of parts) has one relative gain, each cell a relative temperature and inductance; on boards
-with banks and resistive ones every pair of parts has a gain (circuits.pairs). A cell's reading y is shown as
-readout gain · y + readout offset.
-"""
+"""A device: estimates of every copy of one board, how it is written and read, and what a copy does with any target."""
 
 from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 
-from circuits.board import Board
+from circuits.board import REFERENCE_CELSIUS, Board, Program
+from circuits.errors import InputError
+from circuits.estimated import Estimate, FittedCopy, by_pairs, gain_names, nominal_cell, nominal_values, pairs_of
 from circuits.interface import IDEAL, Interface
-from circuits.pairs import PairModel, pair_model
+from circuits.prediction import Prediction, process, programmed
 
-
-@dataclass(frozen=True)
-class Estimate:
-    """A relative quantity: value, standard error, and whether the data said anything about it (else: its prior)."""
-
-    value: float
-    standard_error: float
-    observed: bool
-
-
-@dataclass(frozen=True)
-class FittedCopy:
-    """Estimates of one copy: gain of every element by name, relative temperature and inductance of every cell.
-
-    On boards with banks and resistive boards `gains` are those of all pairs of parts, and of the power of sources.
-    `readout_gains` are relative, `readout_offsets` in V, a cell each; none at all are exact ones.
-    """
-
-    name: str
-    gains: dict[str, Estimate]
-    temperatures: tuple[Estimate, ...]
-    inductances: tuple[Estimate, ...]
-    readout_gains: tuple[Estimate, ...] = ()
-    readout_offsets: Annotated[tuple[Estimate, ...], Field(alias="readout_offsets_V")] = ()
+__all__ = [
+    "Device",
+    "Estimate",
+    "FittedCopy",
+    "by_pairs",
+    "gain_names",
+    "nominal_cell",
+    "nominal_values",
+    "pairs_of",
+]
 
 
 @dataclass(frozen=True)
@@ -57,43 +38,40 @@ class Device:
     interface: Interface = IDEAL
     values: dict[str, float] = field(default_factory=dict)
 
+    def program(
+        self,
+        target: np.ndarray,
+        copy: int = 0,
+        *,
+        precondition: np.ndarray | None = None,
+        name: str = "target",
+        ambient: float = REFERENCE_CELSIUS,
+        bias: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> Prediction:
+        """Put any positive definite target (n, n) on the board and predict the Ornstein-Uhlenbeck process of a copy.
 
-def by_pairs(board: Board) -> bool:
-    """Whether the parts of a copy are known pair by pair, rather than element by element."""
-    return bool(board.banks) or board.coupling == "resistive"
+        Returned are its drift [1/s], diffusion, mean [V], covariance [V²], settling [s], and the inverse that is read
+        from them (circuits.prediction). With a `precondition` T (n, n) the board holds T P Tᵀ; it is set by codes if
+        it has banks. The rest as in `under`. InputError if the board does not hold the target.
+        """
+        made = programmed(self.board, target, precondition, name)
+        return self.under(made, copy, ambient=ambient, bias=bias, seed=seed)
 
+    def under(
+        self,
+        made: Program,
+        copy: int = 0,
+        *,
+        ambient: float = REFERENCE_CELSIUS,
+        bias: np.ndarray | None = None,
+        seed: int = 0,
+    ) -> Prediction:
+        """The process of copy number `copy` (from 0) under a program that is made already, at `ambient` [°C].
 
-@lru_cache(maxsize=8)
-def pairs_of(board: Board) -> PairModel:
-    """`pair_model`, once for a board."""
-    return pair_model(board)
-
-
-def gain_names(board: Board) -> tuple[str, ...]:
-    """Of what a copy has gains."""
-    if not by_pairs(board):
-        return tuple(element.name for element in board.elements)
-    return tuple(name for name in pairs_of(board).names if name.split("_")[0] not in ("temperature", "inductance"))
-
-
-def nominal_cell(board: Board) -> tuple[float, float]:
-    """Resistance [ohm] and inductance [H] of every cell of a capacitive board."""
-    resistance = next(part.nominal for part in board.parts if part.kind == "R")
-    inductance = next(part.nominal for part in board.parts if part.kind == "L")
-    return resistance, inductance
-
-
-def nominal_values(board: Board) -> dict[str, dict[str, float]]:
-    """Nominal values of what gains are relative to, in F, ohm, H, but for elements that a program sets."""
-    if not by_pairs(board):
-        resistance, inductance = nominal_cell(board)
-        cells = range(1, len(board.cells) + 1)
-        found = {f"temperature_{i}": {"nominal_ohm": resistance} for i in cells}
-        return found | {f"inductance_{i}": {"nominal_H": inductance} for i in cells}
-    model, unit = pairs_of(board), {"C": "F", "R": "ohm", "L": "H"}
-    found = {}
-    for members, row in zip(model.pairs, model.exponents, strict=True):
-        part = board.parts[members[0]]
-        if part.nominal is not None and row.any():
-            found[model.names[int(np.abs(row).argmax())]] = {f"nominal_{unit[part.kind]}": part.nominal}
-    return found
+        `bias` (n,) [A] are currents into the cells, none by default; `seed` draws the DAC's noise on them. InputError
+        if there is no such copy, and for what `circuits.prediction.process` refuses.
+        """
+        if not 0 <= copy < len(self.copies):
+            raise InputError(f"the device has copies 0 to {len(self.copies) - 1}, got {copy}")
+        return process(self.board, self.copies[copy], self.interface, made, ambient, bias, seed)

@@ -1,10 +1,18 @@
-"""Weighted least squares for the parts of one copy, from what it showed under several programs.
+"""Least squares for the parts of one copy, and for what the pair model leaves out of it, from several programs.
 
-    minimise  Σ ((model(θ) + <leavings> - data)/σ)² + Σ ((θ - 1)/σ_prior)²
+    data_p = model_p(θ) + ℓ̄_p + L_p a + e_p,    θ ~ N(1, σ_prior²),   a ~ N(0, 1),   e ~ N(0, noise² + φ² s_p²)
 
-by Gauss-Newton steps with analytic derivatives, damped only where a step does not help. The minimum moves by
-H⁻¹ (Jᵀ σ⁻¹ e + σ_prior⁻² p) with errors e of the data and p of the prior, whence its covariance; the e of different
-programs come from the same mismatch and are correlated.
+The columns of L_p (data, basis) are leavings of drawn copies about their mean ℓ̄_p, s_p their deviation: the discrepancy
+of a model that does not hold the truth (Kennedy and O'Hagan 2001) with the law that its physics gives it. The one a of
+a copy ties its programs together, seen or not. φ, the share of the leavings that the basis does not span, is found from
+the residuals as a component of variance (γ degrees of freedom used up, φ² = Σ w r²/(N - γ)), and so is the noise where
+no leavings were drawn. The minimum is found by Gauss-Newton steps with analytic derivatives, damped only where a step
+does not help; with H its curvature it moves by H⁻¹ (Jᵀ V⁻¹ e + p) with errors e of the data and p of the prior.
+
+What the basis does not span is not white, so that errors are not those of H⁻¹. They are tried on other drawn copies,
+the checks: each moves the minimum by what its leavings do to all data, and is then off from what the basis makes of it.
+If the residuals of the fit are larger than those of the checks, the copy is farther from the model than tolerances
+allow, and by that ratio (Birge's) all errors of leavings are larger.
 """
 
 from collections.abc import Sequence
@@ -17,24 +25,56 @@ from circuits.covariances import CovarianceEvidence
 from circuits.errors import InputError
 from circuits.evidence import Evidence, flattened
 from circuits.exact import ExactRun
+from circuits.lagged import LaggedEvidence
 from circuits.pairs import PairModel
 from circuits.solve import SolveRun
 
-MOST_STEPS = 60
+MOST_STEPS = 100
+MOST_ROUNDS = 20  # of the components of variance
 SETTLED = 1e-5  # of a prior deviation: a step below it ends the fit
-DOUBTS = (1e4, 1e2, 0.0)  # what the data are doubted more at first, lest parts that hardly show take up a curvature
+NOTHING = 1e-6  # change of χ² that ends it too: rounding may keep what hardly shows on the move
+STEADY = 0.01  # relative change of a component of variance, below which it is found
+DOUBTS = (1e4, 1e2, 10.0, 1.0)  # data are doubted more at first, lest parts that hardly show take up a curvature
 SMALLEST = 0.1  # relative value that no step goes below
-Known = Evidence | CovarianceEvidence  # spectra without sampling, or covariances with the law of their estimate
+CHECKS = 64
+SHARE, WORTH = 0.5, 20.0  # φ before any data, and how many data that is worth
+ENOUGH = 3  # times as many data as parameters, to tell their noise
+LEAST = 0.03  # of FLOOR: less noise than that is not believed
+Known = Evidence | CovarianceEvidence | LaggedEvidence  # spectra without sampling, or covariances with their law
 
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One copy's fit: parameters, their covariance, and the weighted residuals of the data before and after."""
+    """One copy's fit: parameters θ (parameters,), their covariance, and the weighted residuals before and after.
+
+    `left` (basis,) is a. The errors of θ and a have the covariance of `errors`ᵀ `errors`, (k, parameters + basis); its
+    first `checks` rows are those of the drawn copies that come after the basis, which are `excess` times as far off.
+    `share` is φ, `noise` the factor found for the noise of data whose own errors are not known (else 1).
+    """
 
     values: np.ndarray
     covariance: np.ndarray
     residuals_nominal: np.ndarray
     residuals: np.ndarray
+    left: np.ndarray
+    errors: np.ndarray
+    checks: int
+    excess: float
+    share: float
+    noise: float
+
+    @property
+    def draws(self) -> int:
+        """How many copies were drawn for it."""
+        return len(self.left) + self.checks
+
+
+def plain_fit(
+    values: np.ndarray, covariance: np.ndarray, before: np.ndarray, after: np.ndarray, checks: int = 0
+) -> Fit:
+    """The record of parameters found in another way; checks tell nothing about them."""
+    rows = np.concatenate([np.zeros((checks, len(values))), np.linalg.cholesky(covariance).T])
+    return Fit(values, covariance, before, after, np.zeros(0), rows, checks, 1.0, 0.0, 1.0)
 
 
 def observed(evidence: Evidence, exact: ExactRun, solved: SolveRun | None) -> tuple[Evidence, np.ndarray]:
@@ -47,38 +87,63 @@ def observed(evidence: Evidence, exact: ExactRun, solved: SolveRun | None) -> tu
 
 
 def fit(model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray]) -> Fit:
-    """Fit θ (parameters,) to data (data,) of every program; InputError if that does not settle."""
-    theta = np.ones(len(model.names))
-    before = _linearised(model, evidence, data, theta)
+    """Fit θ (parameters,) to data (data,) of every program; InputError if that does not settle.
+
+    Where no leavings were drawn (plain cells) the noise of exact data is estimated, else their share φ is.
+    """
+    given, known = [_Given(each, found) for each, found in zip(evidence, data, strict=True)], len(model.names)
+    draws = given[0].columns.shape[1]
+    spreads = np.concatenate([model.spreads, np.ones(draws)])
+    x, scale = np.concatenate([np.ones(known), np.zeros(draws)]), _Scale(SHARE if draws else 0.0)
+    before = _linearised(given, spreads, known, x, scale)
     for doubt in DOUBTS:
-        theta, state, settled = _descended(model, evidence, data, theta, doubt)
-    if not settled:
-        raise InputError("the fit did not settle; do the runs belong to this board?")
-    return Fit(theta, _sandwich(model, evidence, state), before.residuals, state.residuals)
+        x, _, _ = _descended(given, spreads, known, x, replace(scale, doubt=doubt))
+    for _ in range(MOST_ROUNDS):
+        x, state, settled = _descended(given, spreads, known, x, scale)
+        if not settled:
+            raise InputError("the fit did not settle; do the runs belong to this board?")
+        last, scale = scale, _found_scale(given, state, scale)
+        if max(abs(scale.share - last.share) - STEADY * last.share, abs(scale.noise / last.noise - 1) - STEADY) <= 0:
+            break
+    errors, excess = _errors(given, state, known, last)
+    own = errors[:, :known] * model.spreads
+    return Fit(
+        x[:known],
+        own.T @ own,
+        before.residuals,
+        state.residuals,
+        x[known:],
+        np.concatenate([own, errors[:, known:]], axis=1),
+        len(given[0].checks),
+        excess,
+        last.share,
+        last.noise,
+    )
 
 
-def _descended(
-    model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray], theta: np.ndarray, doubt: float
-) -> tuple[np.ndarray, "_State", bool]:
-    """The minimum from θ on, the data doubted so much more than by their own noise, and whether steps have died out."""
-    state, damping = _linearised(model, evidence, data, theta, doubt), 0.0
-    for _ in range(MOST_STEPS):
-        H = state.normal + damping * np.diag(np.diag(state.normal))
-        step = -cho_solve(cho_factor(H), state.gradient)
-        trial = np.maximum(theta + step, SMALLEST)
-        found = _linearised(model, evidence, data, trial, doubt)
-        small = np.abs(step / model.spreads).max(initial=0.0) < SETTLED
-        if found.cost <= state.cost or small:
-            theta, state, damping = trial, found, damping / 10 if damping > 1e-6 else 0.0
-        else:
-            damping = max(10 * damping, 1e-3)
-        if small:
-            return theta, state, True
-    return theta, state, False
+class _Given:
+    """The data of one program, what leavings do to them, and their own errors."""
+
+    def __init__(self, evidence: Known, data: np.ndarray) -> None:
+        mean, columns, self.checks = leaving_parts(evidence.leavings)
+        self.at, self.noise, self.exact = evidence.at, evidence.noise, isinstance(evidence, Evidence)
+        self.data, self.columns = data - mean, columns.T
+        self.spread = np.sqrt(np.sum(columns**2, axis=0))
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """Components of variance: share of leavings, factor of the noise, and how many times it is doubted."""
+
+    share: float
+    noise: float = 1.0
+    doubt: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class _State:
+    """Everything by parameters in units of their spreads."""
+
     cost: float
     residuals: np.ndarray
     slopes: tuple[np.ndarray, ...]  # of the weighted residuals, one a program
@@ -86,32 +151,95 @@ class _State:
     gradient: np.ndarray
 
 
-def _linearised(
-    model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray], theta: np.ndarray, doubt: float = 0.0
-) -> _State:
+def leaving_parts(left: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of leavings (draws, …) the mean of the basis, the basis and the checks, either so that its squares add up to 1.
+
+    The checks are the last CHECKS of the draws, or half of them.
+    """
+    basis = len(left) - min(CHECKS, len(left) // 2)
+    if not basis:
+        return np.zeros(left.shape[1:]), left, left
+    mean = left[:basis].mean(axis=0)
+    checks = left[basis:] - mean
+    return mean, (left[:basis] - mean) / np.sqrt(max(basis - 1, 1)), checks / np.sqrt(max(len(checks), 1))
+
+
+def _variance(given: _Given, scale: _Scale) -> tuple[np.ndarray, np.ndarray]:
+    """Of the data (data,), and of the leavings in it."""
+    left = (scale.share * given.spread) ** 2
+    own = (scale.noise if given.exact else 1.0) ** 2 + scale.doubt**2
+    return own * given.noise**2 + left, left
+
+
+def _descended(
+    given: Sequence[_Given], spreads: np.ndarray, known: int, x: np.ndarray, scale: _Scale
+) -> tuple[np.ndarray, _State, bool]:
+    """The minimum from x on, and whether steps have died out."""
+    state, damping = _linearised(given, spreads, known, x, scale), 0.0
+    for _ in range(MOST_STEPS):
+        H = state.normal + damping * np.diag(np.diag(state.normal))
+        step = -cho_solve(cho_factor(H), state.gradient)
+        trial = x + spreads * step
+        trial[:known] = np.maximum(trial[:known], SMALLEST)
+        found = _linearised(given, spreads, known, trial, scale)
+        small = np.abs(step).max(initial=0.0) < SETTLED or abs(found.cost - state.cost) < NOTHING
+        if found.cost <= state.cost or small:
+            x, state, damping = trial, found, damping / 10 if damping > 1e-6 else 0.0
+        else:
+            damping = max(10 * damping, 1e-3)
+        if small:
+            return x, state, True
+    return x, state, False
+
+
+def _linearised(given: Sequence[_Given], spreads: np.ndarray, known: int, x: np.ndarray, scale: _Scale) -> _State:
     residuals, slopes = [], []
-    for each, measured in zip(evidence, data, strict=True):
-        value, J = each.at(theta)
-        sigma = np.hypot(each.sigma, doubt * each.noise)
-        residuals.append((value + each.leavings.mean(axis=0) - measured) / sigma)
-        slopes.append(J / sigma[:, None])
+    for each in given:
+        value, J = each.at(x[:known])
+        sigma = np.sqrt(_variance(each, scale)[0])
+        residuals.append((value + each.columns @ x[known:] - each.data) / sigma)
+        slopes.append(np.concatenate([J, each.columns], axis=1) * spreads / sigma[:, None])
     r = np.concatenate(residuals)
-    prior = (theta - 1) / model.spreads
-    normal = sum(J.T @ J for J in slopes) + np.diag(model.spreads**-2)
-    gradient = sum(J.T @ own for J, own in zip(slopes, residuals, strict=True)) + prior / model.spreads
+    prior = (x - np.repeat([1.0, 0.0], [known, len(x) - known])) / spreads
+    normal = sum(J.T @ J for J in slopes) + np.eye(len(x))
+    gradient = sum(J.T @ own for J, own in zip(slopes, residuals, strict=True)) + prior
     return _State(float(r @ r + prior @ prior), r, tuple(slopes), normal, gradient)
 
 
-def _sandwich(model: PairModel, evidence: Sequence[Known], state: _State) -> np.ndarray:
-    """H⁻¹ (Jᵀ Cov(e) J + prior) H⁻¹, Cov(e) from the leavings of all programs together and the data's own errors."""
-    pulls = sum(
-        ((each.leavings - each.leavings.mean(axis=0)) / each.sigma) @ J
-        for each, J in zip(evidence, state.slopes, strict=True)
-    )
-    floor = sum(
-        (J * (each.noise / each.sigma)[:, None] ** 2).T @ J for each, J in zip(evidence, state.slopes, strict=True)
-    )
-    middle = pulls.T @ pulls / max(len(pulls) - 1, 1) + floor + np.diag(model.spreads**-2)
-    half = cho_solve(cho_factor(state.normal), middle)
-    covariance = cho_solve(cho_factor(state.normal), half.T)
-    return (covariance + covariance.T) / 2
+def _found_scale(given: Sequence[_Given], state: _State, scale: _Scale) -> _Scale:
+    """One step of expectation and maximisation: what of the residuals is of either component."""
+    covariance = _inverse(state.normal)
+    used = np.concatenate([np.einsum("ij,jk,ik->i", J, covariance, J, optimize=True) for J in state.slopes])
+    variance, left = (np.concatenate(both) for both in zip(*(_variance(each, scale) for each in given), strict=True))
+    exact = np.concatenate([np.full(len(each.data), each.exact) for each in given])
+    square, free = state.residuals**2, 1 - used
+    if not scale.share:
+        if exact.sum() < ENOUGH * len(covariance):
+            return scale
+        noise = scale.noise * np.sqrt(square[exact].sum() / free[exact].sum())
+        return replace(scale, noise=float(max(noise, LEAST)))
+    w = left / variance
+    share = (WORTH * SHARE**2 + scale.share**2 * (w @ square)) / (WORTH + w @ free)
+    return replace(scale, share=float(np.sqrt(share)))
+
+
+def _errors(given: Sequence[_Given], state: _State, known: int, scale: _Scale) -> tuple[np.ndarray, float]:
+    """Errors (k, parameters + basis) by the checks, by noise and by the prior of θ, in spreads; and Birge's ratio."""
+    H = _inverse(state.normal)
+    sigma = [np.sqrt(_variance(each, scale)[0]) for each in given]
+    noise = [np.sqrt(_variance(each, replace(scale, share=0.0))[0]) for each in given]
+    every = zip(state.slopes, noise, sigma, strict=True)
+    rows = [np.linalg.qr(np.concatenate([J * (e / own)[:, None] for J, e, own in every]), mode="r") @ H, H[:known]]
+    checks = [each.checks / own for each, own in zip(given, sigma, strict=True)]
+    if not len(checks[0]):
+        return np.concatenate(rows), 1.0
+    moved = sum(e @ J for e, J in zip(checks, state.slopes, strict=True)) @ H  # (checks, parameters + basis)
+    expected = sum(float(np.sum((e - moved @ J.T) ** 2)) for e, J in zip(checks, state.slopes, strict=True))
+    expected += sum(float(np.sum((e / own) ** 2)) for e, own in zip(noise, sigma, strict=True))
+    excess = np.sqrt(max(float(state.residuals @ state.residuals) / expected, 1.0))
+    return np.concatenate([excess * moved, *rows]), float(excess)
+
+
+def _inverse(matrix: np.ndarray) -> np.ndarray:
+    found = cho_solve(cho_factor(matrix), np.eye(len(matrix)))
+    return (found + found.T) / 2

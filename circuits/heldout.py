@@ -3,47 +3,79 @@
 Random well-conditioned targets, as a good preconditioner leaves them, are programmed as any target is; random codes
 show a board with banks far from them. On a soldered board other targets are other parts, which no bench has, but the
 simulator does: every part that a copy would have is drawn with it. A prediction comes with its covariance: that of the
-parameters, those at their prior among them, and the mismatch that the model leaves out. Reported are relative errors,
-with and without calibration, z-scores of all entries, and how many of the 95 % intervals hold the measured value.
+parameters, those at their prior among them, and of what the model leaves out, with what the training told of it, both
+from one fit (circuits.fitting). Reported are relative errors, with and without calibration, z-scores of all entries,
+and how many of the 95 % intervals hold the measured value. All entries of a copy share one fit, so their z-scores are
+not independent, and z_rms of a few copies scatters far from 1 even if every interval is honest. What is independent is
+the errors along the principal axes of their joint covariance over all held-out programs: their z-scores and χ² are
+reported too.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from circuits.board import Board, Program
 from circuits.errors import InputError
 from circuits.exact import ExactRun
+from circuits.fitting import Fit, leaving_parts
 from circuits.inversion import triangle
-from circuits.pairs import PairModel, half_of
+from circuits.leavings import Draws, delayed_leavings, drawn_spectra
+from circuits.pairs import Half, PairModel, half_circuit, half_of
 from circuits.programmings import near_program, random_program, soldered_program
-from circuits.response import impedance, impedance_slopes, mismatched_spectra
-from circuits.settling import delayed_and_slopes, delayed_covariance, lopsided_delayed, mismatched_delayed
+from circuits.response import impedance, impedance_slopes
+from circuits.settling import circuit_delays, delayed_and_slopes, delayed_covariance
 from circuits.solve import SolveRun
 from circuits.synthesis import reprogram, takes
 
 HELD_OUT_SEED = 40_000_003
-DRAWS = 32  # of mismatch
 Read = Callable[[np.ndarray], np.ndarray]
+DELAYED = ("covariance", "settling")  # at no delay, and at the slowest time constant of the nominal board
 NORMAL_95 = 1.959963984540054
-FLOOR = 1e-7  # relative: what ngspice's own integration may be off by
+MOST_AXES = 6
+PRINCIPAL = 0.99  # of the variance of all entries: what the principal axes carry that are looked at
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """A program to be predicted: its circuit, and by statistic what holds for every copy.
+
+    `nominal` (n, n) is that of nominal parts, `left` (draws, n, n) what the pair model leaves out.
+    """
+
+    program: Program
+    half: Half
+    nominal: dict[str, np.ndarray]
+    left: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
 class Predicted:
-    """A matrix (n, n) as a fitted and as the nominal copy give it, and the covariance (q, q) of its triangle."""
+    """A matrix (n, n) as a fitted and as the nominal copy give it, and the errors of its triangle (q,).
+
+    Its covariance is `slopes`ᵀ `slopes`, (k, q); the k rows are the same of all answers of one fit. `beyond` (n, n) is
+    what of the value no circuit of equal pairs has.
+    """
 
     value: np.ndarray
     nominal: np.ndarray
-    covariance: np.ndarray
+    slopes: np.ndarray
+    beyond: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Covariance (q, q) of the errors of the triangle."""
+        return self.slopes.T @ self.slopes
 
 
 @dataclass(frozen=True)
 class Scores:
     """Relative errors with and without calibration, and z-scores of the entries; in the order copies, programs.
 
-    `z_rms` is near 1 and `coverage_95` near 0.95 if errors are honest.
+    `z_rms` is near 1 and `coverage_95` near 0.95 if errors are honest. `joint_z_rms` is the same of `components`
+    independent ones, along the principal axes of the joint covariance of a copy, and `joint_p` the p of their χ².
     """
 
     errors: tuple[float, ...]
@@ -52,6 +84,9 @@ class Scores:
     z_rms: float
     coverage_95: float
     intervals: int
+    joint_z_rms: float
+    joint_p: float
+    components: int
 
 
 @dataclass(frozen=True)
@@ -79,45 +114,36 @@ def held_out_programs(own: Program, board: Board, seed: int, targets: int = 4, c
     return (*made, *(random_program(board, rng, f"held-out-{targets + k + 1}") for k in range(codes)))
 
 
-def predicted(
-    model: PairModel,
-    program: Program,
-    theta: np.ndarray,
-    covariance: np.ndarray,
-    mismatch: tuple[np.ndarray, np.ndarray],
-) -> dict[str, Predicted]:
-    """What a copy of fitted parameters (parameters,) of this covariance will give: inverse, settling, covariance."""
+def question(model: PairModel, program: Program, draws: Draws) -> Question:
+    """What holds for every copy under a program; the draws are those of the fit that will answer."""
     half, delays = half_of(model, program), (0.0, program.settling)
-    drawn = np.zeros((2, 1, *(len(model.board.cells),) * 2))
-    if model.board.nodes_per_cell == 2:
-        parts, powers = (np.concatenate([0 * draws[:1], draws[:DRAWS]]) for draws in mismatch)
-        drawn = mismatched_delayed(half, parts, powers, delays)
-        drawn = drawn[:, 1:] - drawn[:, :1]
-    found = {}
-    for name, delay, left in zip(("covariance", "settling"), delays, drawn, strict=True):
-        S, J = delayed_and_slopes(half, theta, delay)
-        nominal = delayed_and_slopes(half, np.ones(len(theta)), delay)[0]
-        left = left + lopsided_delayed(half, model.board, program, delay)
-        found[name] = _predicted(_by_covariance(model.board, program), S, J, nominal, left, covariance)
-    if not model.board.inputs:
-        return {"inverse": found["covariance"], "settling": found["settling"]}
-    Z, J = (each[0].real for each in impedance_slopes(half, theta, np.zeros(1)))
-    nominal, left = impedance(half, np.ones(len(theta)), np.zeros(1))[0].real, np.zeros((1, *Z.shape))
-    if model.board.nodes_per_cell == 2:
-        left = mismatched_spectra(half, *mismatch, np.zeros(1))[1][:, 0].real - nominal
-    return {"inverse": _predicted(_by_mean(model.board, program), Z, J, nominal, left, covariance)} | found
+    ones = np.ones(len(model.names))
+    nominal = dict(zip(DELAYED, circuit_delays(half_circuit(half, ones), delays), strict=True))
+    left = dict(zip(DELAYED, delayed_leavings(half, draws, delays), strict=True))
+    if model.board.inputs:
+        nominal["columns"] = impedance(half, ones, np.zeros(1))[0].real
+        Z, matched = (drawn_spectra(half, each, np.zeros(1))[1][:, 0].real for each in (draws, draws.matched))
+        left["columns"] = Z - matched
+    return Question(program, half, nominal, left)
 
 
-def uncertainty(
-    model: PairModel,
-    program: Program,
-    theta: np.ndarray,
-    covariance: np.ndarray,
-    mismatch: tuple[np.ndarray, np.ndarray],
-) -> float:
-    """Relative standard error (root mean square, Frobenius) of the inverse predicted for a program."""
-    told = predicted(model, program, theta, covariance, mismatch)["inverse"]
-    return float(np.sqrt(np.trace(told.covariance)) / np.linalg.norm(told.value))
+def predicted(model: PairModel, asked: Question, found: Fit) -> dict[str, Predicted]:
+    """What a fitted copy will give: inverse, settling, and on a resistive board the covariance."""
+    board, program, half = model.board, asked.program, asked.half
+    read, answers, delays = _by_covariance(board, program), {}, (0.0, program.settling)
+    values = circuit_delays(half_circuit(half, found.values), delays)
+    for name, delay, S in zip(DELAYED, delays, values, strict=True):
+        J = delayed_and_slopes(half, found.values, delay)[1]
+        answers[name] = _predicted(read, S, J, asked, name, found)
+    if not board.inputs:
+        return {"inverse": answers["covariance"], "settling": answers["settling"]}
+    Z, J = (each[0].real for each in impedance_slopes(half, found.values, np.zeros(1)))
+    return {"inverse": _predicted(_by_mean(board, program), Z, J, asked, "columns", found)} | answers
+
+
+def standard_error(told: Predicted) -> float:
+    """Relative error (root mean square, Frobenius) of the circuit of equal pairs, with which a device predicts."""
+    return float(np.hypot(np.linalg.norm(told.slopes), np.linalg.norm(told.beyond)) / np.linalg.norm(told.value))
 
 
 def measured(board: Board, program: Program, exact: ExactRun, solved: SolveRun | None) -> dict[str, np.ndarray]:
@@ -138,22 +164,34 @@ def measured_inverse(board: Board, program: Program, covariance: np.ndarray, sol
 
 
 def judge(
-    programs: Sequence[str], told: Sequence[dict[str, Predicted]], came: Sequence[dict[str, np.ndarray]]
+    programs: Sequence[str],
+    told: Sequence[Sequence[dict[str, Predicted]]],
+    came: Sequence[Sequence[dict[str, np.ndarray]]],
+    errors: Sequence[Sequence[float]],
 ) -> HeldOut:
-    """Compare predictions with what came, one program and copy after the other."""
-    scores = {name: _scores([each[name] for each in told], [each[name] for each in came]) for name in sorted(told[0])}
+    """Compare predictions with what came, to relative errors of its own, of every copy (outer) under every program."""
+    scores = {
+        name: _scores(*([[each[name] for each in row] for row in rows] for rows in (told, came)), errors)
+        for name in sorted(told[0][0])
+    }
     inverse = scores.pop("inverse")
-    return HeldOut(**vars(inverse), programs=tuple(programs), also=scores)
+    return HeldOut(**vars(inverse), programs=tuple(programs) * len(told), also=scores)
 
 
-def _scores(told: Sequence[Predicted], came: Sequence[np.ndarray]) -> Scores:
-    errors, before, z = [], [], []
-    for one, found in zip(told, came, strict=True):
-        scale = np.linalg.norm(found)
-        errors.append(float(np.linalg.norm(one.value - found) / scale))
-        before.append(float(np.linalg.norm(one.nominal - found) / scale))
-        z.append(triangle(one.value - found) / np.sqrt(np.diag(one.covariance)))
-    scores = np.concatenate(z)
+def _scores(
+    told: Sequence[Sequence[Predicted]], came: Sequence[Sequence[np.ndarray]], doubts: Sequence[Sequence[float]]
+) -> Scores:
+    errors, before, z, joint = [], [], [], []
+    for row, found, doubt in zip(told, came, doubts, strict=True):
+        off = [one.value - true for one, true in zip(row, found, strict=True)]
+        errors += [float(np.linalg.norm(e) / np.linalg.norm(true)) for e, true in zip(off, found, strict=True)]
+        before += [float(np.linalg.norm(o.nominal - t) / np.linalg.norm(t)) for o, t in zip(row, found, strict=True)]
+        every = np.concatenate([triangle(e) for e in off])
+        slopes = np.concatenate([one.slopes for one in row], axis=1)
+        own = np.concatenate([_of_run(true, error) for true, error in zip(found, doubt, strict=True)])
+        z.append(every / np.sqrt(np.sum(slopes**2, axis=0) + own))
+        joint.append(principal_scores(every, slopes, own))
+    scores, independent = np.concatenate(z), np.concatenate(joint)
     return Scores(
         tuple(errors),
         tuple(before),
@@ -161,7 +199,31 @@ def _scores(told: Sequence[Predicted], came: Sequence[np.ndarray]) -> Scores:
         float(np.sqrt(np.mean(scores**2))),
         float(np.mean(np.abs(scores) < NORMAL_95)),
         len(scores),
+        float(np.sqrt(np.mean(independent**2))),
+        float(special.chdtrc(len(independent), independent @ independent)),
+        len(independent),
     )
+
+
+def _of_run(found: np.ndarray, error: float) -> np.ndarray:
+    """Variances (q,) of the triangle of a matrix (n, n) that is off by this relative error."""
+    q = len(found) * (len(found) + 1) // 2
+    return np.full(q, (error * np.linalg.norm(found)) ** 2 / q)
+
+
+def principal_scores(errors: np.ndarray, slopes: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """z-scores (components,) of errors (q,) along the principal axes of slopesᵀ slopes + diag(own), in their units.
+
+    Axes beyond PRINCIPAL of the variance are left out: along them the errors are those of linearising. So are more than
+    MOST_AXES, whose covariance some ten checks each have to tell; the longest of so few are rather too long, so that
+    these scores err on the small side.
+    """
+    deviation = np.sqrt(np.sum(slopes**2, axis=0) + own)
+    G = slopes / deviation
+    values, U = np.linalg.eigh(G.T @ G + np.diag(own / deviation**2))
+    values, U = values[::-1], U[:, ::-1]
+    kept = min(1 + int(np.searchsorted(np.cumsum(values), PRINCIPAL * values.sum())), MOST_AXES)
+    return (U.T @ (errors / deviation))[:kept] / np.sqrt(values[:kept])
 
 
 def _fresh(board: Board, rng: np.random.Generator, name: str) -> Program:
@@ -189,14 +251,16 @@ def _by_mean(board: Board, program: Program) -> Read:
     return lambda S: board.unit * (X.T @ S @ X)
 
 
-def _predicted(
-    read: Read, S: np.ndarray, J: np.ndarray, nominal: np.ndarray, left: np.ndarray, covariance: np.ndarray
-) -> Predicted:
-    """From the model's matrix (n, n), its slopes (n, n, parameters), and what mismatch adds (draws, n, n)."""
-    value = read(S + left.mean(axis=0))
-    slopes = triangle(np.array([read(each) for each in np.moveaxis(J, -1, 0)]))  # (parameters, q)
-    own = triangle(read(left))
-    spread = np.cov(own.T) if len(own) > 1 else np.zeros((own.shape[1],) * 2)
-    floor = FLOOR * np.linalg.norm(value)
-    spread = np.atleast_2d(spread) + floor**2 * np.eye(own.shape[1])
-    return Predicted(value, read(nominal), slopes.T @ covariance @ slopes + spread)
+def _predicted(read: Read, S: np.ndarray, J: np.ndarray, asked: Question, name: str, found: Fit) -> Predicted:
+    """From the model's matrix (n, n) and its slopes (n, n, parameters)."""
+    mean, columns, checks = leaving_parts(asked.left[name]) if len(found.left) else (0.0, *_alone(asked.left[name]))
+    beyond = mean + np.tensordot(found.left, columns, 1)
+    value = read(S + beyond)
+    slopes = found.errors @ triangle(read(np.concatenate([np.moveaxis(J, -1, 0), columns])))
+    slopes[: found.checks] -= found.excess * triangle(read(checks))
+    return Predicted(value, read(asked.nominal[name]), slopes, read(beyond))
+
+
+def _alone(left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """No basis, and leavings (draws, n, n) as checks of a fit that took no account of them."""
+    return left[:0], left / np.sqrt(max(len(left), 1))

@@ -1,14 +1,17 @@
 """Calibration of physical boards from recorded readings: parts, temperatures, and what the readout does to them.
 
-    data = triangle(S),   <S_ij> = r_i r_j Σ_ij(θ) - V_ij,   offset = mean reading
+    data = C(0), C(L),   <C_ij(τ)> = r_i r_j ρ_ij(τ; θ) - V_ij,   offset = mean reading
 
-with S about the mean and its law from circuits.recorded, r the relative gains of the readout. One covariance has fewer
-entries than a board has parts, so much keeps its prior, and the standard errors say so. A gain that all cells have in
-common cannot be told from their common temperature, r² T = const, nor from a common scale of all parts: it takes the
-share that its prior leaves it, and its error is reported by itself. Inductances do not show in a covariance.
+with C(τ) the covariances of readings τ apart about the mean, their joint law from circuits.lagged, r the relative gains
+of the readout, and L the lag that circuits.recorded keeps: a quarter period, or the time constant, of a cell. Pairs of
+readings count that have no gap between them; a record without any has C(0) alone, which tells the parts that settle
+nothing (inductances, a common scale of time). There are fewer data than a board has parts, so some keep their prior,
+and the standard errors say so. A gain that all cells have in common cannot be told from their common temperature,
+r² T = const, nor from a common scale of all parts: it takes the share that its prior leaves it, and its error is
+reported by itself.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,9 +22,11 @@ from circuits.covariances import covariance_evidence, with_readout
 from circuits.design import Design
 from circuits.device import Device, Estimate, FittedCopy, copy_of
 from circuits.errors import InputError
-from circuits.evidence import draw_mismatch
-from circuits.fitting import Fit, fit
-from circuits.ou import LONG_RECORD, effective_samples
+from circuits.fitting import Fit, Known, fit
+from circuits.jobs import Progress, silent
+from circuits.lagged import lagged_evidence
+from circuits.leavings import FEW, Draws, draw_pairs
+from circuits.ou import LONG_RECORD, EstimateLaw, effective_samples
 from circuits.pairs import PairModel, pair_model
 from circuits.programmings import UNKNOWN, correlations
 from circuits.recorded import Recorded, recorded_law
@@ -43,7 +48,7 @@ def calibrate_measured(
     design: Design,
     recorded: Sequence[Recorded],
     readout: float = READOUT,
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> Measured:
     """Fit every recorded copy of a design without banks; gains of the readout are within ±`readout`, 0: exact.
 
@@ -61,7 +66,7 @@ def calibrate_measured(
         _check(each)
     parts = pair_model(board)
     model, place = with_readout(parts, readout) if readout else (parts, None)
-    mismatch = draw_mismatch(model, design.seed)
+    draws = draw_pairs(parts, design.seed, FEW)
     fits = {}
     for k, each in enumerate(recorded):
         progress(k, len(recorded), f"fitting {each.summary.name}")
@@ -72,11 +77,23 @@ def calibrate_measured(
                 f"the readings of {each.summary.name} are worth {worth:.0f} independent ones, and a fit takes "
                 f"{LONG_RECORD:.0f}; record for longer"
             )
-        evidence = covariance_evidence(model, design.program, law, mismatch, place)
-        fits[each.summary.name] = fit(model, [evidence], [evidence.data(each.covariance)])
+        evidence, shown = _evidence(model, design, each, law, draws, place)
+        fits[each.summary.name] = fit(model, [evidence], [evidence.data(shown)])
     copies = tuple(_copy(design, model, len(parts.names), fits[each.summary.name], each) for each in recorded)
     about = _summary(design, model, recorded, fits, place)
     return Measured(Device(board, copies, about, values=dict(design.program.values)), model, fits)
+
+
+def _evidence(
+    model: PairModel, design: Design, recorded: Recorded, law: EstimateLaw, draws: Draws, place: slice | None
+) -> tuple[Known, np.ndarray]:
+    """What to expect of a record, and what it showed: (n, n), or with a lag (2, n, n) [V²]."""
+    sums = recorded.sums
+    if sums is None:
+        return covariance_evidence(model, design.program, law, draws, place), recorded.covariance
+    period, pairs = recorded.summary.period_s, (recorded.pairs, recorded.sums_pairs)
+    found = lagged_evidence(model, design.program, period, (0, sums.lag), pairs, draws, place)
+    return found, np.array([recorded.covariance, sums.lagged / sums.pairs])
 
 
 def _check(recorded: Recorded) -> None:

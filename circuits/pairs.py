@@ -58,6 +58,7 @@ class Half:
     winding: np.ndarray  # (l,), ohm
     coil_exponents: np.ndarray  # (l, parameters)
     winding_exponents: np.ndarray  # (l, parameters)
+    winding_pairs: np.ndarray  # (l,), any pair where there is no winding
     power: np.ndarray  # (n,), A² s
     power_exponents: np.ndarray  # (n, parameters)
 
@@ -124,6 +125,7 @@ def half_of(model: PairModel, program: Program) -> Half:
         np.array([0.0 if k is None else values[model.pairs[k][0]] for k in behind]),
         model.exponents[coils],
         np.array([blank if k is None else model.exponents[k] for k in behind]).reshape(len(coils), len(blank)),
+        np.array([0 if k is None else k for k in behind], dtype=int),
         np.array([per_cell * program.energy * source.conductance for source in board.sources[::per_cell]]),
         model.powers,
     )

@@ -17,9 +17,11 @@ from scipy.linalg import cho_factor, cho_solve
 from circuits.assembly import nominal_circuit
 from circuits.board import Board, Program
 from circuits.errors import InputError
-from circuits.evidence import Evidence, draw_mismatch, evidence_frequencies, evidence_of, expected_and_slopes
+from circuits.evidence import ESR, Evidence, evidence_frequencies, expected_and_slopes, flattened
 from circuits.ladder import plan
-from circuits.pairs import PairModel, half_of
+from circuits.leavings import Draws, drawn_spectra
+from circuits.ou import drift
+from circuits.pairs import Half, PairModel, half_circuit, half_of
 from circuits.synthesis import levelled
 from circuits.synthesis import program as synthesised
 
@@ -31,7 +33,10 @@ FEWEST, MOST = 14, 24  # programs
 CORRELATED = 0.9
 FILLED = 0.6  # of the diagonal: the couplings of the fullest row of a random target
 NEAR = 0.05
+SHORT = 0.15  # by which the rows of a target that needs negative elements are beyond dominance
+LEAST_EIGENVALUE = 0.2  # that it has
 TRIALS = 20
+FASTEST = (1 / 32, 1 / 4, 2.0)  # of the fastest pole of a board with ESR: where the inputs of amplifiers show
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,26 +52,25 @@ class Training:
     correlated: tuple[tuple[str, str, float], ...]
 
 
-def training_programs(model: PairModel, seed: int, most: int = MOST) -> Training:
+def training_programs(model: PairModel, seed: int, draws: Draws, most: int = MOST) -> Training:
     """Choose programs for a board with banks."""
     rng = np.random.default_rng([TRAINING_SEED, seed])
-    mismatch, frequencies = draw_mismatch(model, seed), evidence_frequencies(model.board)
     information = np.eye(len(model.names))  # in units of the prior
     matters = np.array([essential(name) for name in model.names])
-    columns = bool(model.board.inputs)
     first = random_program(model.board, rng, "scale")
-    typical = evidence_of(model, first, frequencies, mismatch, columns).leavings  # much the same for any program
+    frequencies = training_frequencies(model, first)
+    typical = evidence_of(model, first, frequencies, draws).leavings  # much the same for any program
     chosen: list[tuple[Program, Evidence]] = []
     while len(chosen) < most:
         best = None
         for _ in range(CANDIDATES if chosen else 1):
             trial = random_program(model.board, rng, f"training-{len(chosen) + 1}")
             half = half_of(model, trial)
-            told = information + told_by(model, Evidence(half, frequencies, columns, typical))
+            told = information + told_by(model, Evidence(half, frequencies, bool(model.board.inputs), typical))
             left = np.diag(_inverse(told))
             if best is None or left.sum() < best[0]:
                 best = left.sum(), trial, told, left
-        chosen.append((best[1], evidence_of(model, best[1], frequencies, mismatch, columns)))
+        chosen.append((best[1], evidence_of(model, best[1], frequencies, draws)))
         information = best[2]
         if len(chosen) >= FEWEST and np.sqrt(best[3][matters]).max() < KNOWN:
             break
@@ -75,21 +79,42 @@ def training_programs(model: PairModel, seed: int, most: int = MOST) -> Training
     return Training(programs, evidence, np.sqrt(np.diag(covariance)), correlations(model.names, covariance))
 
 
-def soldered_training(model: PairModel, own: Program, seed: int) -> Training:
+def soldered_training(model: PairModel, own: Program, seed: int, draws: Draws) -> Training:
     """The own program of a board without banks, and random targets that show what it leaves out.
 
-    Negative elements that it does not have stay unknown.
+    Negative elements are shown, all of them, if the own program needs any: other targets near it may need others.
     """
     board, rng = model.board, np.random.default_rng([TRAINING_SEED, seed])
-    mismatch, frequencies = draw_mismatch(model, seed), evidence_frequencies(board)
-    n = len(board.cells)
+    frequencies, n = training_frequencies(model, own), len(board.cells)
     signs = np.triu(rng.choice([-1.0, 1.0], (n, n)), 1)
     ways = (signs + signs.T, -signs - signs.T) if board.nodes_per_cell == 2 else (None,)
     random = (soldered_program(board, rng, f"training-{k + 2}", way) for k, way in enumerate(ways))
-    programs = (own, *random)
-    evidence = tuple(evidence_of(model, each, frequencies, mismatch, bool(board.inputs)) for each in programs)
+    active = [negative_program(board, rng, f"training-{len(ways) + 2}")] if has_negative(board, own) else []
+    programs = (own, *random, *filter(None, active))
+    evidence = tuple(evidence_of(model, each, frequencies, draws) for each in programs)
     covariance = _inverse(np.eye(len(model.names)) + sum(told_by(model, each) for each in evidence))
     return Training(programs, evidence, np.sqrt(np.diag(covariance)), correlations(model.names, covariance))
+
+
+def training_frequencies(model: PairModel, program: Program) -> np.ndarray:
+    """At which spectra are looked at, (f,) [Hz]: those that show the parts, and with ESR the fastest poles as well.
+
+    Behind ESR a share of the variance is in a band where amplifier inputs alone hold a node: nothing slower shows them.
+    """
+    frequencies = evidence_frequencies(model.board)
+    if not any(part.cause == ESR for part in model.board.parts):
+        return frequencies
+    poles = np.linalg.eigvals(drift(half_circuit(half_of(model, program), np.ones(len(model.names)))))
+    return np.concatenate([frequencies, np.array(FASTEST) * np.abs(poles).max() / (2 * np.pi)])
+
+
+def evidence_of(model: PairModel, program: Program, frequencies: np.ndarray, draws: Draws) -> Evidence:
+    """What to expect of a program; on a resistive board the columns of its inverse are data too."""
+    half, columns = half_of(model, program), bool(model.board.inputs)
+    if not len(draws.means):  # flattened: as many real numbers as entries
+        return Evidence(half, frequencies, columns, np.zeros((0, (len(frequencies) + columns) * len(half.power) ** 2)))
+    left = _drawn_data(half, draws, frequencies, columns) - _drawn_data(half, draws.matched, frequencies, columns)
+    return Evidence(half, frequencies, columns, left)
 
 
 def soldered_program(board: Board, rng: np.random.Generator, name: str, signs: np.ndarray | None = None) -> Program:
@@ -113,7 +138,7 @@ def near_program(board: Board, own: Program, rng: np.random.Generator, name: str
     """A target near the own one of a board without banks, entries off by some per cent; None if none goes there."""
     n, T = len(board.cells), own.congruence
     L = np.linalg.cholesky(own.target)
-    active = any(element.kind == "negative" and element.name in own.values for element in board.elements)
+    active = has_negative(board, own)
     for trial in range(TRIALS):
         E = rng.normal(size=(n, n)) * NEAR * 0.7**trial
         target = L @ (np.eye(n) + (E + E.T) / 2) @ L.T
@@ -125,9 +150,34 @@ def near_program(board: Board, own: Program, rng: np.random.Generator, name: str
     return None
 
 
+def negative_program(board: Board, rng: np.random.Generator, name: str) -> Program | None:
+    """A well-conditioned target that needs the negative element of every cell; None if none was found.
+
+    All off-diagonal entries are of one size, so that their sizes add up to a little more than 1 in every row.
+    """
+    n, names = len(board.cells), {element.name for element in board.elements if element.kind == "negative"}
+    for trial in range(TRIALS):
+        signs = np.triu(rng.choice([-1.0, 1.0], (n, n)), 1)
+        target = np.eye(n) + (1 + SHORT * 0.95**trial) / max(n - 1, 1) * (signs + signs.T)
+        try:
+            made = synthesised(board, target, np.eye(n), plan(target, np.eye(n), "active"), name)
+        except (InputError, np.linalg.LinAlgError):
+            continue
+        if names <= set(made.values) and np.linalg.eigvalsh(target)[0] > LEAST_EIGENVALUE * 0.9**trial:
+            return made
+    return None
+
+
+def has_negative(board: Board, program: Program) -> bool:
+    """Whether a program populates negative elements."""
+    return any(element.kind == "negative" and element.name in program.values for element in board.elements)
+
+
 def told_by(model: PairModel, evidence: Evidence) -> np.ndarray:
     """Information (parameters, parameters) of one program at nominal parts, parameters in units of their prior."""
-    J = expected_and_slopes(evidence, np.ones(len(model.names)))[1] * model.spreads / evidence.sigma[:, None]
+    left = evidence.leavings.std(axis=0) if len(evidence.leavings) else 0.0
+    J = expected_and_slopes(evidence, np.ones(len(model.names)))[1] * model.spreads
+    J /= np.hypot(left, evidence.noise)[:, None]
     return J.T @ J
 
 
@@ -170,3 +220,11 @@ def correlations(names: tuple[str, ...], covariance: np.ndarray, most: int = 20)
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:
     return cho_solve(cho_factor(matrix), np.eye(len(matrix)))
+
+
+def _drawn_data(half: Half, draws: Draws, frequencies: np.ndarray, columns: bool) -> np.ndarray:
+    """The data (draws, data) of drawn copies."""
+    data = [flattened(drawn_spectra(half, draws, frequencies)[0])]
+    if columns:
+        data.append(flattened(drawn_spectra(half, draws, np.zeros(1))[1]))
+    return np.concatenate(data, axis=1)

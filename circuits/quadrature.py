@@ -9,7 +9,7 @@ import numpy as np
 
 from circuits.ou import drift
 from circuits.pairs import Half, half_circuit
-from circuits.response import mismatched_spectra, spectra_and_slopes
+from circuits.response import spectra_and_slopes
 
 BELOW, ABOVE = 1e-3, 1e4  # of the lowest and the highest pole
 DIGITS = 20.0  # natural logarithm of one over the error
@@ -34,13 +34,3 @@ def covariance_and_slopes(half: Half, theta: np.ndarray) -> tuple[np.ndarray, np
     """Covariance of the readings (n, n) [V²] and its derivatives by every parameter (n, n, parameters)."""
     frequency, weights = nodes_and_weights(half)
     return spectra_and_slopes(half, theta, frequency, weights)
-
-
-def mismatched_covariance(half: Half, mismatch: np.ndarray, sources: np.ndarray) -> np.ndarray:
-    """Covariance (draws, n, n) [V²] of nominal copies whose pairs are not equal, see `mismatched_spectra`."""
-    frequency, weights = nodes_and_weights(half, ROUGH)
-    total = np.zeros((len(mismatch), len(half.power), len(half.power)))
-    for piece in np.array_split(np.arange(len(frequency)), max(1, len(frequency) // 16)):
-        S, _ = mismatched_spectra(half, mismatch, sources, frequency[piece])
-        total += np.einsum("f,dfij->dij", weights[piece], S).real
-    return total

@@ -7,8 +7,6 @@ An inner node is at z = -Σ y a / Σ y, so each part has the stamp ã = a + z on
 Nothing is larger than the cells are many, so that thousands of spectra with all their derivatives cost seconds.
 """
 
-from itertools import combinations
-
 import numpy as np
 from scipy import sparse
 
@@ -64,66 +62,6 @@ def impedance_slopes(half: Half, theta: np.ndarray, s: np.ndarray) -> tuple[np.n
     Z, left, right, terms = _slopes(half, theta, s)
     each = np.einsum("fiq,fqj->fijq", left, right)
     return Z, (each.reshape(-1, each.shape[-1]) @ terms).reshape(*Z.shape, -1)
-
-
-def mismatched_spectra(
-    half: Half, mismatch: np.ndarray, sources: np.ndarray, frequencies: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """`spectra` (draws, f, n, n) and `impedance` (draws, f, n, n) of copies whose pairs are not equal, but nominal.
-
-    `mismatch` δ (draws, pairs) is of the values, (first - second)/(first + second), and `sources` (draws, n) of powers.
-    """
-    s = 2j * np.pi * frequencies
-    Z = _mismatched_impedance(half, mismatch, s)
-    n = len(half.power)
-    own, other = Z[..., :n, :n], Z[..., :n, n:]
-    Q, between = half.power, (half.power * sources)[:, None, None, :]
-    cross = (own * between) @ np.conj(np.swapaxes(other, -1, -2))
-    S = sum((part * Q) @ np.conj(np.swapaxes(part, -1, -2)) for part in (own, other))
-    return 4 * (S + cross + np.conj(np.swapaxes(cross, -1, -2))), own
-
-
-def _mismatched_impedance(half: Half, mismatch: np.ndarray, s: np.ndarray) -> np.ndarray:
-    """Z (draws, f, 2n, 2n) of x (first n) and c: either part of each pair with inner nodes of its own."""
-    off = mismatch[:, half.pairs]
-    n, coils = half.coils.shape
-    Y = np.zeros((len(mismatch), len(s), 4 * n * n), dtype=complex)
-    for sign in (1, -1):
-        # The mean of a pair is that of its admittances, but of the resistances of switches, which act in series.
-        gain = np.where(half.capacitive, 1 + sign * off, np.where(half.series, 1 / (1 + sign * off), 1 - sign * off))
-        y = (half.weights * gain)[:, None] * np.where(half.capacitive, s[:, None], 1.0)  # (draws, f, b)
-        mesh, stamps = _meshed(half, y, np.concatenate([sign * half.stamps, half.common], axis=1))
-        Y += mesh @ (stamps[:, :, None] * stamps[:, None, :] / 2).reshape(len(stamps), -1)
-    Y = Y.reshape(len(mismatch), len(s), 2 * n, 2 * n)
-    if coils:
-        W = np.einsum("fkk->fk", _coil_admittance(half, np.ones(half.exponents.shape[1]), s)[0])
-        each = np.einsum("ik,fk,jk->fijk", half.coils, W, half.coils)
-        Y[..., :n, :n] += each.sum(axis=-1)
-        Y[..., n:, n:] += each.sum(axis=-1)
-        between = np.moveaxis(each @ mismatch[:, half.coil_pairs].T, -1, 0)
-        Y[..., :n, n:] -= between
-        Y[..., n:, :n] -= between
-    return np.linalg.inv(Y)
-
-
-def _meshed(half: Half, y: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same network without inner nodes: admittances (…, b') and stamps (b', n).
-
-    A star of y_k at an inner node is the mesh of y_k y_l / Σ y between its ends.
-    """
-    signed = half.inner.tocoo()
-    at: dict[int, list[tuple[int, float]]] = {}
-    for node, branch, sign in zip(signed.row, signed.col, signed.data, strict=True):
-        at.setdefault(int(node), []).append((int(branch), sign))
-    ends = [(node, k, j, own[k] * a - own[j] * b) for node in at for (k, a), (j, b) in combinations(at[node], 2)]
-    direct = np.flatnonzero(abs(half.inner).sum(axis=0) == 0) if at else np.arange(len(own))
-    if not ends:
-        return y[..., direct], own[direct]
-    node, k, j = (np.array([end[i] for end in ends]) for i in range(3))
-    total = (abs(half.inner) @ y.reshape(-1, y.shape[-1]).T).T.reshape(*y.shape[:-1], -1)
-    mesh = y[..., k] * y[..., j] / total[..., node]
-    stamps = np.concatenate([own[direct], np.array([end[3] for end in ends])])
-    return np.concatenate([y[..., direct], mesh], axis=-1), stamps
 
 
 def _branches(half: Half, theta: np.ndarray, s: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

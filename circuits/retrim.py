@@ -23,13 +23,12 @@ from circuits.copies import codes
 from circuits.device import Device, pairs_of, parameters_of
 from circuits.elements import element_values
 from circuits.errors import InputError
-from circuits.evidence import draw_mismatch
 from circuits.interface import source_power
 from circuits.ladder import plan
+from circuits.leavings import delayed_leavings, draw_pairs, drawn_spectra
 from circuits.ou import reading_covariance
 from circuits.pairs import Half, PairModel, half_circuit, half_of, part_gains
-from circuits.quadrature import mismatched_covariance
-from circuits.response import impedance, mismatched_spectra, spread_stamps
+from circuits.response import impedance, spread_stamps
 from circuits.rounding import round_to_grid
 from circuits.synthesis import levelled
 
@@ -117,15 +116,14 @@ def mean_leavings(model: PairModel, program: Program) -> np.ndarray:
     board, half = model.board, half_of(model, program)
     if board.nodes_per_cell == 1:
         return np.zeros_like(program.target)
-    parts, powers = (np.concatenate([0 * draws[:1], draws[:DRAWS]]) for draws in draw_mismatch(model, 0))
-    X = program.mapping
+    draws, X = draw_pairs(model, 0, DRAWS), program.mapping
     if board.inputs:
-        drawn = mismatched_spectra(half, parts, powers, np.zeros(1))[1][:, 0].real
-        scale = board.unit
+        drawn, matched = (drawn_spectra(half, each, np.zeros(1))[1][:, 0].real for each in (draws, draws.matched))
+        left, scale = drawn - matched, board.unit
     else:
-        drawn = mismatched_covariance(half, parts, powers)
+        left = delayed_leavings(half, draws)[0]
         scale = board.capacitance / (board.nodes_per_cell * program.energy)
-    return scale * X.T @ (drawn[1:] - drawn[0]).mean(axis=0) @ X
+    return scale * X.T @ left.mean(axis=0) @ X
 
 
 def nearest_program(board: Board, target: np.ndarray, congruence: np.ndarray | None = None) -> Program:

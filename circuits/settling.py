@@ -11,19 +11,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from circuits.assembly import Circuit, nominal_circuit
-from circuits.board import Board, Conditions, Program
+from circuits.assembly import Circuit
 from circuits.errors import SimulationError
-from circuits.evidence import STRAYS
 from circuits.exact import ExactRun, integrate
+from circuits.leavings import low_pass
 from circuits.ou import drift, stationary_covariance
-from circuits.pairs import Half, half_circuit
-from circuits.quadrature import ROUGH, nodes_and_weights
-from circuits.response import mismatched_spectra, spectra_and_slopes
+from circuits.pairs import Half
+from circuits.quadrature import nodes_and_weights
+from circuits.response import spectra_and_slopes
 
 PER_DECADE, DECADES = 160, 24  # of the frequencies asked for: as fine and as wide as the grid of an exact run
 CLOSE = 1e-6  # relative, of the covariance by the kept spectrum to that of the run itself
-PIECE = 16  # frequencies at a time
 
 
 def settling_frequencies(middle: float) -> np.ndarray:
@@ -48,33 +46,14 @@ def delayed_and_slopes(half: Half, theta: np.ndarray, delay: float) -> tuple[np.
     return spectra_and_slopes(half, theta, frequency, weights * low_pass(frequency, delay))
 
 
-def mismatched_delayed(half: Half, mismatch: np.ndarray, sources: np.ndarray, delays: Sequence[float]) -> np.ndarray:
-    """K (delays, draws, n, n) [V²] of nominal copies whose pairs are not equal, see `mismatched_spectra`."""
-    frequency, weights = nodes_and_weights(half, ROUGH)
-    each = np.array([weights * low_pass(frequency, delay) for delay in delays])
-    total = np.zeros((len(each), len(mismatch), len(half.power), len(half.power)))
-    for piece in np.array_split(np.arange(len(frequency)), max(1, len(frequency) // PIECE)):
-        S, _ = mismatched_spectra(half, mismatch, sources, frequency[piece])
-        total += np.einsum("wf,dfij->wdij", each[:, piece], S, optimize=True).real
-    return total
-
-
-def lopsided_delayed(half: Half, board: Board, program: Program, delay: float) -> np.ndarray | float:
-    """What strays on one side of a cell, which no pair of parts has, add to K(delay) (n, n) of the nominal board."""
-    if not any(part.cause == STRAYS for part in board.parts):
-        return 0.0
-    whole = circuit_delayed(nominal_circuit(board, program, Conditions()), delay)
-    return whole - circuit_delayed(half_circuit(half, np.ones(half.exponents.shape[1])), delay)
-
-
 def circuit_delayed(circuit: Circuit, delay: float) -> np.ndarray:
     """K(delay [s]) (n, n) [V²] of a circuit: H (1 + A τ)⁻¹ Σ Hᵀ, its symmetric part."""
+    return circuit_delays(circuit, (delay,))[0]
+
+
+def circuit_delays(circuit: Circuit, delays: Sequence[float]) -> np.ndarray:
+    """K (delays, n, n) [V²] at several delays [s]."""
     H = np.concatenate([circuit.readout, np.zeros((len(circuit.readout), circuit.coils.shape[-1]))], axis=1)
     A, covariance = drift(circuit), stationary_covariance(circuit)
-    K = H @ np.linalg.solve(np.eye(len(A)) + A * delay, covariance @ H.T)
-    return (K + K.T) / 2
-
-
-def low_pass(frequency: np.ndarray, delay: float) -> np.ndarray:
-    """1/(1 + (2π f τ)²), (f,)."""
-    return 1 / (1 + (2 * np.pi * frequency * delay) ** 2)
+    K = np.array([H @ np.linalg.solve(np.eye(len(A)) + A * delay, covariance @ H.T) for delay in delays])
+    return (K + np.swapaxes(K, 1, 2)) / 2

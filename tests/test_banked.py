@@ -18,9 +18,9 @@ from circuits.choices import Choices
 from circuits.design import make_design
 from circuits.device import SCHEMA, describe_device, device_hash, load_device, pairs_of, predict
 from circuits.errors import InputError, SimulationError
-from circuits.evidence import draw_mismatch
 from circuits.handover import write_design
-from circuits.heldout import held_out_programs, measured_inverse, predicted
+from circuits.heldout import held_out_programs, measured_inverse, predicted, question
+from circuits.leavings import draw_pairs
 from circuits.ou import reading_covariance
 from circuits.pairs import pair_model
 from circuits.programmings import random_program, training_programs
@@ -108,7 +108,8 @@ def test_held_out_targets_are_predicted(calibrated):
             assert min(scores.errors_uncalibrated) > 1e-3
         else:
             assert 0.3 < scores.z_rms < 1.5
-            assert scores.coverage_95 > 0.9
+            assert scores.coverage_95 > 0.85  # of 108 intervals on three copies that share a fit each
+            assert scores.joint_p > FALSE_ALARM
 
 
 @needs_ngspice
@@ -183,9 +184,9 @@ def test_sampled_programs_err_by_sampling_alone(tmp_path):
 
 def _scores_of(made, found) -> np.ndarray:
     """(predicted - true inverse)/error of held-out programs, the truth by assembly of the copy's own parts."""
-    fit, mismatch, z = found.fits["copy-1"], draw_mismatch(found.model, made.seed), []
+    fit, draws, z = found.fits["copy-1"], draw_pairs(found.model, made.seed), []
     for program in held_out_programs(made.program, made.board, made.seed):
-        told = predicted(found.model, program, fit.values, fit.covariance, mismatch)["inverse"]
+        told = predicted(found.model, question(found.model, program, draws), fit)["inverse"]
         S = reading_covariance(assemble(made.board, program, made.copies[0], Conditions()))
         i, j = np.triu_indices(len(S))
         scale = np.where(i == j, 1, 2**0.5)
@@ -220,11 +221,12 @@ def test_finished_runs_are_kept_and_failed_ones_tried_twice(tmp_path, monkeypatc
 def test_training_tells_every_bit_and_says_what_it_does_not():
     board = make_design(SMALL, cells="active", choices=Choices(bank_bits=4), tolerance=0.02).board
     model = pair_model(board)
-    training = training_programs(model, 0)
+    draws = draw_pairs(model, 0, 64)
+    training = training_programs(model, 0, draws)
     left = dict(zip(model.names, training.uncertainty, strict=True))
     assert all(left[name] < 0.1 for name in model.names if "_bit_" in name or name.startswith("temperature"))
-    again = training_programs(model, 0)
+    again = training_programs(model, 0, draws)
     assert [program.values for program in again.programs] == [program.values for program in training.programs]
     # One program alone cannot tell the bits of a bank apart.
-    alone = training_programs(model, 0, most=1)
+    alone = training_programs(model, 0, draws, most=1)
     assert max(u for name, u in zip(model.names, alone.uncertainty, strict=True) if "_bit_" in name) > 0.3

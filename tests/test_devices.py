@@ -32,7 +32,6 @@ from circuits.interface import Converter, Interface, board_interface, converted_
 from circuits.layout import build_board
 from circuits.ou import reading_covariance, reading_covariances
 from circuits.pairs import pair_model
-from circuits.prediction import predict_program, predict_target
 from circuits.presets import OFFSET, TOLERANCE, shipped_design
 from circuits.store import write_json
 from tngd.tiles import tile_board
@@ -278,7 +277,7 @@ WARM = {
 @pytest.mark.parametrize("kind", WARM)
 def test_a_nominal_copy_at_any_temperature_is_the_whole_circuit_there(kind, ambient):
     made = make_design(M_MATRIX, **WARM[kind])
-    found = predict_program(ideal_device(made.board), 0, made.program, ambient)
+    found = ideal_device(made.board).under(made.program, ambient=ambient)
     full = assemble(made.board, made.program, nominal_copy(made.board), Conditions(ambient))
     expected = reading_covariance(full)
     assert np.linalg.norm(found.covariance - expected) < 1e-9 * np.linalg.norm(expected)
@@ -289,7 +288,7 @@ def test_a_nominal_copy_at_any_temperature_is_the_whole_circuit_there(kind, ambi
 def test_the_interface_has_the_last_word_on_coefficients():
     made = make_design(M_MATRIX)
     device = replace(ideal_device(made.board), interface=Interface(temperature_coefficients={"C": 1e-3, "I": 0.0}))
-    cold, warm = (predict_program(device, 0, made.program, 27.0 + kelvin).covariance for kelvin in (0.0, 40.0))
+    cold, warm = (device.under(made.program, ambient=27.0 + kelvin).covariance for kelvin in (0.0, 40.0))
     # Resistors are the board's, 25 ppm: kT of a cell goes with R, C with its own.
     assert np.allclose(warm, cold * (1 + 25e-6 * 40) / (1 + 1e-3 * 40), rtol=1e-12)
 
@@ -301,14 +300,14 @@ def test_readout_and_converter_are_in_what_is_read():
     copy = replace(copy, readout_gains=estimates(*gains), readout_offsets=estimates(*offsets))
     device = replace(ideal_device(made.board), copies=(copy,))
     plain = reading_covariance(assemble(made.board, made.program, nominal_copy(made.board), Conditions()))
-    found = predict_program(device, 0, made.program)
+    found = device.under(made.program)
     expected = np.diag(gains) @ plain @ np.diag(gains)
     assert np.allclose(found.covariance, expected, rtol=1e-10)
     assert np.array_equal(found.mean, offsets)
     X = made.program.mapping
     assert np.allclose(found.inverse, X.T @ expected @ X * made.board.unit / made.program.energy, rtol=1e-10)
     adc = Converter(4, 2.0, noise=0.05, offset=0.1)
-    read = predict_program(replace(device, interface=Interface(adc=adc)), 0, made.program)
+    read = replace(device, interface=Interface(adc=adc)).under(made.program)
     mean, law, clipped = converted_law(offsets, expected, adc, made.board.limits.reading_rms)
     assert np.allclose(read.covariance, law, rtol=1e-9)
     assert np.allclose(read.mean, mean, rtol=1e-9)
@@ -322,20 +321,20 @@ def test_an_adc_that_is_slow_for_all_cells_skips_sampling_periods():
     device, period = ideal_device(made.board), made.program.period
     for rate, periods in ((None, 1), (1e3 / period, 1), (3 / period, 1), (2.9 / period, 2), (0.3 / period, 10)):
         slow = replace(device, interface=Interface(adc=Converter(rate=rate)))
-        assert predict_program(slow, 0, made.program).interval == pytest.approx(periods * period)
+        assert slow.under(made.program).interval == pytest.approx(periods * period)
 
 
 def test_bias_goes_through_the_dac_and_what_it_clips_is_counted():
     made = make_design(M_MATRIX, choices=Choices(coupling="resistive"))
     bias = np.array([1e-5, 3e-5, -0.2e-5])
-    exact = predict_program(ideal_device(made.board), 0, made.program, bias=bias)
+    exact = ideal_device(made.board).under(made.program, bias=bias)
     X = made.program.mapping
     conductance = made.board.unit * X @ M_MATRIX @ X.T
     assert np.allclose(exact.mean, np.linalg.solve(conductance, bias), rtol=1e-10)
     assert exact.clipped_bias == 0
     interface = Interface(dac=Converter(5, 1.2, noise=0.01, offset=0.05))
     device = replace(ideal_device(made.board), interface=interface)
-    found, again, other = (predict_program(device, 0, made.program, bias=bias, seed=seed) for seed in (1, 1, 2))
+    found, again, other = (device.under(made.program, bias=bias, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(found.mean, again.mean)
     assert not np.array_equal(found.mean, other.mean)
     assert found.clipped_bias == 1
@@ -350,21 +349,21 @@ def test_predictions_that_cannot_be_are_refused(shipped):
     device = ideal_device(shipped.board)
     for ambient in (-60.0, 126.0, np.nan):
         with pytest.raises(InputError, match="-55 to 125 °C"):
-            predict_program(device, 0, shipped.program, ambient)
+            device.under(shipped.program, ambient=ambient)
     with pytest.raises(InputError, match="coils of a capacitive board"):
-        predict_program(device, 0, shipped.program, bias=np.ones(8))
+        device.under(shipped.program, bias=np.ones(8))
     with pytest.raises(InputError, match="expected 8 finite bias"):
-        predict_program(device, 0, shipped.program, bias=np.ones(3))
+        device.under(shipped.program, bias=np.ones(3))
     made = make_design(NEGATIVE, cells="active")
     away = ideal_device(made.board)
     away = first(away, gains=away.copies[0].gains | {"negative_1": Estimate(30.0, 0.0, True)})
     with pytest.raises(InputError, match="ideal-1 would run away"):
-        predict_program(away, 0, made.program)
+        away.under(made.program)
 
 
 def test_a_preset_predicts_a_target_at_a_temperature(shipped):
     device = load_device("board-1")
-    found = predict_target(device, 0, FAIR, FAIR_FACTOR, ambient=60.0)
+    found = device.program(FAIR, precondition=FAIR_FACTOR, ambient=60.0)
     warm = reading_covariance(assemble(shipped.board, shipped.program, shipped.copies[0], Conditions(60.0)))
     assert np.linalg.norm(found.covariance - warm) < 2e-4 * np.linalg.norm(warm)
     inverse = np.linalg.inv(FAIR)

@@ -9,11 +9,10 @@ from circuits.assembly import assemble_gains, states
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.design import make_design
-from circuits.evidence import draw_mismatch, evidence_frequencies, evidence_of, expected, flattened
 from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import half_circuit, half_of, pair_model
 from circuits.parasitics import Parasitics
-from circuits.quadrature import covariance_and_slopes, mismatched_covariance
+from circuits.quadrature import covariance_and_slopes
 from circuits.response import impedance, impedance_slopes, spectra, spectra_and_slopes
 
 LOSSES = Parasitics(winding=1.0, self_resonance=3e7, coupled_coils=0.02, esr=0.05)
@@ -95,37 +94,6 @@ def test_integrated_spectrum_is_the_lyapunov_covariance_and_so_are_its_slopes(ca
         step = 1e-4 * (np.arange(len(theta)) == p)
         plus, minus = (reading_covariance(half_circuit(half, theta + sign * step)) for sign in (1, -1))
         assert np.abs((plus - minus) / 2e-4 - J[..., p]).max() < 1e-5 * np.abs(S).max(), model.names[p]
-
-
-def test_leavings_are_those_of_whole_boards_with_unequal_pairs(case):
-    made, model, half, _ = case
-    board = made.board
-    if board.nodes_per_cell == 1 or board.mutuals:
-        pytest.skip("no pairs, or coils whose shared flux the leavings take as equal")
-    parts, powers = draw_mismatch(model, 5, 3)
-    assert np.abs(parts).max() > 1e-3
-    gains = np.ones((3, len(board.parts) + len(board.sources)))
-    for k, members in enumerate(model.pairs):
-        part = board.parts[members[0]]
-        for member, sign in zip(members, (1, -1), strict=False):
-            linear = part.kind == "C" or part.role == "switch"  # else the mean of a pair is that of admittances
-            gains[:, member] = 1 + sign * parts[:, k] if linear else 1 / (1 - sign * parts[:, k])
-    gains[:, len(board.parts) :] = 1 + np.stack([powers, -powers], axis=2).reshape(3, -1)
-    full = assemble_gains(board, made.program, gains, Conditions())
-    frequencies = evidence_frequencies(board)
-    evidence = evidence_of(model, made.program, frequencies, (parts, powers), columns=bool(board.inputs))
-    nominal = expected(evidence, np.ones(len(model.names)))
-    drawn = mismatched_covariance(
-        half, np.concatenate([0 * parts[:1], parts]), np.concatenate([0 * powers[:1], powers])
-    )
-    equal = reading_covariance(half_circuit(half, np.ones(len(model.names))))
-    for k in range(3):
-        left = flattened(spectrum(full[k], frequencies)[None])[0]
-        left = left - nominal[: len(left)]
-        assert np.abs(evidence.leavings[k][: len(left)] - left).max() < 1e-9
-        assert np.abs(left).max() > 1e-6
-        change = reading_covariance(full[k]) - equal
-        assert np.abs(drawn[k + 1] - drawn[0] - change).max() < 0.01 * np.abs(change).max() + 1e-9 * np.abs(equal).max()
 
 
 def test_parameters_without_tolerance_are_none():

@@ -20,7 +20,6 @@ from circuits.errors import InputError
 from circuits.layout import build_board
 from circuits.ou import diffusion, drift, reading_covariance
 from circuits.pairs import pair_model
-from circuits.prediction import predict_program, predict_target
 from circuits.reduction import reduce_order
 from circuits.store import write_json
 from circuits.synthesis import reprogram
@@ -93,7 +92,7 @@ def test_prediction_of_a_target_is_that_of_the_whole_copy(coupling):
     made = make_design(M_MATRIX, choices=Choices(bank_bits=4, coupling=coupling), tolerance=0.05)
     device = known_device(made)
     target = np.array([[1.0, -0.2, -0.1], [-0.2, 1.2, -0.15], [-0.1, -0.15, 0.9]])
-    found = predict_target(device, 1, target)
+    found = device.program(target, 1)
     full = assemble(made.board, reprogram(made.board, target, None, "target"), made.copies[1], Conditions())
     assert_close(found.covariance, reading_covariance(full), 1e-9)
     assert found.settling == pytest.approx(1 / np.linalg.eigvals(drift(full)).real.min(), rel=1e-6)
@@ -107,15 +106,15 @@ def test_prediction_of_a_target_is_that_of_the_whole_copy(coupling):
     else:
         assert not found.columns.any()
     with pytest.raises(InputError, match="copies 0 to 2"):
-        predict_program(device, 3, made.program)
+        device.under(made.program, 3)
     with pytest.raises(InputError, match="3 cells"):
-        predict_target(device, 0, np.eye(2))
+        device.program(np.eye(2))
 
 
 def test_prediction_on_a_soldered_board_programs_its_elements():
     made = make_design(FAIR, FAIR_FACTOR)
     device, _ = calibrate(made, measured_exactly(made), "exact")
-    found = predict_target(device, 0, FAIR, FAIR_FACTOR)
+    found = device.program(FAIR, precondition=FAIR_FACTOR)
     assert found.program.values == made.program.values
     assert_close(
         found.covariance, reading_covariance(assemble(made.board, made.program, made.copies[0], Conditions())), 2e-4

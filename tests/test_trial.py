@@ -109,9 +109,10 @@ def test_order_visits_every_sample_once_and_depends_on_seed_and_epoch_alone():
         assert not torch.equal(order, other)
 
 
-def test_sgd_is_the_loop_written_by_hand():
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_sgd_is_the_loop_written_by_hand(schedule):
     x, y = data(torch.float64)
-    lr = 0.3
+    lr, done = 0.3, 0
     trial = make(
         "SGD",
         epochs=2,
@@ -119,6 +120,7 @@ def test_sgd_is_the_loop_written_by_hand():
         forward=lambda model, rows: (model(x[rows]), y[rows]),
         optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=lr),
         evaluate=lambda model: {"weight": float(model.weight[0, 0])},
+        schedule=schedule,
     )
     torch.manual_seed(3)
     start = torch.nn.Linear(8, 3).double()
@@ -132,7 +134,9 @@ def test_sgd_is_the_loop_written_by_hand():
             p = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
             per_step.append(-np.log(p[np.arange(8), labels[rows]]).mean())
             p[np.arange(8), labels[rows]] -= 1
-            W, b = W - lr * p.T @ X[rows] / 8, b - lr * p.mean(axis=0)
+            rate = lr if schedule == "constant" else lr * np.cos(np.pi * done / 40) ** 2  # of twenty steps
+            W, b = W - rate * p.T @ X[rows] / 8, b - rate * p.mean(axis=0)
+            done += 1
         losses.append(np.mean(per_step))
         weights.append(W[0, 0])
     outcome = run_trial(trial)
@@ -141,18 +145,20 @@ def test_sgd_is_the_loop_written_by_hand():
     assert [record["steps"] for record in outcome.records] == [0, 10, 20]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_interrupted_run_is_the_uninterrupted_one(name, tmp_path):
-    whole = run_trial(make(name))
+@pytest.mark.parametrize(
+    ("name", "schedule"), [*((name, "constant") for name in OPTIMIZERS), ("SGD", "cosine"), ("TNGD", "cosine")]
+)
+def test_interrupted_run_is_the_uninterrupted_one(name, schedule, tmp_path):
+    whole = run_trial(make(name, schedule=schedule))
     assert whole.records[-1]["train_loss"] < whole.records[0]["train_loss"]
     place = tmp_path / "run.npz"
     for step in (8, 16, 30):  # before the first checkpoint, inside an epoch, at the end of one before it is written
         with pytest.raises(Stop):
-            run_trial(make(name), place, stopping_at(step))
+            run_trial(make(name, schedule=schedule), place, stopping_at(step))
     torch.manual_seed(1234)  # whatever the rest of the process draws
-    same(run_trial(make(name), place), whole)
+    same(run_trial(make(name, schedule=schedule), place), whole)
     before = place.read_bytes()
-    again = run_trial(make(name), place, stopping_at(0))  # finished: no step is made
+    again = run_trial(make(name, schedule=schedule), place, stopping_at(0))  # finished: no step is made
     same(again, whole)
     assert place.read_bytes() == before
 
@@ -353,6 +359,8 @@ def test_a_step_of_given_batches_that_fails_is_named_and_wrong_batches_are_refus
     for wrong in ({"epochs": 2}, {"batch": 3}):
         with pytest.raises(InputError, match="one epoch of their own size"):
             make("SGD", **{"epochs": 1, "batch": 4, "draws": draws} | wrong)
+    with pytest.raises(InputError, match="constant, cosine"):
+        make("SGD", schedule="linear")
 
 
 def test_runs_of_the_stored_evidence_are_known_again():

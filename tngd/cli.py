@@ -223,7 +223,8 @@ def calibrate(
         print(
             f"held out: {len(held['errors'])} programmings, worst error {max(held['errors']):.2g}, "
             f"{held['improvement']:.3g} times below uncalibrated; z-scores spread {held['z_rms']:.2f}, "
-            f"{held['coverage_95']:.1%} of {held['intervals']} intervals of 95 % hold"
+            f"{held['coverage_95']:.1%} of {held['intervals']} intervals of 95 % hold; "
+            f"{held['components']} independent ones spread {held['joint_z_rms']:.2f} (p {held['joint_p']:.2g})"
         )
 
 

@@ -133,7 +133,8 @@ def _device_of(key: str, given: Device | None) -> Device | None:
 def _described(setting: Setting, data: Data) -> dict[str, Any]:
     """What all runs of a comparison or study have in common."""
     network = NETWORKS[setting.network]()
-    return {key: value for key, value in asdict(setting).items() if key not in ("seeds", "methods")} | {
+    same = {"seeds", "methods"} | ({"schedule"} if setting.schedule == "constant" else set())
+    return {key: value for key, value in asdict(setting).items() if key not in same} | {
         "layers": [str(layer) for layer in network],
         "parameters": sum(p.numel() for p in network.parameters()),
         "data_sha256": data.sha256,

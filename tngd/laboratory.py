@@ -19,11 +19,11 @@ from circuits.deck import discarded
 from circuits.design import Design, load_design
 from circuits.device import Device, describe_device, predict
 from circuits.errors import InputError
-from circuits.evidence import draw_mismatch
 from circuits.fitting import Fit
-from circuits.heldout import uncertainty
+from circuits.heldout import predicted, question, standard_error
 from circuits.inversion import inversion
 from circuits.jobs import Progress, silent
+from circuits.leavings import draw_pairs
 from circuits.measured import READOUT, calibrate_measured
 from circuits.measurement import Plan, error_of_one, measure
 from circuits.netlist import circuit_text
@@ -163,8 +163,9 @@ def _calibrated_readings(made: Design, path: Path, readout: float, progress: Pro
 
 
 def _uncertainty(made: Design, model: PairModel, fits: dict[str, Fit]) -> float:
-    mismatch = draw_mismatch(model, made.seed)
-    return min(uncertainty(model, made.program, fit.values, fit.covariance, mismatch) for fit in fits.values())
+    draws = draw_pairs(model, made.seed, next(iter(fits.values())).draws)
+    asked = question(model, made.program, draws)
+    return min(standard_error(predicted(model, asked, fit)["inverse"]) for fit in fits.values())
 
 
 def _calibrated_runs(made: Design, folder: Path, route: str, progress: Progress) -> Calibrated:

@@ -131,7 +131,7 @@ FRESH = {"lr": (0.03, 0.3), "damping": (0.01, 0.03, 0.1, 0.3)}
 MOMENTUM = {"lr": (0.01, 0.03), "damping": (0.003, 0.01, 0.03, 0.1)}  # a kept state is one
 CLIPPED = {"kl_clip": 1e-3}
 PRECONDITIONED = {"curvature": "mc", "refresh": 8, "history": 8, "damping": 4.0, "time": 5.0, "momentum": 0.9}
-WHITE = {"lr": (0.006, 0.012, 0.025, 0.05), "precondition": (0.03, 0.1)}
+WHITE = {"lr": (0.003, 0.01, 0.03, 0.06), "precondition": (0.03, 0.1)}
 METHODS: dict[str, Method] = {
     "sgd": Method("SGD with momentum", "SGD", {}, {"lr": (0.01, 0.03, 0.1, 0.3), "momentum": (0.0, 0.9)}),
     "adam": Method("Adam", "Adam", {}, {"lr": (0.002, 0.005, 0.01, 0.02), "beta2": (0.99, 0.999)}),

@@ -36,6 +36,7 @@ class Setting:
     epochs: int = 10
     seeds: int = 5
     methods: tuple[str, ...] | None = None
+    schedule: str = "constant"  # of the step sizes, see tngd.trial
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,12 @@ SETTINGS = {
     "paper": Setting("small", 10_000, 10_000),
     # Of ten times the network and six times the images, the methods that cost a few Adam steps a step.
     "lenet": Setting(
-        "lenet", 60_000, 10_000, seeds=3, methods=("sgd", "adam", "k-fac", "tngd-refresh", "tngd-preconditioned")
+        "lenet",
+        60_000,
+        10_000,
+        seeds=3,
+        methods=("sgd", "adam", "k-fac", "tngd-refresh", "tngd-preconditioned"),
+        schedule="cosine",
     ),
     "study": Setting("small", 4000, 10_000, epochs=3, seeds=3),
 }
@@ -134,6 +140,7 @@ def _trial(
         CROSS_ENTROPY,
         lambda model: make_optimizer(kind, settings, model, device, seed),
         _figures(sets),
+        schedule=setting.schedule,
     )
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
-from math import isfinite
+from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from tngd.optimizer import TNGD
 
 NATURAL = (TNGD, ExactNGD, ConjugateNGD, KFAC)  # take outputs and targets, and differentiate themselves
 REPORTED = 25  # steps between two words of progress
+SCHEDULES: dict[str, Callable[[float], float]] = {"constant": lambda s: 1.0, "cosine": lambda s: (1 + cos(pi * s)) / 2}
 STREAMS = {"order": 0, "model": 1}
 
 
@@ -67,6 +68,7 @@ class Trial:
     samples with these numbers (b,). `optimizer(model)`: torch's own, or one of TNGD, ExactNGD, ConjugateNGD, KFAC.
     `evaluate(model)`: figures by name, called before the first step and for every record, in evaluation mode and
     without gradients; how many samples it looks at is its own affair. `draws`: the one epoch, batch by batch.
+    `schedule`: "constant", or "cosine": every lr times (1 + cos πs)/2 at the share s of all steps.
     """
 
     name: str
@@ -81,8 +83,11 @@ class Trial:
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
     evaluate: Callable[[nn.Module], dict[str, float]]
     draws: Draws | None = None
+    schedule: str = "constant"
 
     def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}")
         if min(self.batch, self.epochs) < 1 or (self.draws is None and self.samples < self.batch):
             raise InputError(
                 f"expected one epoch or more of batches of one sample or more, no larger than the training set, got "
@@ -111,7 +116,7 @@ class Trial:
         own |= {"loss": self.loss.name}
         if self.draws is not None:
             own["draws"] = {"sha256": sha256(self.draws.rows.numpy()), "recorded": list(self.draws.recorded)}
-        return own
+        return own if self.schedule == "constant" else own | {"schedule": self.schedule}
 
     def batches(self, record: int) -> tuple[int, Tensor]:
         """The number of steps before those that end in this record (from 1), and their sample numbers (steps, b)."""
@@ -149,6 +154,7 @@ def run_trial(trial: Trial, checkpoint: Path | None = None, progress: Progress =
         torch.manual_seed(trial.seed)
         model = trial.model()
         optimizer = trial.optimizer(model)
+        rates = [group["lr"] for group in _groups(optimizer)]  # before a checkpoint brings those of its last step
         kept = None if checkpoint is None else read_checkpoint(checkpoint, trial.identity)
         if kept is None:
             records = [_numbered(trial, 0) | {"steps": 0, "cpu_s": 0.0, "wall_s": 0.0} | _figures(trial, model)]
@@ -158,7 +164,7 @@ def run_trial(trial: Trial, checkpoint: Path | None = None, progress: Progress =
             _restore(model, kept["model"])
             optimizer.load_state_dict(kept["optimizer"])
         while not diverged and len(records) <= trial.records:
-            record, diverged = _stretch(trial, len(records), model, optimizer, progress)
+            record, diverged = _stretch(trial, len(records), model, optimizer, rates, progress)
             if record is not None:
                 records = [*records, record]
             if checkpoint is not None:
@@ -191,13 +197,20 @@ def batch_order(seed: int, epoch: int, samples: int, batch: int) -> Tensor:
 
 
 def _stretch(
-    trial: Trial, number: int, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    trial: Trial,
+    number: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    rates: list[float],
+    progress: Progress,
 ) -> tuple[dict[str, Any] | None, str | None]:
     """The steps up to a record: the record, or None and what went wrong."""
     torch.manual_seed(_stream(trial.seed, number, "model"))
     total, losses, said, spent = trial.epochs * trial.steps, [], [], np.zeros(2)
     done, batches = trial.batches(number)
     for rows in batches:
+        for group, lr in zip(_groups(optimizer), rates, strict=True):
+            group["lr"] = lr * SCHEDULES[trial.schedule](done / total)
         start = _clocks()
         try:
             losses.append(_step(trial, model, optimizer, rows))
@@ -223,6 +236,12 @@ def _stretch(
     if lost:
         return None, f"{trial.place(number, done - 1)}: {lost} is not finite"
     return record | figures, None
+
+
+def _groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The parameter groups of an optimizer and of its inner one."""
+    inner = getattr(optimizer, "inner", None)
+    return [*optimizer.param_groups, *(inner.param_groups if inner is not None else ())]
 
 
 def _numbered(trial: Trial, number: int) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""What the circuit of equal pairs leaves out of a copy: unequal pairs, and strays that only one side of a cell has.
+
+The values of a pair are μ (1 ± δ), of capacitances, of conductances, of inverse inductances, of series resistances.
+With x and c of circuits.pairs the whole board is Y = [[Y_xx, Y_xc], [Y_cx, Y_cc]]; the pair model is Y_xx at δ = 0. A
+stray between two cells is one part: it is on one side, δ = 1, where the pair model has half of it on either. What is
+left out of a statistic s is s(μ, δ) - s(μ, 0); its law comes from copies (μ, δ) drawn from the tolerances. The same
+draws serve all programs, for one copy's mismatch is one, so leavings under different programs keep their correlation.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from circuits.board import Part
+from circuits.copies import draw_gains
+from circuits.pairs import Half, PairModel
+from circuits.quadrature import ROUGH, nodes_and_weights
+
+DRAWS = 128
+MORE = 192  # where many programs tell on each other
+FEW = 32  # beside the noise of sampling, in which leavings are small
+LEAVINGS_SEED = 20_000_003  # added to the design's seed: never the copies themselves
+STRAYS = "strays"  # the cause of capacitances between neighbouring cells
+PIECE = 16  # frequencies at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """Copies: `means` μ and `mismatch` δ (draws, pairs) of values, `powers` and `lopsided` (draws, n) of sources.
+
+    A source at p has the relative power `powers` + `lopsided`, one at n `powers` - `lopsided`.
+    """
+
+    means: np.ndarray
+    mismatch: np.ndarray
+    powers: np.ndarray
+    lopsided: np.ndarray
+
+    @property
+    def matched(self) -> "Draws":
+        """The same copies, but pairs are equal."""
+        return replace(self, mismatch=0 * self.mismatch, lopsided=0 * self.lopsided)
+
+    def __getitem__(self, which: slice) -> "Draws":
+        """Some of the copies."""
+        return Draws(self.means[which], self.mismatch[which], self.powers[which], self.lopsided[which])
+
+
+def draw_pairs(model: PairModel, seed: int, draws: int = DRAWS) -> Draws:
+    """Copies drawn from the tolerances of a board, none for plain cells, which are no pairs."""
+    board = model.board
+    draws = draws if board.nodes_per_cell == 2 else 0
+    gains = draw_gains(board, seed + LEAVINGS_SEED, max(draws, 1))[:draws]
+    first = [board.parts[members[0]] for members in model.pairs]
+    ends = np.array([(members[0], members[-1]) for members in model.pairs])
+    linear = np.array([_linear(part) for part in first])
+    one, two = (np.where(linear, gains[:, k], 1 / gains[:, k]) for k in ends.T)
+    means = (one + two) / 2
+    single = np.array([part.cause == STRAYS for part in first])
+    powers = gains[:, len(board.parts) :].reshape(draws, len(board.cells), board.nodes_per_cell)
+    return Draws(
+        means,
+        np.where(single, 1.0, (one - two) / (2 * means)),
+        powers.mean(axis=2),
+        (powers[..., 0] - powers[..., -1]) / 2,
+    )
+
+
+def drawn_spectra(half: Half, draws: Draws, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Spectra (draws, f, n, n) [V²/Hz] of the readings, one-sided, and impedances (draws, f, n, n) [ohm]."""
+    n = len(half.power)
+    if not len(draws.means):
+        return (np.zeros((0, len(frequencies), n, n), dtype=complex),) * 2
+    Z = np.linalg.inv(_admittance(half, draws, 2j * np.pi * frequencies))
+    own, other = Z[..., :n, :n], Z[..., :n, n:]
+    Q, between = ((half.power * powers)[:, None, None, :] for powers in (draws.powers, draws.lopsided))
+    cross = (own * between) @ np.conj(np.swapaxes(other, -1, -2))
+    S = sum((part * Q) @ np.conj(np.swapaxes(part, -1, -2)) for part in (own, other))
+    return 4 * (S + cross + np.conj(np.swapaxes(cross, -1, -2))), own
+
+
+def delayed_leavings(half: Half, draws: Draws, delays: Sequence[float] = (0.0,)) -> np.ndarray:
+    """What is left out of K(τ) of circuits.settling, (delays, draws, n, n) [V²]; of the covariance at τ = 0."""
+    frequency, weights = nodes_and_weights(half, ROUGH)
+    return _summed(half, draws, frequency, np.array([weights * low_pass(frequency, delay) for delay in delays]))
+
+
+def lagged_leavings(half: Half, draws: Draws, lags: Sequence[float]) -> np.ndarray:
+    """What is left out of ρ(τ) = ∫ Re S e^{2πifτ} df, (lags, draws, n, n) [V²], at lags (t,) [s].
+
+    The sum over few frequencies is good to some per cent of what is left out of the covariance.
+    """
+    frequency, weights = nodes_and_weights(half, ROUGH)
+    return _summed(half, draws, frequency, np.array([weights * np.exp(2j * np.pi * frequency * lag) for lag in lags]))
+
+
+def low_pass(frequency: np.ndarray, delay: float) -> np.ndarray:
+    """1/(1 + (2π f τ)²), (f,)."""
+    return 1 / (1 + (2 * np.pi * frequency * delay) ** 2)
+
+
+def _summed(half: Half, draws: Draws, frequency: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Σ Re weight · (what is left out of S), (w, draws, n, n), for weights (w, f)."""
+    total = np.zeros((len(weights), len(draws.means), len(half.power), len(half.power)))
+    for piece in np.array_split(np.arange(len(frequency)), max(1, len(frequency) // PIECE)):
+        S = drawn_spectra(half, draws, frequency[piece])[0] - drawn_spectra(half, draws.matched, frequency[piece])[0]
+        total += np.einsum("wf,dfij->wdij", weights[:, piece], S, optimize=True).real
+    return total
+
+
+def _linear(part: Part) -> bool:
+    """Whether the mean of a pair is that of values: capacitances, and resistances that act in series."""
+    return part.kind == "C" or part.wire or part.cause == "winding"
+
+
+def _admittance(half: Half, draws: Draws, s: np.ndarray) -> np.ndarray:
+    """Y (draws, f, 2n, 2n) of x (first n) and c: either part of each pair with inner nodes of its own."""
+    n = half.stamps.shape[1]
+    means, off = draws.means[:, half.pairs], draws.mismatch[:, half.pairs]
+    Y = np.zeros((len(off), len(s), 4 * n * n), dtype=complex)
+    for sign in (1, -1):
+        value = means * (1 + sign * off)
+        gain = np.divide(1, value, out=value.copy(), where=half.series)
+        y = (half.weights * gain)[:, None] * np.where(half.capacitive, s[:, None], 1.0)  # (draws, f, b)
+        mesh, stamps = _meshed(half, y, np.concatenate([sign * half.stamps, half.common], axis=1))
+        Y += mesh @ (stamps[:, :, None] * stamps[:, None, :] / 2).reshape(len(stamps), -1)
+    Y = Y.reshape(len(off), len(s), 2 * n, 2 * n)
+    if half.coils.shape[1]:
+        one, two = (_coils(half, draws, sign, s) for sign in (1, -1))
+        Y[..., :n, :n] += (one + two) / 2
+        Y[..., n:, n:] += (one + two) / 2
+        Y[..., :n, n:] += (one - two) / 2
+        Y[..., n:, :n] += (one - two) / 2
+    return Y
+
+
+def _coils(half: Half, draws: Draws, sign: int, s: np.ndarray) -> np.ndarray:
+    """Admittance (draws, f, n, n) of the coils of one side of all cells, with what they share."""
+    stiffness = draws.means[:, half.coil_pairs] * (1 + sign * draws.mismatch[:, half.coil_pairs])
+    root = np.sqrt(half.inductance / stiffness)
+    L = root[:, :, None] * half.coupling * root[:, None, :]
+    behind = half.winding_pairs
+    R = half.winding * draws.means[:, behind] * (1 + sign * draws.mismatch[:, behind])
+    W = np.linalg.inv(s[:, None, None] * L[:, None] + (R[:, :, None] * np.eye(R.shape[1]))[:, None])
+    return half.coils @ W @ half.coils.T
+
+
+def _meshed(half: Half, y: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same network without inner nodes: admittances (…, b') and stamps (b', n).
+
+    A star of y_k at an inner node is the mesh of y_k y_l / Σ y between its ends.
+    """
+    signed = half.inner.tocoo()
+    at: dict[int, list[tuple[int, float]]] = {}
+    for node, branch, sign in zip(signed.row, signed.col, signed.data, strict=True):
+        at.setdefault(int(node), []).append((int(branch), sign))
+    ends = [(node, k, j, own[k] * a - own[j] * b) for node in at for (k, a), (j, b) in combinations(at[node], 2)]
+    direct = np.flatnonzero(abs(half.inner).sum(axis=0) == 0) if at else np.arange(len(own))
+    if not ends:
+        return y[..., direct], own[direct]
+    node, k, j = (np.array([end[i] for end in ends]) for i in range(3))
+    total = (abs(half.inner) @ y.reshape(-1, y.shape[-1]).T).T.reshape(*y.shape[:-1], -1)
+    mesh = y[..., k] * y[..., j] / total[..., node]
+    stamps = np.concatenate([own[direct], np.array([end[3] for end in ends])])
+    return np.concatenate([y[..., direct], mesh], axis=-1), stamps

@@ -1,0 +1,101 @@
+"""The circuit of a fitted copy under any program, at any temperature, and how its readings are shown.
+
+The reduced-order model of a copy has one node a cell, the reading. Each element (a matched pair of parts) has one
+relative gain, each cell a relative temperature t_i = T_i/T (so its conductance is g/t_i) and a relative inductance.
+With the element values e of a program
+
+    M~_ii = Σ e_coupling γ + e_ground γ + 2 e_negative γ,   M~_ij = (e_crossed γ - e_straight γ),
+    C = M~,  G = diag(g/t_i),  Γ = diag(1/(L l_i)),  Q = k kT g I  (k nodes a cell),
+
+and the law of the readings is that of circuits.ou. Mismatch inside a pair enters in second order only. A board with
+banks or parasitics, and a resistive one, has a gain of every pair of parts (circuits.pairs): bits, switches, pads,
+windings, what leads to ground; its reduced circuit keeps the inner nodes that hold a state.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from circuits.assembly import Circuit
+from circuits.board import Board, Program
+from circuits.estimated import FittedCopy, by_pairs, nominal_cell, pairs_of
+from circuits.pairs import PairModel, half_circuit, half_of
+
+
+def fitted_circuit(
+    board: Board, copy: FittedCopy, program: Program, coefficients: dict[str, float], kelvin: float = 0.0
+) -> Circuit:
+    """The reduced-order circuit of a copy under a program, `kelvin` above the temperature it was calibrated at.
+
+    `coefficients` [1/K] are those of all kinds of part, "R", "L", "C" and "I".
+    """
+    if by_pairs(board):
+        model = pairs_of(board)
+        circuit = half_circuit(half_of(model, program), parameters_of(model, copy))
+    else:
+        circuit = reduced_circuit(
+            board,
+            program,
+            {name: estimate.value for name, estimate in copy.gains.items()},
+            np.array([estimate.value for estimate in copy.temperatures]),
+            np.array([estimate.value for estimate in copy.inductances]),
+        )
+    return _warmed(circuit, coefficients, kelvin)
+
+
+def reduced_circuit(
+    board: Board, program: Program, gains: dict[str, float], temperatures: np.ndarray, inductances: np.ndarray
+) -> Circuit:
+    """The reduced-order circuit, matrices (n, n), of a copy with these relative gains, temperatures, inductances."""
+    n, k = len(board.cells), board.nodes_per_cell
+    C = np.zeros((n, n))
+    for element in board.elements:
+        value = program.values.get(element.name, 0.0) * gains[element.name]
+        if element.kind in ("ground", "negative"):
+            C[element.cells * 2] += value * (2 if element.kind == "negative" else 1)
+        else:
+            i, j = element.cells
+            C[i, i] += value
+            C[j, j] += value
+            C[i, j] = C[j, i] = C[i, j] + (value if element.kind == "crossed" else -value)
+    resistance, inductance = nominal_cell(board)
+    eye = np.eye(n)
+    return Circuit(
+        C,
+        np.diag(1 / (resistance * temperatures)),
+        eye,
+        np.diag(1 / (inductance * inductances)),
+        0 * eye,
+        k * program.energy / resistance * eye,
+        eye,
+    )
+
+
+def parameters_of(model: PairModel, copy: FittedCopy) -> np.ndarray:
+    """θ (parameters,) of a fitted copy."""
+    cells = {f"temperature_{i}": e for i, e in enumerate(copy.temperatures, start=1)}
+    cells |= {f"inductance_{i}": e for i, e in enumerate(copy.inductances, start=1)}
+    found = copy.gains | cells
+    return np.array([found[name].value for name in model.names])
+
+
+def shown(copy: FittedCopy, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Relative gains (n,) and offsets (n,) [V] of a copy's readout."""
+    gains = np.array([estimate.value for estimate in copy.readout_gains]) if copy.readout_gains else np.ones(cells)
+    offsets = np.array([e.value for e in copy.readout_offsets]) if copy.readout_offsets else np.zeros(cells)
+    return gains, offsets
+
+
+def _warmed(circuit: Circuit, coefficients: dict[str, float], kelvin: float) -> Circuit:
+    """The circuit with all parts `kelvin` warmer: stars of one kind of part at inner nodes scale as that kind does."""
+    if kelvin == 0:
+        return circuit
+    R, L, C, I = (1 + coefficients.get(kind, 0.0) * kelvin for kind in "RLCI")  # noqa: E741
+    return replace(
+        circuit,
+        capacitance=circuit.capacitance * C,
+        conductance=circuit.conductance / R,
+        inverse_inductance=circuit.inverse_inductance / L,
+        loss=circuit.loss * R,
+        noise=circuit.noise * I,
+    )
