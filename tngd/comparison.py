@@ -6,8 +6,9 @@ curve, linear between epochs, first comes down to the other's last training loss
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -45,10 +46,13 @@ def reached(records: Records, target: float) -> dict[str, float] | None:
     return None
 
 
-def summary(runs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
+def summary(
+    runs: dict[str, dict[str, dict[str, Any]]], ideal: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """By method, from runs[method][seed], each with `records` and `diverged`: see the module.
 
-    Diverged seeds are counted and left out of the means. Differences and targets use the seeds that both finished.
+    `ideal`: of methods on a device with errors, the same method without. Diverged seeds are counted and left out of the
+    means. Differences and targets use the seeds that both finished.
     """
     finished = {
         method: {seed: run["records"] for seed, run in seeds.items() if run["diverged"] is None}
@@ -56,7 +60,7 @@ def summary(runs: dict[str, dict[str, dict[str, Any]]]) -> dict[str, Any]:
     }
     return {
         method: {"finished": len(seeds), "diverged": len(runs[method]) - len(seeds)}
-        | ({} if not seeds else _figures(seeds) | _against(seeds, finished))
+        | ({} if not seeds else _figures(seeds) | _against(seeds, finished, ideal.get(method)))
         for method, seeds in finished.items()
     }
 
@@ -68,18 +72,19 @@ def _figures(seeds: dict[str, Records]) -> dict[str, Any]:
     return found
 
 
-def _against(seeds: dict[str, Records], finished: dict[str, dict[str, Records]]) -> dict[str, Any]:
-    """Differences to the first baseline there is, and when each baseline is reached."""
+def _against(seeds: dict[str, Records], finished: dict[str, dict[str, Records]], ideal: str | None) -> dict[str, Any]:
+    """Differences to Adam and to the ideal device, and when each baseline is reached."""
     found: dict[str, Any] = {}
-    baseline = finished.get(TARGETS[0], {})
-    common = [seed for seed in seeds if seed in baseline]
-    if common and baseline is not seeds:
-        found["minus_adam"] = {
-            name: paired_difference(
-                [seeds[seed][-1][name] for seed in common], [baseline[seed][-1][name] for seed in common]
-            )
-            for name in FIGURES
-        }
+    for word, other in ((f"minus_{TARGETS[0]}", TARGETS[0]), ("minus_ideal", ideal)):
+        baseline = finished.get(other, {})
+        common = [seed for seed in seeds if seed in baseline]
+        if common and baseline is not seeds:
+            found[word] = {
+                name: paired_difference(
+                    [seeds[seed][-1][name] for seed in common], [baseline[seed][-1][name] for seed in common]
+                )
+                for name in FIGURES
+            }
     for target in TARGETS:
         common = [seed for seed in seeds if seed in finished.get(target, {})]
         if common:

@@ -147,6 +147,7 @@ def _summed(out: Path, place: tuple[str, str], part: str) -> Content:
 
     def add(content: Content) -> None:
         entry = content[place[0]][place[1]]
-        entry["summary"] = summary({key: held["seeds"] for key, held in entry[part].items() if held["seeds"]})
+        ideal = {key: method.ideal for key, method in METHODS.items() if method.ideal}
+        entry["summary"] = summary({key: held["seeds"] for key, held in entry[part].items() if held["seeds"]}, ideal)
 
     return change_results(out, add)[place[0]][place[1]]

@@ -32,7 +32,7 @@ class Method:
     """One optimizer of the comparison: `kind` says which maker takes its `settings`, joined with the tuned ones.
 
     `device`: None, or "given" (the one of --device), or the name of a preset. A method that is a variant of another
-    and has no grid of its own takes the tuned settings of `tuned_as`.
+    and has no grid of its own takes the tuned settings of `tuned_as`. `ideal`: the same one without errors of a device.
     """
 
     title: str
@@ -41,6 +41,7 @@ class Method:
     grid: dict[str, tuple] = field(default_factory=dict)
     device: str | None = None
     tuned_as: str | None = None
+    ideal: str | None = None
 
     @property
     def choices(self) -> list[Settings]:
@@ -158,12 +159,14 @@ METHODS: dict[str, Method] = {
         PRECONDITIONED | {"rows": 512},
         device="given",
         tuned_as="tngd-preconditioned",
+        ideal="tngd-preconditioned",
     ),
     "tngd-preconditioned-array-limit": Method(
         "TNGD, preconditioned, array with errors of 1 %",
         "arrays",
         PRECONDITIONED | {"rows": 512, "deviation": 0.01},
         tuned_as="tngd-preconditioned",
+        ideal="tngd-preconditioned",
     ),
     "tngd-adam": Method(
         "TNGD-Adam, t = 50, curvature kept 10 steps",
@@ -171,20 +174,30 @@ METHODS: dict[str, Method] = {
         {"time": 50.0, "refresh": 10},
         {"lr": (0.001, 0.002, 0.005, 0.01), "damping": (0.03, 0.3)},
     ),
-    "tngd-tiles": Method("TNGD, calibrated tiles", "tiles", {}, FRESH, "given"),
-    "tngd-tiles-worst": Method("TNGD, worst-case tiles", "tiles", {}, device="worst-case", tuned_as="tngd-tiles"),
+    "tngd-tiles-ideal": Method("TNGD, ideal tiles", "tiles", {}, device="ideal", tuned_as="tngd-tiles"),
+    "tngd-tiles": Method("TNGD, calibrated tiles", "tiles", {}, FRESH, "given", ideal="tngd-tiles-ideal"),
+    "tngd-tiles-worst": Method(
+        "TNGD, worst-case tiles",
+        "tiles",
+        {},
+        device="worst-case",
+        tuned_as="tngd-tiles",
+        ideal="tngd-tiles-ideal",
+    ),
     "tngd-array": Method(
         "TNGD, curvature kept 10 steps, array with calibrated errors",
         "arrays",
         CLIPPED | KEPT | {"rows": 576},
         device="given",
         tuned_as="tngd-refresh",
+        ideal="tngd-refresh",
     ),
     "tngd-array-limit": Method(
         "TNGD, curvature kept 10 steps, array with errors of 1 %",
         "arrays",
         CLIPPED | KEPT | {"rows": 576, "deviation": 0.01},
         tuned_as="tngd-refresh",
+        ideal="tngd-refresh",
     ),
     "ngd": Method("exact NGD", "TNGD", CLIPPED | {"time": "inf"}, FRESH),
     "cg-ngd": Method(

@@ -13,7 +13,7 @@ def comparison_tables(setting: str, found: dict[str, Any]) -> list[Sheet]:
     data = "MNIST" if what["genuine"] else "Images that are not MNIST's"
     size = f"{what['train']:,} images, {what['parameters']:,} parameters"
     title = f"{data}, {setting}: {size}, epochs: {what['epochs']}"
-    final, against = [], []
+    final, against, ideal = [], [], []
     for key, each in found["summary"].items():
         name = methods[key]["what"]["title"]
         if not each["finished"]:
@@ -30,7 +30,10 @@ def comparison_tables(setting: str, found: dict[str, Any]) -> list[Sheet]:
                 with_interval(minus.get("test_accuracy"), 2, 100),
             )
         )
-    return [
+        if "minus_ideal" in each:
+            own = each["minus_ideal"]
+            ideal.append((name, with_interval(own["test_loss"], 4), with_interval(own["test_accuracy"], 2, 100)))
+    tables = [
         sheet(f"{title}; mean ± standard error over seeds", ("optimizer", "seeds", *FINAL, "CPU s"), final),
         sheet(
             "Until the training loss is where another ends; differences to Adam (95 % intervals, accuracy in points)",
@@ -38,6 +41,9 @@ def comparison_tables(setting: str, found: dict[str, Any]) -> list[Sheet]:
             against,
         ),
     ]
+    words = ("optimizer", "test loss − ideal's", "accuracy − ideal's")
+    errors = [sheet("What errors of the device do (95 % intervals, accuracy in points)", words, ideal)]
+    return tables + errors if ideal else tables
 
 
 def study_table(name: str, found: dict[str, Any]) -> Sheet:
