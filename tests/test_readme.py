@@ -1,7 +1,9 @@
 """The README says what happens: its commands are run and their output compared, its code is executed."""
 
+import itertools
 import json
 import re
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -111,3 +113,39 @@ def test_every_verb_and_option_of_the_readme_exists():
         whole = next(line for line in README.splitlines() if line.startswith(f"| `tngd {verb}"))
         for option in re.findall(r"--[a-z][a-z-]*", whole):
             assert option in found[verb], f"tngd {verb} has no {option}"
+
+
+def evidence_rows(setting: str) -> list[str]:
+    """The table of a comparison in benchmarks/mnist.json, from the runs themselves."""
+    content = json.loads((ROOT / "benchmarks" / "mnist.json").read_text())["comparisons"][setting]
+    ends = {
+        key: {s: run["records"] for s, run in each["seeds"].items() if run["diverged"] is None}
+        for key, each in content["methods"].items()
+    }
+    rows = []
+    for key, runs in ends.items():
+        said = [f"{len(runs)}" if len(runs) == len(content["methods"][key]["seeds"]) else
+                f"{len(runs)} of {len(content['methods'][key]['seeds'])}"]  # fmt: skip
+        for name, scale, digits in (("train_loss", 1, 3), ("test_loss", 1, 3), ("test_accuracy", 100, 2)):
+            values = [scale * records[-1][name] for records in runs.values()]
+            error = statistics.stdev(values) / len(values) ** 0.5
+            said.append(f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}")
+        times = [first_at(records, ends["adam"][s][-1]["train_loss"]) for s, records in runs.items()]
+        said.append("" if None in times else f"{statistics.mean(times):.1f}")
+        said.append(f"{statistics.mean(sum(r['cpu_s'] for r in records) for records in runs.values()):.0f}")
+        rows.append(f"| {content['methods'][key]['what']['title']} | {' | '.join(said)} |")
+    return rows
+
+
+def first_at(records: list[dict], target: float) -> float | None:
+    """The epoch, between two by their straight line, at which the training loss is down to a target."""
+    for before, after in itertools.pairwise(records):
+        if after["train_loss"] <= target:
+            return before["epoch"] + (before["train_loss"] - target) / (before["train_loss"] - after["train_loss"])
+    return None
+
+
+@pytest.mark.parametrize("setting", ["paper", "lenet"])
+def test_tables_of_the_evidence_are_those_stored(setting):
+    for row in evidence_rows(setting):
+        assert row in README.splitlines(), row
