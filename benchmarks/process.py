@@ -2,7 +2,8 @@
 
 Boards: 1,024 RLC boards of 8 cells, 16 states, each with a matrix of its own, 1,000 exact steps of 50 ns. Paths: 10,000
 points of a drift with eigenvalues from 1 to 10 and noise alike, steps of 0.1. `prepare` makes the transition and the
-noise factor, `paths` draws. Then stationary covariances and a likelihood. Prints a JSON object for each, with medians
+noise factor, `paths` draws; beside it a plain loop over the steps, which does the same with torch's own products and
+random numbers. Then stationary covariances and a likelihood. Prints a JSON object for each, with medians
 of wall and processor time in ms, and the ratio of the goal, if there is one, to the latter. Run: `OMP_NUM_THREADS=1
 python benchmarks/process.py`, half a minute; benchmarks/thermox.py sets the paths beside thermox.
 """
@@ -67,6 +68,16 @@ def draw(process: Process, steps: Steps) -> torch.Tensor:
     return paths(steps, process.drift.new_zeros(process.drift.shape[-1]), 1)
 
 
+def plainly(steps: Steps) -> torch.Tensor:
+    """Paths as one writes them down: a batched product of the states and one of the noise, step by step."""
+    turn, spread = steps.matrix[:, 0], steps.factor[:, 0]
+    path = turn.new_empty(len(steps.times), *steps.drive[:, 0].shape, 1)
+    path[0] = 0
+    for k in range(1, len(path)):
+        torch.baddbmm(spread @ torch.randn_like(path[0]), turn, path[k - 1], out=path[k])
+    return path
+
+
 def report(name: str, dtype: torch.dtype, work: Callable[[], object], repeats: int, **details: object) -> None:
     row = {"what": name, **details, "dtype": str(dtype).removeprefix("torch."), **timed(work, repeats)}
     print(json.dumps(row | against(row)), flush=True)
@@ -85,6 +96,7 @@ def measure(sizes: list[int], repeats: int, dtype: torch.dtype) -> None:
     counts = {"boards": BOARDS, "states": 2 * CELLS, "steps": STEPS}
     report("boards: prepare", dtype, lambda: prepare_steps(many, times), repeats, **counts)
     report("boards: paths", dtype, lambda: draw(many, steps), repeats, **counts, goal_ms=GOAL)
+    report("boards: a plain loop", dtype, lambda: plainly(steps), max(3, repeats // 4), **counts)
     report("boards: stationary covariance", dtype, lambda: stationary_covariance(many), repeats, boards=BOARDS)
     for d in sizes:
         process, times = spread(d, dtype), 0.1 * torch.arange(POINTS, dtype=torch.float64)
