@@ -3,13 +3,16 @@
     ρ = (L(θ + δ) - L(θ)) / (gᵀδ + ½ |Rδ|²),    λ ← ω λ where ρ > 3/4,  λ/ω where ρ < 1/4,  ω = (19/20)^steps
 
 for a check every so many steps. The loss after the step is taken with the same random numbers (dropout) as before it.
+A step that raised a loss the model said it would raise, or left none that is finite, is as bad as can be: ρ = -∞.
 """
 
 from collections.abc import Callable
+from math import inf, isfinite, nan
 
 import torch
 from torch import Tensor
 
+from circuits.errors import InputError
 from tngd.batches import Batch, joined_value
 from tngd.gram import Factor
 from tngd.losses import Loss
@@ -32,8 +35,14 @@ def reduction_ratio(
         torch.set_rng_state(random[0])
         if random[1]:
             torch.cuda.set_rng_state_all(random[1])
-        after = joined_value(closures, loss)
-    return float((after - batch.value) / predicted)
+        try:
+            after = float(joined_value(closures, loss))
+        except InputError:  # the step is made: that the loss has no value after it is the worst there is to say of it
+            after = inf
+    rise, expected = after - float(batch.value), float(predicted)
+    if not isfinite(rise) or (expected >= 0 and rise > 0):
+        return -inf
+    return rise / expected if expected else nan
 
 
 def adapted(damping: float, ratio: float, steps: int) -> float:

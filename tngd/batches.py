@@ -9,7 +9,7 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from tngd.curvature import cotangents, evaluated, explicit_rows
-from tngd.gram import Factor, dense_factor, join_factors
+from tngd.gram import Factor, all_finite, dense_factor, join_factors
 from tngd.losses import Loss
 from tngd.recorder import Recorder
 
@@ -34,7 +34,11 @@ def evaluate_batch(
     recorder: Recorder | None,
     generator: torch.Generator,
 ) -> Batch:
-    """Call the closure and differentiate; `kind` of curvature or None. InputError for a loss that is not finite."""
+    """Call the closure and differentiate; `kind` of curvature or None.
+
+    InputError for a loss or gradients that are not finite, or outputs and targets that the loss does not take. A batch
+    of which no sample counts has the loss and gradient 0.
+    """
     with torch.enable_grad():
         calls = None
         if recorder is not None and kind is not None:
@@ -45,34 +49,30 @@ def evaluate_batch(
             raise InputError(
                 f"outputs are {outputs.dtype} and parameters {trained[0].dtype}; compute both alike, without autocast"
             )
-        value = loss.value(outputs, targets)
-        if not isfinite(float(value.detach())):
-            raise InputError(
-                f"the loss is {value.item()}, the step was not made; check the data, or lower lr or raise the damping"
-            )
+        weights = _weights(loss, outputs, targets)
+        counts = not len(weights) or bool(weights.any())
+        value = _value(loss, outputs, targets) if counts else 0 * outputs.sum()
         found = torch.autograd.grad(
             value, [*trained, *others], retain_graph=kind is not None, allow_unused=True, materialize_grads=True
         )
-        gradient = torch.cat([g.reshape(-1) for g in found[: len(trained)]])
-        if not all_finite(gradient):
+        if any(g.layout != torch.strided for g in found):
+            raise InputError("a gradient is sparse; build the embedding with sparse=False")
+        gradient, rest = torch.cat([g.reshape(-1) for g in found[: len(trained)]]), found[len(trained) :]
+        if not all(map(all_finite, (gradient, *rest))):
             raise InputError("the gradient is not finite, the step was not made; check the data, or lower lr")
         factor = None
         if kind is not None:
             factor = _factor(outputs, targets, value, trained, gradient, loss, kind, recorder, calls, generator)
-    weights = loss.weights(outputs.detach(), targets)
-    return Batch(value.detach(), gradient, found[len(trained) :], factor, float((weights > 0).sum()))
-
-
-def all_finite(vector: Tensor) -> bool:
-    """Whether every number is finite; the sum says so at once in all but extreme cases."""
-    return isfinite(float(vector.sum())) or bool(torch.isfinite(vector).all())
+    return Batch(value.detach(), gradient, rest, factor, float((weights > 0).sum()))
 
 
 def join_batches(parts: list[Batch], loss: Loss) -> Batch:
-    """The batch that holds the samples of all."""
+    """The batch that holds the samples of all; InputError if none counts."""
+    total = sum(part.count for part in parts)
+    if not total:
+        raise InputError("the loss counts no sample of this batch, the step was not made; leave such batches out")
     if len(parts) == 1:
         return parts[0]
-    total = sum(part.count for part in parts)
     shares = [part.count / total if loss.reduction == "mean" else 1.0 for part in parts]
     factor = None
     if parts[0].factor is not None:
@@ -96,7 +96,26 @@ def joined_value(closures: Sequence[Callable[[], tuple[Tensor, Tensor]]], loss: 
     if len(values) == 1 or loss.reduction == "sum":
         return sum(values)
     counts = [float((loss.weights(*result) > 0).sum()) for result in results]
-    return sum(count * value for count, value in zip(counts, values, strict=True)) / sum(counts)
+    return sum(count * value for count, value in zip(counts, values, strict=True) if count) / sum(counts)
+
+
+def _weights(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    with torch.no_grad():
+        return loss.weights(outputs.detach(), targets)
+
+
+def _value(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
+    try:
+        value = loss.value(outputs, targets)
+    except (RuntimeError, IndexError) as error:
+        raise InputError(f"the loss refused outputs and targets: {str(error).splitlines()[0]}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise InputError("the loss must be one number; reduce it by its sum or mean")
+    if not isfinite(float(value.detach())):
+        raise InputError(
+            f"the loss is {value.item()}, the step was not made; check the data, or lower lr or raise the damping"
+        )
+    return value
 
 
 def _factor(
@@ -115,7 +134,7 @@ def _factor(
     if kind == "empirical" or (recorder is not None and not recorder.checked):
         (slope,) = torch.autograd.grad(value, outputs, retain_graph=True)
     with torch.no_grad():
-        S = cotangents("ggn" if kind == "tiles" else kind, outputs, targets, loss, slope, generator)
+        S = cotangents(kind, outputs, targets, loss, slope, generator)
     if recorder is None:
         return dense_factor(explicit_rows(outputs, trained, S))
     recorder.check(outputs, calls, slope, gradient)

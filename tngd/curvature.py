@@ -54,9 +54,14 @@ def cotangents(
     else:
         S = loss.root(outputs)
     if kind == "mc" and loss.sampled is None:
-        normal = torch.randn(b, 1, S.shape[1], generator=generator, dtype=outputs.dtype).to(outputs.device)
-        S = normal @ S
+        S = _normal(b, S.shape[1], generator, outputs)[:, None, :] @ S
     return S * weights.sqrt()[:, None, None]
+
+
+def _normal(b: int, q: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
+    """Standard normal numbers (b, q); a row does not depend on how many follow, as it would with torch's own."""
+    uniform = torch.rand(b, q, generator=generator, dtype=torch.float64)
+    return (2**0.5 * torch.erfinv((2 * uniform - 1).clamp(min=-1 + 2**-52))).to(like)
 
 
 def curvature_factor(outputs: Tensor, parameters: Sequence[Tensor], loss: Loss) -> Tensor:

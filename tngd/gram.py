@@ -9,6 +9,7 @@ Parameters live at offsets of one flat vector (N,); rows are ordered sample by s
 """
 
 from dataclasses import dataclass, fields
+from math import isfinite
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ class Outer:
     outputs: Tensor  # (b, q, n)
     weight: int | None
     bias: int | None
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Of the parameters it has columns of."""
+        return tuple(at for at in (self.weight, self.bias) if at is not None)
 
     def add_gram(self, K: Tensor) -> None:
         """Add R Rᵀ to the lower triangle of K (b q, b q)."""
@@ -75,6 +81,11 @@ class Positions:
     weight: int | None
     bias: int | None
 
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Of the parameters it has columns of."""
+        return tuple(at for at in (self.weight, self.bias) if at is not None)
+
     def add_gram(self, K: Tensor) -> None:
         """Add R Rᵀ to the lower triangle of K, one output channel of every group at a time."""
         for channel in range(self.outputs.shape[3]):
@@ -114,10 +125,7 @@ class Positions:
             parts.append(W.transpose(1, 2).reshape(b * q, -1))
         if self.bias is not None:
             parts.append(self.outputs.sum(-1).view(b * q, -1))
-        places = tuple(
-            (offset, part.shape[1])
-            for offset, part in zip([at for at in (self.weight, self.bias) if at is not None], parts, strict=True)
-        )
+        places = tuple((offset, part.shape[1]) for offset, part in zip(self.offsets, parts, strict=True))
         return Rows(parts[0] if len(parts) == 1 else torch.cat(parts, dim=1), places)
 
 
@@ -127,6 +135,11 @@ class Rows:
 
     matrix: Tensor  # (r, n)
     places: tuple[tuple[int, int], ...]
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Of the parameters it has columns of."""
+        return tuple(offset for offset, _ in self.places)
 
     def add_gram(self, K: Tensor) -> None:
         """Add R Rᵀ to the lower triangle of K."""
@@ -208,6 +221,11 @@ class Factor:
         return R
 
 
+def all_finite(vector: Tensor) -> bool:
+    """Whether every number is finite; the sum says so at once in all but extreme cases."""
+    return isfinite(float(vector.sum())) or bool(torch.isfinite(vector).all())
+
+
 def _gram(blocks: "tuple[Outer | Positions | Rows, ...]", like: Tensor, rank: int) -> Tensor:
     K = like.new_zeros(rank, rank)
     for block in blocks:
@@ -226,10 +244,20 @@ def dense_factor(matrix: Tensor) -> Factor:
     return Factor((Rows(matrix, ((0, matrix.shape[1]),)),), *matrix.shape)
 
 
+def apart(block: Outer | Positions | Rows) -> tuple[Outer | Positions | Rows, ...]:
+    """One block a parameter, of rows written out; others as they are."""
+    if not isinstance(block, Rows):
+        return (block,)
+    parts = block.matrix.split([length for _, length in block.places], dim=1)
+    return tuple(Rows(part, (place,)) for part, place in zip(parts, block.places, strict=True))
+
+
 def join_factors(factors: list[Factor], scales: list[float]) -> Factor:
     """One factor with the rows of all, each scaled: the curvature of joined batches of the same model."""
     if len(factors) == 1 and scales == [1.0]:
         return factors[0]
+    if len({tuple(block.offsets for block in factor.blocks) for factor in factors}) > 1:
+        factors = _alike(factors)
     blocks = []
     for parts in zip(*(factor.blocks for factor in factors), strict=True):
         if len({(type(part), part.inputs.shape[2:]) if not isinstance(part, Rows) else Rows for part in parts}) > 1:
@@ -242,6 +270,21 @@ def join_factors(factors: list[Factor], scales: list[float]) -> Factor:
             inputs = torch.cat([part.inputs for part in parts])
             blocks.append(type(parts[0])(inputs, outputs, parts[0].weight, parts[0].bias))
     return Factor(tuple(blocks), sum(factor.rank for factor in factors), factors[0].size)
+
+
+def _alike(factors: list[Factor]) -> list[Factor]:
+    """The same curvatures in blocks of the same places: where these differ, one of rows for every parameter."""
+    written = [[part for block in factor.blocks for part in apart(block.rows())] for factor in factors]
+    places = sorted({part.places for parts in written for part in parts})
+    alike = []
+    for factor, parts in zip(factors, written, strict=True):
+        blocks = []
+        for place in places:
+            found = [part.matrix for part in parts if part.places == place]
+            zero = factor.values.new_zeros(factor.rank, place[0][1])
+            blocks.append(Rows(sum(found) if found else zero, place))
+        alike.append(Factor(tuple(blocks), factor.rank, factor.size))
+    return alike
 
 
 def packed(factor: Factor) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import fields
+from math import inf
 from typing import Any
 
 import torch
@@ -28,11 +29,17 @@ def flat(parameters: Sequence[Tensor]) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in parameters])
 
 
-def matrix_shapes(parameters: Sequence[Tensor]) -> dict[int, tuple[int, int]]:
-    """Every parameter as a matrix (n, m), n its first extent, by its offset in the flat vector."""
+def matrix_shapes(parameters: Sequence[Tensor], model: torch.nn.Module | None) -> dict[int, tuple[int, int]]:
+    """Every parameter as a matrix (n, m), n its first extent, by its offset in the flat vector.
+
+    A convolution in groups is no matrix: its parameters are left out.
+    """
+    layers = [] if model is None else [layer for layer in model.modules() if getattr(layer, "groups", 1) != 1]
+    grouped = {id(p) for layer in layers for p in layer.parameters(recurse=False)}
     shapes, start = {}, 0
     for p in parameters:
-        shapes[start] = (p.shape[0], p.numel() // p.shape[0]) if p.ndim else (1, 1)
+        if id(p) not in grouped:
+            shapes[start] = (p.shape[0], p.numel() // p.shape[0]) if p.ndim else (1, 1)
         start += p.numel()
     return shapes
 
@@ -48,11 +55,18 @@ def descend(groups: Groups, direction: Tensor) -> None:
 
 
 def hand_over(groups: Groups, direction: Tensor) -> None:
-    """Put the direction (N,) into the parameters' `.grad`, for another optimizer."""
+    """Put the direction (N,) into the parameters' `.grad`, for another optimizer; frozen ones get none."""
+    drop_frozen(groups)
     start = 0
     for parameter in trained(groups):
         parameter.grad = direction[start : start + parameter.numel()].view_as(parameter).clone()
         start += parameter.numel()
+
+
+def drop_frozen(groups: Groups) -> None:
+    """Take the `.grad` of frozen parameters away: torch's optimizers step along whatever is there."""
+    for parameter in (p for group in groups for p in group["params"] if not p.requires_grad):
+        parameter.grad = None
 
 
 def rates(groups: Groups) -> Tensor:
@@ -67,7 +81,12 @@ def left_to(model: torch.nn.Module, companion: torch.optim.Optimizer | None) -> 
 
 
 def check_one_setting(groups: Groups) -> None:
-    """InputError if groups differ in what the device, which is one, can have only once."""
+    """InputError if groups differ in what the device, which is one, can have only once, or a rate is impossible."""
+    for group in groups:
+        if not 0 < group["lr"] < inf:
+            raise InputError(f"lr must be above 0 and finite, got {group['lr']}")
+        if not 0 <= group["weight_decay"] < inf:
+            raise InputError(f"weight_decay must be 0 or above and finite, got {group['weight_decay']}")
     for group in groups[1:]:
         for field in fields(Settings):
             if group[field.name] != groups[0][field.name]:
@@ -84,6 +103,8 @@ def check_partners(
 ) -> None:
     """InputError if other optimizers do not fit: `inner` has the same parameters, `companion` none of them."""
     own = {id(p) for p in trained(groups)}
+    if isinstance(inner, torch.optim.LBFGS) or isinstance(companion, torch.optim.LBFGS):
+        raise InputError("LBFGS takes a closure of its own and cannot step beside TNGD; take Adam or SGD")
     if inner is not None and {id(p) for p in trained(inner.param_groups)} != own:
         raise InputError("the inner optimizer must have exactly the parameters of TNGD; build it on the same ones")
     if companion is not None and own & {id(p) for p in trained(companion.param_groups)}:

@@ -44,7 +44,7 @@ def remembered(
     window = (*held.window, factor)[-settings.history :]
     new = replace(held, window=window, joined=_mean(window), taken=held.taken + 1)
     if settings.precondition is None:
-        return new
+        return replace(new, products=(), metric=None)
     products = nearest_products(factor, shapes)
     products = products if not held.products else averaged(held.products, products, DECAY)
     due = held.taken < RENEWED or held.taken % RENEWED == 0
@@ -63,7 +63,8 @@ def from_device(history: History, state: Tensor) -> Tensor:
 
 def thinned(history: History, settings: Settings) -> History:
     """Without what a step that takes a new curvature will not use: the mean, and the oldest of a full window."""
-    return replace(history, window=history.window[len(history.window) + 1 - settings.history :], joined=None)
+    useless = max(0, len(history.window) + 1 - settings.history)
+    return replace(history, window=history.window[useless:], joined=None)
 
 
 def packed_history(history: History) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from tngd.gram import Factor, Outer, Positions, Rows
+from circuits.errors import InputError
+from tngd.gram import Factor, Outer, Positions, Rows, all_finite, apart
 
 LARGEST = 2048  # numbers on a side of a layer; beyond, that side gets a multiple of I
 BALANCE = 1e-3, 1e3
@@ -87,7 +88,7 @@ class Metric:
         places = {(change.weight, change.bias): change for change in self.changes}
         blocks = []
         for block in factor.blocks:
-            for part in (block,) if _place(block) in places else _apart(block):
+            for part in (block,) if _place(block) in places else apart(block):
                 known = places.get(_place(part))
                 blocks.append(part if known is None else _changed_block(part, known))
         return Factor(tuple(blocks), factor.rank, factor.size)
@@ -96,10 +97,11 @@ class Metric:
 def nearest_products(factor: Factor, shapes: Mapping[int, tuple[int, int]]) -> tuple[Product, ...]:
     """A product for every layer, and for every parameter whose rows are not those of a layer.
 
-    `shapes`: (n, m) of parameters, (n, 1) of vectors, by their offsets. A convolution in groups gets none.
+    `shapes`: (n, m) of parameters, (n, 1) of vectors, by their offsets; what is not in it, as a convolution in groups,
+    gets none. InputError if the curvature is not finite.
     """
-    parts = [part for block in factor.blocks for part in ((block,) if _is_layer(block, shapes) else _apart(block))]
-    whole = [part for part in parts if not isinstance(part, Positions) or part.inputs.shape[1] == 1]
+    parts = [part for block in factor.blocks for part in ((block,) if _is_layer(block, shapes) else apart(block))]
+    whole = [part for part in parts if shapes.keys() >= {*part.offsets}]
     return tuple(_product(*_place(part), *_moments(part, shapes)) for part in whole)
 
 
@@ -128,16 +130,8 @@ def _is_layer(block: Block, shapes: Mapping[int, tuple[int, int]]) -> bool:
     if not isinstance(block, Rows) or len(block.places) == 1:
         return True
     (offset, length), *more = block.places
-    n, m = shapes[offset]
+    n, m = shapes.get(offset, (0, 0))
     return length == n * m and [each[1] for each in more] == [n]
-
-
-def _apart(block: Block) -> tuple[Block, ...]:
-    """One block a parameter, of rows written out."""
-    if not isinstance(block, Rows):
-        return (block,)
-    parts = block.matrix.split([length for _, length in block.places], dim=1)
-    return tuple(Rows(part, (place,)) for part, place in zip(parts, block.places, strict=True))
 
 
 def _place(block: Block) -> tuple[int | None, int | None]:
@@ -191,6 +185,8 @@ def _position_moments(block: Positions) -> tuple[Tensor, Tensor | None, Tensor |
 def _product(
     weight: int, bias: int | None, G: Tensor, first: Tensor | None, mixed: Tensor | None, B: Tensor
 ) -> Product:
+    if not all_finite(G):
+        raise InputError("the curvature is not finite, the step was not made; check the outputs, or lower lr")
     return Product(weight, bias, (len(G), len(B)), first, mixed, _bounded(B), _bounded(G))
 
 

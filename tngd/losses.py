@@ -5,7 +5,7 @@ tail sums q_i = Σ_{j>i} p_j, q_0 = 1, its exact triangular factor is
 
     S_i = sqrt(p_i q_i / q_{i-1}) (e_i - Σ_{j>i} p_j/q_i e_j),   i = 1 … d - 1;
 
-for a binary label and one logit H = p (1 - p); for the mean squared error over all entries H = 2/d I.
+for binary labels H = diag p (1 - p), over d with the mean; for the mean squared error over all entries H = 2/d I.
 """
 
 from collections.abc import Callable
@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuits.errors import InputError
+
+SUM = 1e-3  # by which class probabilities may miss 1
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ def cross_entropy(reduction: str = "mean", ignore_index: int = -100, label_smoot
 
     def counted(targets: Tensor) -> Tensor:
         if targets.ndim > 1:
+            if float((targets.detach().sum(1) - 1).abs().max()) > SUM:
+                raise InputError("class probabilities must add up to 1 for every sample; divide them by their sum")
             return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
         return targets != ignore_index
 
@@ -86,14 +90,27 @@ def mean_squared_error(reduction: str = "mean") -> Loss:
 
 
 def logistic(reduction: str = "mean") -> Loss:
-    """Binary cross-entropy of one logit (b, 1) and labels 0 or 1 (b,) or (b, 1)."""
+    """Binary cross-entropy of logits (b, d) and labels 0 or 1 of the same shape, or (b,) for one logit.
+
+    As torch has it: the sum over the batch, or with "mean" that divided by b d.
+    """
 
     def value(outputs: Tensor, targets: Tensor) -> Tensor:
+        if targets.numel() != outputs.numel():
+            raise InputError(
+                f"there must be one label a logit, (b, d) or for one logit (b,): expected {tuple(outputs.shape)}, got "
+                f"{tuple(targets.shape)}"
+            )
         return functional.binary_cross_entropy_with_logits(
-            outputs[:, 0], targets.reshape(len(targets)).to(outputs.dtype), reduction=reduction
+            outputs, targets.reshape(outputs.shape).to(outputs.dtype), reduction=reduction
         )
 
-    return Loss("logistic", value, _logistic_root, reduction)
+    def root(outputs: Tensor) -> Tensor:
+        # p (1 - p) without the cancellation of 1 - p.
+        entries = (torch.sigmoid(outputs) * torch.sigmoid(-outputs)).sqrt()
+        return torch.diag_embed(entries / outputs.shape[1] ** 0.5 if reduction == "mean" else entries)
+
+    return Loss("logistic", value, root, reduction)
 
 
 def as_loss(loss: Loss | torch.nn.Module) -> Loss:
@@ -103,16 +120,23 @@ def as_loss(loss: Loss | torch.nn.Module) -> Loss:
     name = type(loss).__name__
     if isinstance(loss, torch.nn.Module) and getattr(loss, "weight", None) is not None:
         raise InputError(f"{name} with class weights has no curvature here; drop `weight`, or give your own tngd Loss")
-    if isinstance(loss, torch.nn.CrossEntropyLoss):
+    known = _own_forward(loss)
+    if known is torch.nn.CrossEntropyLoss:
         return cross_entropy(loss.reduction, loss.ignore_index, loss.label_smoothing)
-    if isinstance(loss, torch.nn.MSELoss):
+    if known is torch.nn.MSELoss:
         return mean_squared_error(loss.reduction)
-    if isinstance(loss, torch.nn.BCEWithLogitsLoss) and loss.pos_weight is None:
+    if known is torch.nn.BCEWithLogitsLoss and loss.pos_weight is None:
         return logistic(loss.reduction)
     raise InputError(
         f"the curvature of {name} is not known; expected CrossEntropyLoss, MSELoss, BCEWithLogitsLoss without "
         "pos_weight, or a tngd.losses.Loss with the root of its output Hessian"
     )
+
+
+def _own_forward(loss: torch.nn.Module) -> type | None:
+    """The criterion of torch's that a loss computes, None for one that computes something else, derived or not."""
+    known = (torch.nn.CrossEntropyLoss, torch.nn.MSELoss, torch.nn.BCEWithLogitsLoss)
+    return next((each for each in known if isinstance(loss, each) and type(loss).forward is each.forward), None)
 
 
 def _softmax_root(outputs: Tensor) -> Tensor:
@@ -133,11 +157,6 @@ def _softmax_sampled(outputs: Tensor, u: Tensor) -> Tensor:
     p = torch.softmax(outputs, dim=-1)
     y = (u[:, :1] * p.sum(-1, keepdim=True) > p.cumsum(-1)).sum(-1).clamp(max=p.shape[-1] - 1)
     return p - functional.one_hot(y, p.shape[-1])
-
-
-def _logistic_root(outputs: Tensor) -> Tensor:
-    # p (1 - p) without the cancellation of 1 - p.
-    return (torch.sigmoid(outputs) * torch.sigmoid(-outputs)).sqrt()[:, :, None]
 
 
 CROSS_ENTROPY = cross_entropy()

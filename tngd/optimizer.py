@@ -19,9 +19,10 @@ from torch import Tensor
 from circuits.errors import InputError
 from tngd.adaptation import adapted, random_state, reduction_ratio
 from tngd.array import Array
-from tngd.batches import Batch, all_finite, evaluate_batch, join_batches
+from tngd.batches import Batch, evaluate_batch, join_batches
 from tngd.descent import shortened, take_step
-from tngd.groups import check_one_setting, check_partners, flat, left_to, matrix_shapes, trained
+from tngd.gram import all_finite
+from tngd.groups import check_one_setting, check_partners, drop_frozen, flat, left_to, matrix_shapes, trained
 from tngd.losses import CROSS_ENTROPY, Loss, as_loss
 from tngd.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, placed, trimmed, unpacked_memory
 from tngd.recorder import Recorder
@@ -55,7 +56,8 @@ class TNGD(torch.optim.Optimizer):
         seed: of noise and sampled targets.
         weight_decay: decoupled, θ ← (1 - η w) θ, of each group its own.
         max_norm: gradients longer than this are shortened before the upload.
-        kl_clip: the largest ½ δᵀRᵀR δ of a step δ; longer ones are shortened.
+        kl_clip: the largest ½ δᵀRᵀR δ of a step δ; longer ones are shortened. TNGD's own weight decay is not part of
+            δ, an inner optimizer's is.
         adapt: every so many steps the damping follows the ratio of the actual to the predicted change of the loss
             (Levenberg-Marquardt; calls the closure once more); 0 keeps it fixed.
         lanczos: Lanczos steps in place of the eigenvectors of K: for large b, approximate.
@@ -71,7 +73,8 @@ class TNGD(torch.optim.Optimizer):
         companion: an optimizer of other parameters of the same loss, stepped with their plain gradients.
 
     `step(closure)`: the closure returns (outputs, targets), outputs (b, d) still attached to their graph; the optimizer
-    takes gradients itself, and neither reads nor needs `.grad`. Several closures are micro-batches: the step is that of
+    takes gradients itself, and neither reads nor needs `.grad`; with an inner optimizer or a companion it leaves there
+    what these took. Several closures are micro-batches: the step is that of
     their joined batch. Returns the loss. A step that raises InputError has changed nothing. `state_dict` holds the
     device's state and random numbers: a resumed run is the uninterrupted one. Freezing or unfreezing parameters
     restarts the device. `last` holds what the device did in the last step.
@@ -115,21 +118,17 @@ class TNGD(torch.optim.Optimizer):
     ):
         if isinstance(params, torch.nn.Module):
             model, params = params, left_to(params, companion)
-        if not lr > 0:
-            raise InputError(f"lr must be above 0, got {lr}")
-        if not weight_decay >= 0:
-            raise InputError(f"weight_decay must be 0 or above, got {weight_decay}")
         curvature = curvature or ("ggn" if board is None else "tiles")
         if curvature == "tiles" and array is not None:
             raise InputError("an array is for curvature ggn, mc or empirical; tiles have a board instead")
-        if (curvature == "tiles") != (board is not None):
-            raise InputError(f"a board is for curvature 'tiles', which needs one, got curvature={curvature!r}")
         refresh = (10 if curvature == "tiles" else 1) if refresh is None else refresh
         behaviour = time, start, delay, noise, max_norm, kl_clip, adapt, lanczos, tile_curvature, history, precondition
         settings = Settings(curvature, damping, refresh, *behaviour)
         if precondition is not None and model is None:
             raise InputError("a precondition takes a network layer by layer; give TNGD the module, or model=...")
+        self.board, self.inner, self.companion = board, None, None  # until what these have to fit is known
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **asdict(settings)})
+        self._settings()
         own = self._trained()
         if not own:
             raise InputError("no parameter requires a gradient; unfreeze at least one")
@@ -162,14 +161,16 @@ class TNGD(torch.optim.Optimizer):
         drawn = self._generator.get_state()
         adapts = settings.adapt and self._steps % settings.adapt == 0
         random = random_state(own[0]) if adapts else None
-        self._follow(own)
-        self._memory = trimmed(self._memory, settings)
+        before = self._memory, self._tiles, self._identities, self._recorder
         try:
+            self._follow(own)
+            self._memory = trimmed(self._memory, settings)
             batch = self._evaluate(closures, own, settings)
             with torch.no_grad():
                 direction, memory, tiles, last = self._directed(batch, settings)
         except BaseException:
             self._generator.set_state(drawn)
+            self._memory, self._tiles, self._identities, self._recorder = before
             raise
         with torch.no_grad():
             self._memory, self._tiles, self.last = memory, tiles, last
@@ -186,6 +187,7 @@ class TNGD(torch.optim.Optimizer):
             for group in self.param_groups:
                 group["damping"] = adapted(settings.damping, ratio, settings.adapt)
         if self.companion is not None:
+            drop_frozen(self.companion.param_groups)
             for parameter, gradient in zip(trained(self.companion.param_groups), batch.companion, strict=True):
                 parameter.grad = gradient
             with torch.no_grad():
@@ -193,20 +195,27 @@ class TNGD(torch.optim.Optimizer):
         return batch.value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group with its own lr and weight_decay; the device's settings are one for all."""
+        """Add a group with its own lr and weight_decay; the device's settings are one for all.
+
+        InputError if they are not, or for an inner optimizer or companion that does not fit; nothing is added then.
+        """
         super().add_param_group(param_group)
-        check_one_setting(self.param_groups)
+        try:
+            check_one_setting(self.param_groups)
+            check_partners(self.param_groups, self.inner, self.companion)
+        except InputError:
+            self.param_groups.pop()
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """The settings, and under "device" all that a resumed run needs."""
         content = super().state_dict()
         content["device"] = {
-            "shapes": [list(p.shape) for p in self._trained()],
+            "of": self._described(),
             "steps": self._steps,
             "memory": packed_memory(trimmed(self._memory, self._settings())),
             "tiles": None if self._tiles is None else vars(self._tiles).copy(),
             "generator": self._generator.get_state(),
-            "array": None if self.array is None else self.array.describe(),
             "inner": None if self.inner is None else self.inner.state_dict(),
             "companion": None if self.companion is None else self.companion.state_dict(),
         }
@@ -214,22 +223,9 @@ class TNGD(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the state was saved; InputError if it is that of another optimizer or model."""
-        if "device" not in state_dict:
-            raise InputError("expected the state_dict of a TNGD optimizer, got one without a device in it")
         content = deepcopy(state_dict)
-        device = content.pop("device")
-        shapes = [list(p.shape) for p in self._trained()]
-        if device["shapes"] != shapes or len(content["param_groups"]) != len(self.param_groups):
-            raise InputError(
-                f"the state is of another model: its parameters have shapes {device['shapes']}, here {shapes}"
-            )
-        for name in ("inner", "companion"):
-            if (device[name] is None) != (getattr(self, name) is None):
-                raise InputError(
-                    f"the state was saved {'without' if device[name] is None else 'with'} {name} optimizer"
-                )
-        if device.get("array") != (None if self.array is None else self.array.describe()):
-            raise InputError("the state was saved with another array (or none); build the optimizer with the same one")
+        device = content.pop("device", None)
+        self._check_state(content, device)
         super().load_state_dict(content)
         self._steps = device["steps"]
         place = self._trained()[0].device
@@ -240,17 +236,47 @@ class TNGD(torch.optim.Optimizer):
             if device[name] is not None:
                 getattr(self, name).load_state_dict(device[name])
 
+    def _described(self) -> dict[str, Any]:
+        """What a state has to fit, in words of a refusal."""
+        own = self._trained()
+        partners = {name: getattr(self, name) for name in ("inner", "companion")}
+        return {
+            "shapes of the parameters": [list(p.shape) for p in own],
+            "numbers": str(own[0].dtype),
+            "groups": [len(group["params"]) for group in self.param_groups],
+            "tiles": self.board is not None,
+            "module": self.model is not None,
+            "array": None if self.array is None else self.array.describe(),
+        } | {
+            f"{name} optimizer": each and [type(each).__name__, *(len(group["params"]) for group in each.param_groups)]
+            for name, each in partners.items()
+        }
+
+    def _check_state(self, content: dict[str, Any], device: dict[str, Any] | None) -> None:
+        parts = {"of", "steps", "memory", "tiles", "generator", "inner", "companion"}
+        if not isinstance(device, dict) or not parts <= device.keys():
+            raise InputError("expected the state_dict of a TNGD optimizer, got one without a whole device in it")
+        for what, own in self._described().items():
+            if device["of"].get(what) != own:
+                raise InputError(
+                    f"the state is of another optimizer or model: {what} {device['of'].get(what)} there, {own} here"
+                )
+
     def _trained(self) -> list[Tensor]:
         return trained(self.param_groups)
 
     def _settings(self) -> Settings:
         check_one_setting(self.param_groups)
-        return Settings(**{field.name: self.param_groups[0][field.name] for field in fields(Settings)})
+        found = Settings(**{field.name: self.param_groups[0][field.name] for field in fields(Settings)})
+        if (found.curvature == "tiles") != (self.board is not None):
+            raise InputError(f"a board is for curvature 'tiles', which needs one, got curvature={found.curvature!r}")
+        return found
 
     def _follow(self, own: list[Tensor]) -> None:
         """A recorder for these parameters; a device that held others starts anew."""
         identities = [id(p) for p in own]
         if identities != self._identities:
+            check_partners(self.param_groups, self.inner, self.companion)
             if self._identities:
                 self._memory = self._tiles = None
             self._identities, self._recorder = identities, None
@@ -261,6 +287,8 @@ class TNGD(torch.optim.Optimizer):
         tiles = settings.curvature == "tiles"
         kind = settings.tile_curvature if tiles else settings.curvature if due(self._memory, settings) else None
         others = [] if self.companion is None else trained(self.companion.param_groups)
+        if kind is None and self._recorder is not None:
+            self._recorder.refuse_mixing()
         parts = [
             evaluate_batch(each, own, others, self.loss, kind, self._recorder, self._generator) for each in closures
         ]
@@ -281,7 +309,7 @@ class TNGD(torch.optim.Optimizer):
             how = settings.refresh, Reading(settings.time, settings.noise), settings.start
             direction, tiles, last = tile_step(self.board, P, fine, self._tiles, *how, self._generator)
             return direction.to(g.dtype), None, tiles, last
-        white, shapes = lambda: _white(g, self._generator), matrix_shapes(self._trained())
+        white, shapes = lambda: _white(g, self._generator), matrix_shapes(self._trained(), self.model)
         memory, read = advance(self._memory, settings, g, batch.factor, white, self.array, shapes)
         limit, factor = settings.kl_clip if self.inner is None else None, memory.history.joined
         direction, scale = shortened(self.param_groups, read.state, factor, limit)

@@ -17,11 +17,13 @@ from torch import Tensor, nn
 from circuits.errors import InputError
 from tngd.curvature import evaluated, explicit_rows
 from tngd.folded import folded_gradients, way_down
-from tngd.gram import Factor, Outer, Positions, Rows
+from tngd.gram import Factor, Outer, Positions, Rows, apart
 from tngd.writer import Writer
 
 LIMIT = 2**24  # numbers in the rows of one layer; beyond, they are kept as products
 WARM = 31 * 2**20  # bytes; see Recorder
+Block = Outer | Positions | Rows
+Places = tuple[int | None, int | None]
 TOLERANCE = 1e-3  # of a layer's gradient: recorded against autograd's, float32 networks of any depth
 
 
@@ -61,15 +63,19 @@ class Recorder:
         # step, which would else fault in all its pages again, a tenth of its time. Elsewhere it does nothing.
         torch.empty(WARM, dtype=torch.uint8)
 
-    @contextmanager
-    def recording(self) -> Iterator[list[Call]]:
-        """Collect the calls made inside; InputError where a layer mixes samples by design."""
+    def refuse_mixing(self) -> None:
+        """InputError where a layer mixes samples by design."""
         for module, name in self.modules.items():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
                 raise InputError(
                     f"layer {name!r} ({type(module).__name__}) mixes the samples of a batch while it trains; put it in "
                     "eval(), use GroupNorm, or give TNGD the parameters without the model (exact, slow)"
                 )
+
+    @contextmanager
+    def recording(self) -> Iterator[list[Call]]:
+        """Collect the calls made inside."""
+        self.refuse_mixing()
         calls: list[Call] = []
 
         def keep(layer: nn.Module, inputs: tuple, named: dict, output: Tensor) -> None:
@@ -149,37 +155,35 @@ class Recorder:
                     f"parameter {self.names.get(id(p), '?')!r} is used outside its layer, where it is not seen; "
                     "give it to a companion optimizer, or give TNGD the parameters without the model (exact, slow)"
                 )
-        self.checked = True
+        self.checked = b > 1  # one sample alone cannot show that samples mix
 
-    def _offsets_of(self, layer: nn.Module) -> tuple[int | None, int | None]:
+    def _offsets_of(self, layer: nn.Module) -> Places:
         """Offsets of weight and bias of a layer, None where not trained or not all its own."""
         found = (layer._parameters.get(name) for name in ("weight", "bias"))
         return tuple(self.offsets[id(p)] if p is not None and id(p) in self.recorded else None for p in found)
 
     def _joined(self, outputs: Tensor, calls: list[Call], writers: list[Writer], S: Tensor) -> Factor:
-        """The blocks of all calls, those of one parameter added up, and rows of the other parameters."""
-        blocks: list[Outer | Positions | Rows] = []
-        shared: dict[tuple[int, int], Tensor] = {}
-        times = Counter(offset for call in calls for offset in self.places[call.layer] if offset is not None)
+        """A block for every layer, whatever was called in which order, and rows of the other parameters."""
+        found: dict[Places, list[Block]] = {}
         for call, writer in zip(calls, writers, strict=True):
-            weight, bias = self.places[call.layer]
-            block = writer.block()
-            if max(times[offset] for offset in (weight, bias) if offset is not None) == 1:
-                blocks.append(block)
-                continue
-            rows, start = block.rows(), 0
-            for place in rows.places:
-                part = rows.matrix[:, start : start + place[1]]
-                shared[place] = shared[place] + part if place in shared else part
-                start += place[1]
-        blocks += [Rows(matrix, (place,)) for place, matrix in shared.items()]
-        called = {offset for call in calls for offset in self.places[call.layer]}
+            found.setdefault(self.places[call.layer], []).append(writer.block())
+        called = {offset for places in found for offset in places}
         others = [p for p in self.parameters if self.offsets[id(p)] not in called]
-        if others:
-            blocks.append(self._explicit(outputs, others, S))
+        written = self._explicit(outputs, others, S) if others else {}
+        blocks: list[Block] = []
+        for places in dict.fromkeys(self.places.values()):
+            own = tuple(offset for offset in places if offset is not None)
+            if written.keys() >= {*own}:  # a layer that was not called may be used all the same
+                blocks.append(_beside([written.pop(offset) for offset in own]))
+            elif places in found:
+                blocks.append(found[places][0] if len(found[places]) == 1 else _summed(found[places]))
+        blocks = _untied(blocks)
+        if written:
+            blocks.append(_beside(list(written.values())))
+        blocks.sort(key=lambda block: block.offsets)
         return Factor(tuple(blocks), S.shape[0] * S.shape[1], self.size)
 
-    def _explicit(self, outputs: Tensor, parameters: list[Tensor], S: Tensor) -> Rows:
+    def _explicit(self, outputs: Tensor, parameters: list[Tensor], S: Tensor) -> dict[int, Rows]:
         try:
             matrix = explicit_rows(outputs, parameters, S)
         except RuntimeError as error:
@@ -188,7 +192,8 @@ class Recorder:
                 f"no curvature for parameters {names}: their layers have no batched backward pass; give them to a "
                 "companion optimizer"
             ) from error
-        return Rows(matrix, tuple((self.offsets[id(p)], p.numel()) for p in parameters))
+        rows = apart(Rows(matrix, tuple((self.offsets[id(p)], p.numel()) for p in parameters)))
+        return {row.offsets[0]: row for row in rows}
 
     def _refuse_sparse(self) -> None:
         for module, name in self.modules.items():
@@ -197,6 +202,30 @@ class Recorder:
                     f"layer {name!r} ({type(module).__name__}) has sparse gradients; build it with sparse=False, or "
                     "give its parameters to a companion optimizer"
                 )
+
+
+def _beside(blocks: Sequence[Rows]) -> Rows:
+    """One block of the columns of all."""
+    matrix = torch.cat([block.matrix for block in blocks], dim=1) if len(blocks) > 1 else blocks[0].matrix
+    return Rows(matrix, tuple(place for block in blocks for place in block.places))
+
+
+def _summed(blocks: Sequence[Block]) -> Rows:
+    """The rows of a layer that was called several times."""
+    rows = [block.rows() for block in blocks]
+    return Rows(sum(each.matrix for each in rows), rows[0].places)
+
+
+def _untied(blocks: list[Block]) -> list[Block]:
+    """The same where layers share some of their parameters, not all: a block each for those layers' parameters."""
+    times = Counter(offset for block in blocks for offset in block.offsets)
+    alone = [block for block in blocks if max(times[offset] for offset in block.offsets) == 1]
+    parts: dict[int, list[Rows]] = {}
+    for block in blocks:
+        if max(times[offset] for offset in block.offsets) > 1:
+            for part in apart(block.rows()):
+                parts.setdefault(part.offsets[0], []).append(part)
+    return alone + [_summed(each) for each in parts.values()]
 
 
 def by_position(call: Call, gradient: Tensor) -> Tensor:
@@ -229,7 +258,7 @@ def _is_plain(call: Call) -> bool:
     return call.inputs.ndim == 2 or isinstance(call.layer, nn.Conv2d)
 
 
-def _writer(call: Call, q: int, places: tuple[int | None, int | None]) -> Writer:
+def _writer(call: Call, q: int, places: Places) -> Writer:
     """For the block of one call with q cotangents: rows where they are few, products where they are many."""
     inputs, layer = seen(call), call.layer
     linear = isinstance(layer, nn.Linear)

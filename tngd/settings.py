@@ -52,6 +52,10 @@ class Settings:
             self._check_tiles()
 
     def _check_counts(self) -> None:
+        for name in ("refresh", "adapt", "lanczos", "history"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise InputError(f"{name} is a whole number, got {value!r}")
         if self.refresh < (0 if self.curvature == "tiles" else 1):
             least = "0 or more" if self.curvature == "tiles" else "1 or more"
             raise InputError(f"refresh is a number of steps, {least}, got {self.refresh}")

@@ -40,6 +40,7 @@ QUESTIONS_SEED = 0
 EVALUATED = 64  # questions at once
 ADAM, SIGN = {"beta1": 0.9, "beta2": 0.999}, {"beta1": 0.0, "beta2": 0.0}
 PAPER_DEVICE = {"damping": 1.0, "time": 0.4}
+PRECONDITIONED = {"damping": 4.0, "time": 5.0, "precondition": 0.1, "refresh": 8, "history": 8}  # as on images
 METHODS: dict[str, dict[str, float]] = {
     "sgd": {"lr": 0.1},
     "adam": {"lr": 0.003} | ADAM,
@@ -48,9 +49,11 @@ METHODS: dict[str, dict[str, float]] = {
     "tngd": {"lr": 0.1} | PAPER_DEVICE,
     "tngd-adam-paper": {"lr": 0.001} | SIGN | PAPER_DEVICE,
     "tngd-adam": {"lr": 0.003} | ADAM | PAPER_DEVICE,
+    "tngd-preconditioned": {"lr": 0.01, "momentum": 0.9} | PRECONDITIONED,
 }
 # The paper's "TNGD-Adam" without its device: sign descent with the same step size.
 COMPARED = ("sgd", "adam", "sign", "sign:lr=0.001", "tngd-paper", "tngd", "tngd-adam-paper", "tngd-adam")
+COMPARED += ("tngd-preconditioned",)
 
 
 @dataclass(frozen=True)
@@ -199,21 +202,16 @@ def method_settings(spec: str) -> dict[str, float]:
 
 def build(settings: dict[str, float], model: nn.Module, curvature: str, seed: int) -> torch.optim.Optimizer:
     """Adam where betas are given, else gradient descent, either after the device where damping and time are given."""
-    own, inner = [p for p in model.parameters() if p.requires_grad], None
+    own, lr = [p for p in model.parameters() if p.requires_grad], settings["lr"]
     if "beta1" in settings:
-        inner = torch.optim.Adam(own, lr=settings["lr"], betas=(settings["beta1"], settings["beta2"]), eps=1e-8)
+        plain = torch.optim.Adam(own, lr=lr, betas=(settings["beta1"], settings["beta2"]), eps=1e-8)
+    else:
+        plain = torch.optim.SGD(own, lr=lr, momentum=settings.get("momentum", 0.0))
     if "time" not in settings:
-        return inner or torch.optim.SGD(own, lr=settings["lr"])
-    return TNGD(
-        model,
-        lr=settings["lr"],
-        damping=settings["damping"],
-        time=settings["time"],
-        curvature=curvature,
-        loss=SPAN,
-        seed=seed,
-        inner=inner,
-    )
+        return plain
+    device = {name: settings[name] for name in PRECONDITIONED if name in settings}
+    device |= {name: int(device[name]) for name in ("refresh", "history") if name in device}
+    return TNGD(model, curvature=curvature, loss=SPAN, seed=seed, inner=plain, **device)
 
 
 def figures(model: nn.Module, tokens: Tokens) -> dict[str, float]:
