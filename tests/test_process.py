@@ -320,9 +320,10 @@ def joint_law(A, D, b, H, times, mean, S) -> tuple[np.ndarray, np.ndarray]:
     d, T = len(A), len(times)
     means, covariance = np.zeros((T, d)), np.zeros((T, d, T, d))
     for i in range(T):
-        phi, beta, sigma = van_loan(A, D, b, times[i] - times[0], False)
-        means[i] = phi @ mean + beta
-        covariance[i, :, i] = phi @ S @ phi.T + sigma
+        if i:  # from one time to the next: over long times Van Loan's e^{At} leaves few digits
+            phi, beta, sigma = van_loan(A, D, b, times[i] - times[i - 1], False)
+            mean, S = phi @ mean + beta, phi @ S @ phi.T + sigma
+        means[i], covariance[i, :, i] = mean, S
         for j in range(i):
             onward = expm(-A * (times[i] - times[j]))
             covariance[i, :, j] = onward @ covariance[j, :, j]
