@@ -268,7 +268,8 @@ def test_damping_follows_the_ratio_of_actual_to_predicted_change():
         optimizer.step(lambda model=model, x=x, y=y: (model(x), y))
         step = flat(model) - before
         actual = float(nn.functional.cross_entropy(model(x), y).detach()) - loss
-        ratio = actual / (g @ step + step @ G @ step / 2)
+        predicted = g @ step + step @ G @ step / 2
+        ratio = actual / predicted if predicted < 0 else -inf  # a rise the model saw coming is no success of the model
         assert optimizer.last.ratio == pytest.approx(ratio, rel=1e-8)
         assert (ratio > 0.75) == (lr < 1)
         expected = 0.1 * (19 / 20) ** 2 if ratio > 0.75 else 0.1 / (19 / 20) ** 2 if ratio < 0.25 else 0.1
@@ -377,11 +378,11 @@ def test_states_of_other_models_and_optimizers_are_refused():
     optimizer = TNGD(model, lr=0.1)
     optimizer.step(lambda: (model(x), y))
     wide = TNGD(nn.Linear(5, 4).double())
-    with pytest.raises(InputError, match="another model"):
+    with pytest.raises(InputError, match="another optimizer or model: shapes"):
         wide.load_state_dict(optimizer.state_dict())
-    with pytest.raises(InputError, match="without a device"):
+    with pytest.raises(InputError, match="without a whole device"):
         optimizer.load_state_dict(torch.optim.SGD(model.parameters()).state_dict())
-    with pytest.raises(InputError, match="without inner"):
+    with pytest.raises(InputError, match="inner optimizer None there"):
         TNGD(model, inner=torch.optim.SGD(model.parameters())).load_state_dict(optimizer.state_dict())
 
 

@@ -202,16 +202,16 @@ def method_settings(spec: str) -> dict[str, float]:
 
 def build(settings: dict[str, float], model: nn.Module, curvature: str, seed: int) -> torch.optim.Optimizer:
     """Adam where betas are given, else gradient descent, either after the device where damping and time are given."""
-    own, lr = [p for p in model.parameters() if p.requires_grad], settings["lr"]
+    own, lr, inner = [p for p in model.parameters() if p.requires_grad], settings["lr"], None
     if "beta1" in settings:
-        plain = torch.optim.Adam(own, lr=lr, betas=(settings["beta1"], settings["beta2"]), eps=1e-8)
-    else:
-        plain = torch.optim.SGD(own, lr=lr, momentum=settings.get("momentum", 0.0))
+        inner = torch.optim.Adam(own, lr=lr, betas=(settings["beta1"], settings["beta2"]), eps=1e-8)
+    if "momentum" in settings:
+        inner = torch.optim.SGD(own, lr=lr, momentum=settings["momentum"])
     if "time" not in settings:
-        return plain
+        return inner or torch.optim.SGD(own, lr=lr)
     device = {name: settings[name] for name in PRECONDITIONED if name in settings}
     device |= {name: int(device[name]) for name in ("refresh", "history") if name in device}
-    return TNGD(model, curvature=curvature, loss=SPAN, seed=seed, inner=plain, **device)
+    return TNGD(model, lr=lr, curvature=curvature, loss=SPAN, seed=seed, inner=inner, **device)
 
 
 def figures(model: nn.Module, tokens: Tokens) -> dict[str, float]:
