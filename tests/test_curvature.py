@@ -13,7 +13,8 @@ from circuits.errors import InputError
 from tngd import gram, recorder, writer
 from tngd.batches import evaluate_batch
 from tngd.curvature import cotangents, curvature_factor
-from tngd.gram import join_factors, packed, unpacked
+from tngd.gram import packed, unpacked
+from tngd.joined import join_factors
 from tngd.losses import CROSS_ENTROPY, LOGISTIC, Loss, as_loss, cross_entropy, mean_squared_error
 from tngd.recorder import Recorder
 

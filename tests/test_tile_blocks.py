@@ -6,7 +6,7 @@ from compare import assert_close
 from torch import nn
 
 from tngd.curvature import cotangents
-from tngd.gram import join_factors
+from tngd.joined import join_factors
 from tngd.losses import CROSS_ENTROPY
 from tngd.recorder import Recorder
 from tngd.tile_blocks import tile_blocks

@@ -292,17 +292,6 @@ def test_converters_see_every_tile_at_its_own_rms_and_count_what_they_clip():
     assert not torch.allclose(answer.values, tile_answers(plain, held, vectors, COPIES).values, rtol=1e-3)
 
 
-def test_an_adc_adds_its_noise_and_rounding_to_the_variances_of_a_capacitive_board():
-    device = rough_device(0.0)
-    board = tile_board(device, interface=Interface(adc=Converter(bits=4, range=3.0, noise=0.1)))
-    held = hold_tiles(board, STACKED, COPIES)
-    answer = tile_answers(board, held, VECTORS, COPIES)
-    share = 0.1**2 + (2 * 3.0 / 2**4) ** 2 / 12
-    for k in range(3):
-        B = np.linalg.inv(held.matrix[..., k].numpy())
-        assert_close(answer.values[:, k], (B + share * np.diag(np.diag(B))) @ VECTORS[:, k].numpy(), 1e-12)
-
-
 def test_a_capacitive_board_knows_no_time_and_a_resistive_one_trains_at_any():
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(9, 7), torch.nn.Tanh(), torch.nn.Linear(7, 3)).double()

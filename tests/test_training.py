@@ -11,6 +11,7 @@ import torch
 from simulated import rough_device
 
 from circuits.device import describe_device, device_hash, ideal_device, load_device
+from circuits.interface import Converter, Interface
 from circuits.layout import build_board
 from circuits.store import write_json
 from tngd import learning
@@ -116,7 +117,7 @@ def test_tasks_gather_in_one_file(tmp_path):
 @pytest.mark.parametrize(("name", "method", "steps"), [("wine", 0, 47), ("digits", 4, 4)])
 def test_a_run_is_the_loop_written_by_hand(name, method, steps):
     """Same numbers to the last bit: 47 steps are recorded at 31 of them, 4 at all."""
-    task, board = TASKS[name](), tile_board(rough_device(0.01, 3))
+    task, board = TASKS[name](), tile_board(rough_device(0.01, 3), interface=Interface(adc=Converter(8, 3.0)))
     generator = torch.Generator().manual_seed(5)
     order = torch.randperm(len(task.labels), generator=generator)
     test, rest = order[: round(0.2 * len(order))], order[round(0.2 * len(order)) :]
@@ -151,8 +152,28 @@ def test_a_run_is_the_loop_written_by_hand(name, method, steps):
         assert found.tiles["deviation"] == pytest.approx(np.mean([each.deviation for each in said]), rel=1e-12)
         assert found.tiles["passive"] == pytest.approx(np.mean([each.passive for each in said]), rel=1e-12)
         assert found.tiles["unstable"] == sum(each.unstable for each in said)
+        assert found.tiles["saturated"] == np.mean([each.saturated for each in said]) > 0
+        assert found.tiles["clipped"] == pytest.approx(np.mean([each.clipped for each in said]), rel=1e-12)
     else:
         assert found.tiles is None
+
+
+def test_what_the_converters_clip_is_in_the_results_and_in_the_table_if_there_is_any():
+    clipping = replace(rough_device(0.01, 3), interface=Interface(adc=Converter(8, 2.0)))
+    result = train("fair", clipping, seeds=2, steps=3)
+    for name, method in by_name(result).items():
+        if "calibrated" not in name:
+            assert "tiles" not in method or method["tiles"]["saturated"] == method["tiles"]["clipped_fraction"] == 0
+            continue
+        # Of the 8 cells of the one tile: a range of 2 clips more than 1e-3 of readings above 0.6 of the largest rms.
+        assert 1 <= method["tiles"]["saturated"] <= 8
+        assert 0.001 < method["tiles"]["clipped_fraction"] < 0.05
+        assert method["tiles"]["direction_deviation"] > 0.01
+    found = training_table(result)
+    assert found.columns[-1] == "saturated a step"
+    assert [bool(row[-1]) for row in found.rows] == [False] * 3 + [True] * 3
+    plain = training_table(train("fair", rough_device(0.01, 3), seeds=1, steps=1))
+    assert plain.columns == found.columns[:-1]
 
 
 class Stop(Exception):

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from tngd.curvature import cotangents, evaluated, explicit_rows
-from tngd.gram import Factor, all_finite, dense_factor, join_factors
+from tngd.gram import Factor, all_finite, dense_factor
+from tngd.joined import join_factors
 from tngd.losses import Loss
 from tngd.recorder import Recorder
 

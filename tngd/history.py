@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tngd.gram import Factor, join_factors, packed, unpacked
+from tngd.gram import Factor, packed, unpacked
+from tngd.joined import join_factors
 from tngd.kronecker import Change, Metric, Product, averaged, metric_of, nearest_products
 from tngd.settings import Settings
 

@@ -26,6 +26,7 @@ from tngd.groups import check_one_setting, check_partners, drop_frozen, flat, le
 from tngd.losses import CROSS_ENTROPY, Loss, as_loss
 from tngd.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, placed, trimmed, unpacked_memory
 from tngd.recorder import Recorder
+from tngd.resumed import check_state, described
 from tngd.settings import Settings
 from tngd.tile_blocks import tile_blocks
 from tngd.tile_solve import Reading, check_reading
@@ -211,7 +212,7 @@ class TNGD(torch.optim.Optimizer):
         """The settings, and under "device" all that a resumed run needs."""
         content = super().state_dict()
         content["device"] = {
-            "of": self._described(),
+            "of": described(self),
             "steps": self._steps,
             "memory": packed_memory(trimmed(self._memory, self._settings())),
             "tiles": None if self._tiles is None else vars(self._tiles).copy(),
@@ -225,7 +226,7 @@ class TNGD(torch.optim.Optimizer):
         """Go on where the state was saved; InputError if it is that of another optimizer or model."""
         content = deepcopy(state_dict)
         device = content.pop("device", None)
-        self._check_state(content, device)
+        check_state(content, device, described(self))
         super().load_state_dict(content)
         self._steps = device["steps"]
         place = self._trained()[0].device
@@ -235,32 +236,6 @@ class TNGD(torch.optim.Optimizer):
         for name in ("inner", "companion"):
             if device[name] is not None:
                 getattr(self, name).load_state_dict(device[name])
-
-    def _described(self) -> dict[str, Any]:
-        """What a state has to fit, in words of a refusal."""
-        own = self._trained()
-        partners = {name: getattr(self, name) for name in ("inner", "companion")}
-        return {
-            "shapes of the parameters": [list(p.shape) for p in own],
-            "numbers": str(own[0].dtype),
-            "groups": [len(group["params"]) for group in self.param_groups],
-            "tiles": self.board is not None,
-            "module": self.model is not None,
-            "array": None if self.array is None else self.array.describe(),
-        } | {
-            f"{name} optimizer": each and [type(each).__name__, *(len(group["params"]) for group in each.param_groups)]
-            for name, each in partners.items()
-        }
-
-    def _check_state(self, content: dict[str, Any], device: dict[str, Any] | None) -> None:
-        parts = {"of", "steps", "memory", "tiles", "generator", "inner", "companion"}
-        if not isinstance(device, dict) or not parts <= device.keys():
-            raise InputError("expected the state_dict of a TNGD optimizer, got one without a whole device in it")
-        for what, own in self._described().items():
-            if device["of"].get(what) != own:
-                raise InputError(
-                    f"the state is of another optimizer or model: {what} {device['of'].get(what)} there, {own} here"
-                )
 
     def _trained(self) -> list[Tensor]:
         return trained(self.param_groups)

@@ -206,8 +206,11 @@ def retrim_table(content: dict[str, Any]) -> Table:
 
 
 def training_table(result: dict[str, Any]) -> Sheet:
-    """Final losses of every optimizer, from one task of training.json."""
-    rows = []
+    """Final losses of every optimizer, from one task of training.json.
+
+    What is saturated in a mean step has a column if there is anything.
+    """
+    rows, full = [], any(method.get("tiles", {}).get("saturated") for method in result["methods"])
     for method in result["methods"]:
         final, tiles, lost = method["final"], method.get("tiles"), len(method.get("diverged", ()))
         name = method["name"] + (f" ({lost} of {result['seeds']} diverged)" if lost else "")
@@ -221,9 +224,11 @@ def training_table(result: dict[str, Any]) -> Sheet:
             else ("",) * 3
         )
         boards = (f"{tiles['direction_deviation']:.2%}", f"{tiles['passive_fraction']:.0%}") if tiles else ()
+        boards += (f"{tiles['saturated']:.3g}",) if tiles and full else ()
         rows.append((name, *figures, *boards))
+    columns = ("optimizer", "train loss", "test loss", "test accuracy")
     return sheet(
         f"Training {result['task']}: {result['steps']} steps, mean of {result['seeds']} seeds",
-        ("optimizer", "train loss", "test loss", "test accuracy", "direction off by", "passive tiles"),
+        (*columns, "direction off by", "passive tiles", *["saturated a step"] * full),
         rows,
     )

@@ -5,6 +5,7 @@ Capacitive boards answer with the covariance B of tngd.tiles; with the mean t̄ 
     B v = t̄ M~⁻¹ v + X v,      X = Σ_ab f(m_a, m_b) 2 δ~_ab,      f(a, b) = 1/(a + b + Q² (a - b)²/2),
 
 the first by Cholesky, the second by a Chebyshev series of f whose dropped part is below ERROR of the answer.
+Behind an ADC with bits they answer with what that makes of B (tngd.tile_readout), every tile by its eigenvectors.
 Resistive boards follow, with their own capacitors c and time in units of the nominal time constant,
 
     c dx/dt = b - M~ x:  x(t) = c^-½ [e^(-St) c^½ x₀ + φ_t(S) c^-½ b],  S = c^-½ M~ c^-½,  φ_t(a) = (1 - e^(-at))/a,
@@ -25,12 +26,14 @@ from torch import Tensor
 from circuits.errors import InputError
 from circuits.interface import IDEAL, Converter
 from tngd.converters import convert
-from tngd.tile_algebra import cholesky, cholesky_solve, lower_inverse, spectrum_bounds
+from tngd.tile_algebra import apply, cholesky, cholesky_solve, lower_inverse, spectrum_bounds
 from tngd.tile_functions import centred, function_sum, pair_function, pair_series, series, widened
-from tngd.tiles import HeldTiles, TileBoard, spread_over
+from tngd.tile_readout import read_law
+from tngd.tiles import HeldTiles, TileBoard, covariances, has_full_scale, spread_over
 
 LOW, HIGH = 0.2, 2.5  # eigenvalues between which a series is short
 ENTIRE = 24.0  # t times the largest eigenvalue up to which a series serves from eigenvalue 0 on
+CLIPPED = 1e-3  # of a cell's readings: a larger share counts the cell as saturated; a range of 4 rms clips 6e-5
 ERROR = {torch.float64: 5e-11, torch.float32: 1e-6}  # of the answer, from the series
 
 White = Callable[[Tensor], Tensor]  # standard normal numbers in the shape and precision of a tensor
@@ -49,14 +52,18 @@ LAST = Reading()
 
 @dataclass(frozen=True, eq=False)
 class TileAnswer:
-    """What was read (n, tiles), which tiles are stable (tiles,), and how many values met a converter's full scale.
+    """What was read (n, tiles), which tiles are stable (tiles,), and what met a converter's full scale.
 
-    `state` (n, tiles): the voltages of a resistive board as they are, before the readout.
+    `saturated`: on a resistive board uploaded values and readings, one by one. On a capacitive board every cell is read
+    so often that some readings are always clipped: cells of stable tiles of which the ADC clips a share above CLIPPED.
+    `clipped` sums the shares of the readings that the ADC clips over all cells. `state` (n, tiles): the voltages of a
+    resistive board as they are, before the readout.
     """
 
     values: Tensor
     stable: Tensor
     saturated: int
+    clipped: float
     state: Tensor
 
 
@@ -85,15 +92,19 @@ def tile_answers(
 
     `start` (n, tiles): voltages at the upload, zero if None, and the uploaded vector itself if it is `vectors`. A tile
     that is not stable has no useful answer. The converters of a resistive board see the vectors and the voltages, each
-    tile at its own rms. InputError for a finite time or noise on a capacitive board.
+    tile at its own rms; the ADC of a capacitive board sees the readings whose covariance is the answer, its full scale
+    being for the largest rms one of the nominal board. InputError for a finite time or noise on a capacitive board.
     """
+    if board.coupling == "capacitive":
+        check_reading(board, reading)
+    if has_full_scale(board):
+        return _through_adc(board, held, vectors, copies)
     L, definite = cholesky(held.matrix)
     stable = definite & held.possible
     readout = spread_over(board.readout, copies)
     if board.coupling == "capacitive":
-        check_reading(board, reading)
         B = readout * _covariance_times(board, held.matrix, L, stable, readout * vectors, copies)
-        return TileAnswer(B + _rounding(board, L, copies) * vectors, stable, 0, B)
+        return TileAnswer(B + _noise(board, L, copies) * vectors, stable, 0, 0.0, B)
     uploaded, lost = _converted(board.interface.dac, vectors, stable, white, to_analog=True)
     if isinf(reading.time) and not reading.noise:
         state = cholesky_solve(L, uploaded)
@@ -102,7 +113,7 @@ def tile_answers(
         state = _settled(board, held.matrix, stable, uploaded, copies, reading, begin, white)
     state = torch.where(stable, state, 0)
     read, clipped = _converted(board.interface.adc, readout * state, stable, white)
-    return TileAnswer(read, stable, lost + clipped, state)
+    return TileAnswer(read, stable, lost + clipped, float(clipped), state)
 
 
 def _converted(
@@ -116,13 +127,26 @@ def _converted(
     return found.values, found.saturated
 
 
-def _rounding(board: TileBoard, L: Tensor, copies: Tensor) -> Tensor | float:
-    """What an ADC adds to the variances of the readings, (n, tiles): its noise and Δ²/12, in the rms of the reading.
+def _through_adc(board: TileBoard, held: HeldTiles, vectors: Tensor, copies: Tensor) -> TileAnswer:
+    """The answers of a capacitive board whose ADC rounds and clips.
 
-    Its clipping, which at a range of 4 takes 6e-5 of a variance, is left out.
+    They take the covariance of every tile, not its product alone.
     """
-    adc = board.interface.adc
-    share = adc.noise**2 + ((2.0 ** (1 - adc.bits) * adc.range) ** 2 / 12 if adc.bits else 0.0)
+    B, stable = covariances(board, held, copies)
+    stable = stable & held.variance.isfinite()  # else the target itself is not definite in its precision
+    readout, offset = spread_over(board.readout, copies), spread_over(board.offset, copies)
+    # What is not stable stands for a tile of variance 1, so that every number is one.
+    B = torch.where(stable, readout[:, None] * B.movedim(0, -1) * readout, torch.eye(board.size).to(B)[..., None])
+    rms = torch.where(stable, held.variance, 1).sqrt()
+    law, share = read_law(B, offset * rms, rms, board.interface.adc, ERROR[B.dtype])
+    share = torch.where(stable, share, 0)
+    values = torch.where(stable, apply(law, vectors), 0)
+    return TileAnswer(values, stable, int((share > CLIPPED).sum()), float(share.sum()), values)
+
+
+def _noise(board: TileBoard, L: Tensor, copies: Tensor) -> Tensor | float:
+    """What an ADC without bits adds to the variances of the readings, (n, tiles): its noise in the rms of each."""
+    share = board.interface.adc.noise**2
     if not share:
         return 0.0
     variance = spread_over(board.temperature, copies).mean(0) * lower_inverse(L).square().sum(0)

@@ -28,12 +28,15 @@ class TileStep:
     """What the boards did in one step.
 
     `unstable` tiles could not be held by their copy and took the step of the older factor alone; `passive` is the
-    fraction that needed no negative element; `saturated` values met the full scale of a converter.
+    fraction that needed no negative element. `saturated` counts values that met the full scale of a converter, and on
+    capacitive boards, whose answers are covariances of many readings, cells of tiles with more than 1e-3 of their
+    readings clipped (tngd.tile_solve); `clipped` is the share of all readings of stable tiles that the ADC clips.
     """
 
     unstable: int
     passive: float
     saturated: int
+    clipped: float
     direction: Tensor = field(repr=False)  # (n, tiles), as the gradient
     blocks: Tensor = field(repr=False)  # (n, n, tiles)
     gradient: Tensor = field(repr=False)
@@ -109,7 +112,8 @@ def tile_step(
         parts.append(_read(board, P[:, :, part], T, g[:, part], part.start, reading, start, state, white))
     x, stable, passive, state = (torch.cat(found, dim=-1) for found in [*zip(*parts, strict=True)][:4])
     lost, saturated = int((~stable).sum()), sum(part[4] for part in parts)
-    step = TileStep(lost, float(passive.double().mean()), saturated, x, P, g)
+    clipped = sum(part[5] for part in parts) / max(n * (len(stable) - lost), 1)
+    step = TileStep(lost, float(passive.double().mean()), saturated, clipped, x, P, g)
     memory = TileFactors(own.factors, own.age, state if board.coupling == "resistive" else None)
     return x.T.reshape(-1)[: len(gradient)], memory, step
 
@@ -124,8 +128,8 @@ def _read(
     start: str,
     state: Tensor | None,
     white: White,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """Direction (n, t), stable (m t,), passive, voltages (n, m, t) and saturated values.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int, float]:
+    """Direction (n, t), stable (m t,), passive, voltages (n, m, t), what is saturated, and the shares clipped.
 
     Of t tiles from number `first` on, on m copies each.
     """
@@ -143,4 +147,4 @@ def _read(
     answer = tile_answers(board, held, uploaded, copies, reading, begin, white)
     x = torch.where(answer.stable, held.scaling * answer.values, b).view(n, many, tiles).mean(1)
     x = x if T is None else apply_transposed(T, x)
-    return x, answer.stable, held.passive, answer.state.view(n, many, tiles), answer.saturated
+    return x, answer.stable, held.passive, answer.state.view(n, many, tiles), answer.saturated, answer.clipped

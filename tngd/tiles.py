@@ -25,7 +25,7 @@ from circuits.errors import InputError
 from circuits.interface import IDEAL, Interface
 from circuits.ladder import SCALING_LIMIT, SLACK_MINIMUM
 from circuits.pairs import part_gains
-from tngd.tile_algebra import cholesky, cholesky_solve
+from tngd.tile_algebra import cholesky, cholesky_solve, lower_inverse
 from tngd.tile_banks import TileBanks, code_tiles, held_tiles, tile_banks
 
 
@@ -45,6 +45,7 @@ class TileBoard:
     storage: Tensor  # (copies, n)
     power: Tensor  # (copies, n)
     readout: Tensor  # (copies, n), gains of the readings
+    offset: Tensor  # (copies, n), of the readings, in the largest rms of the board
     quality: float
     coupling: str = "capacitive"
     banks: TileBanks | None = None
@@ -86,12 +87,15 @@ class HeldTiles:
     """What the copies hold: M~ (n, n, tiles), with the digital scaling d (n, tiles).
 
     `passive` (tiles,): no negative element is needed. `possible` (tiles,): the board has the elements, or the codes.
+    `variance` (tiles,): the largest one of a reading on the nominal board, (M⁻¹)_ii, which the noise level is set by;
+    only for a capacitive board whose ADC has bits.
     """
 
     matrix: Tensor
     scaling: Tensor
     passive: Tensor
     possible: Tensor
+    variance: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +121,8 @@ def tile_board(
 ) -> TileBoard:
     """The copies of a device, each drawn once from its estimates; InputError if the cells are not differential.
 
-    `interface` takes the place of the device's own. Readings have their gains, not their offsets, which are subtracted.
+    `interface` takes the place of the device's own. Readings have their gains; their offsets are subtracted, and only
+    move the full scale of an ADC that reads a covariance.
     """
     board = device.board
     if board.kind != "differential":
@@ -128,7 +133,9 @@ def tile_board(
     drawn = draw_device(device, seed)
     capacitive = board.coupling == "capacitive"
     found = (_by_pairs if by_pairs(board) else _by_elements)(drawn)
-    found["readout"] = np.array([readout_of(drawn, k)[0] for k in range(len(drawn.copies))])
+    shown = [readout_of(drawn, k) for k in range(len(drawn.copies))]
+    found["readout"] = np.array([gains for gains, _ in shown])
+    found["offset"] = np.array([offsets for _, offsets in shown]) / board.limits.reading_rms
     return TileBoard(
         **{name: torch.tensor(value, dtype=dtype) for name, value in found.items()},
         quality=quality_factor(board) if capacitive else 0.0,
@@ -145,13 +152,22 @@ def hold_tiles(board: TileBoard, targets: Tensor, copies: Tensor) -> HeldTiles:
     U = unit[:, None] * targets * unit
     if board.banks is not None:
         codes, d, passive = code_tiles(board.banks, U)
-        return HeldTiles(held_tiles(board.banks, codes, copies), unit * d, passive, passive)
+        variance = None
+        if has_full_scale(board):  # the nominal board is the copy after the last
+            variance = _largest_variance(held_tiles(board.banks, codes, torch.full_like(copies, board.copies)))
+        return HeldTiles(held_tiles(board.banks, codes, copies), unit * d, passive, passive, variance)
     sums = U.abs().sum(1)
     d, passive = _scaling(U, sums)
     if d is not None:
         U, unit = d[:, None] * U * d, unit * d
         sums = U.abs().sum(1)
-    return HeldTiles(_realised(board, U, sums, copies), unit, passive, torch.ones_like(passive))
+    variance = _largest_variance(U) if has_full_scale(board) else None
+    return HeldTiles(_realised(board, U, sums, copies), unit, passive, torch.ones_like(passive), variance)
+
+
+def has_full_scale(board: TileBoard) -> bool:
+    """Whether the readings whose covariance is the answer go through an ADC that rounds and clips."""
+    return board.coupling == "capacitive" and board.interface.adc.bits is not None
 
 
 def invert_tiles(board: TileBoard, targets: Tensor, copies: Tensor) -> TileInverse:
@@ -160,16 +176,21 @@ def invert_tiles(board: TileBoard, targets: Tensor, copies: Tensor) -> TileInver
     By eigenvectors, tile by tile: exact for every one. Converters are left out.
     """
     held = hold_tiles(board, targets.movedim(0, -1).contiguous(), copies)
+    B, stable = covariances(board, held, copies)
+    d = held.scaling.T * board.readout[copies]
+    back = d if board.coupling == "capacitive" else held.scaling.T
+    return TileInverse(d[:, :, None] * B * back[:, None, :], held.passive, stable)
+
+
+def covariances(board: TileBoard, held: HeldTiles, copies: Tensor) -> tuple[Tensor, Tensor]:
+    """B (tiles, n, n) by eigenvectors, before the readout, and which tiles are stable (tiles,); B is 0 elsewhere."""
     m, V = torch.linalg.eigh(held.matrix.movedim(-1, 0))
     stable = (m[:, 0] > 0) & held.possible
     m = torch.where(stable[:, None], m, torch.ones_like(m))
     t = V.mT @ (board.temperature[copies][:, :, None] * V)
     a, b = m[:, :, None], m[:, None, :]
     B = V @ (2 * t / (a + b + board.quality**2 * (a - b) ** 2 / 2)) @ V.mT
-    B = torch.where(stable[:, None, None], B, torch.zeros_like(B))
-    d = held.scaling.T * board.readout[copies]
-    back = d if board.coupling == "capacitive" else held.scaling.T
-    return TileInverse(d[:, :, None] * B * back[:, None, :], held.passive, stable)
+    return torch.where(stable[:, None, None], B, torch.zeros_like(B)), stable
 
 
 def spread_over(values: Tensor, copies: Tensor) -> Tensor:
@@ -177,6 +198,10 @@ def spread_over(values: Tensor, copies: Tensor) -> Tensor:
     # A product with rows of zeros and a one takes copies exactly, and an eighth of the time of looking them up.
     chosen = (torch.arange(len(values), device=copies.device)[:, None] == copies).to(values.dtype)
     return (values.movedim(0, -1).reshape(-1, len(values)) @ chosen).view(*values.shape[1:], -1)
+
+
+def _largest_variance(M: Tensor) -> Tensor:
+    return lower_inverse(cholesky(M)[0]).square().sum(0).amax(0)
 
 
 def _scaling(U: Tensor, sums: Tensor) -> tuple[Tensor | None, Tensor]:

@@ -25,15 +25,15 @@ from tngd.trial import Draws, Outcome, Trial, one_thread, run_trial, trial_hash
 
 SCHEMA = "tngd.training/1"
 EVALUATIONS = 30  # points of a learning curve
-TILES = ("passive", "unstable", "deviation")  # of what a step on tiles says
+TILES = ("passive", "unstable", "deviation", "saturated", "clipped")  # of what a step on tiles says
 
 
 @dataclass(frozen=True, eq=False)
 class Training:
     """One method on one seed: loss at the evaluated steps, final test figures, what the boards did.
 
-    `tiles`, of a method that works on boards: means over the steps, and the number of all `unstable` tiles. A seed that
-    `diverged` says why, and has NaN where it did not come.
+    `tiles`, of a method that works on boards: means over the steps of what a tngd.tile_steps.TileStep says, and the
+    number of all `unstable` tiles. A seed that `diverged` says why, and has NaN where it did not come.
     """
 
     train_loss: list[float]
@@ -191,6 +191,8 @@ def _summary(method: Method, runs: list[Training]) -> dict[str, Any]:
             "passive_fraction": float(np.mean([each["passive"] for each in tiles])),
             "unstable": round(sum(each["unstable"] for each in tiles)),
             "direction_deviation": float(np.mean([each["deviation"] for each in tiles])),
+            "saturated": float(np.mean([each["saturated"] for each in tiles])),
+            "clipped_fraction": float(np.mean([each["clipped"] for each in tiles])),
         }
     return summary
 
