@@ -189,11 +189,11 @@ def _mehler(tau: np.ndarray, correlation: np.ndarray) -> np.ndarray:
     """Covariances (n, n) of counts of passed thresholds (n, thresholds), right off the diagonal."""
     largest = np.abs(correlation - np.diag(np.diag(correlation))).max(initial=0.0)
     density = np.exp(-(tau**2) / 2) / np.sqrt(2 * np.pi)
-    before, now = np.zeros_like(tau), np.ones_like(tau)
+    before, now = np.zeros_like(tau), density  # φ h_k: far out h_k alone would overflow where φ is 0
     law, power, k = np.zeros_like(correlation), np.ones_like(correlation), 0
     while k < TERMS and (k == 0 or largest**k > 1e-16):
         k += 1
-        a = (density * now).sum(axis=1) / np.sqrt(k)
+        a = now.sum(axis=1) / np.sqrt(k)
         power = power * correlation
         law += np.outer(a, a) * power
         before, now = now, (tau * now - np.sqrt(k - 1) * before) / np.sqrt(k)

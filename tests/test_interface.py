@@ -103,6 +103,14 @@ def test_law_is_that_of_what_the_converter_does():
     assert abs(found.saturated / 400_000 - clipped[0]) < 1e-5
 
 
+def test_law_of_readings_far_below_full_scale_is_finite():
+    S = np.array([[1.0, 0.009, 0.009], [0.009, 1e-4, 0.9e-4], [0.009, 0.9e-4, 1e-4]])
+    _, law, clipped = converted_law(np.zeros(3), S, Converter(8, 4.0), 1.0)
+    assert np.isfinite(law).all()
+    assert law[0, 0] == pytest.approx(1 + (8 / 256) ** 2 / 12, rel=1e-3)
+    assert clipped[1] == clipped[2] == 0
+
+
 def test_ideal_interface_leaves_a_law_as_it_is():
     S = np.array([[2.0, 0.3], [0.3, 1.0]])
     mean, law, clipped = converted_law(np.array([1.0, -2.0]), S, IDEAL.adc, 0.05)

@@ -26,7 +26,7 @@ from torch import Tensor
 from circuits.errors import InputError
 from circuits.interface import IDEAL, Converter
 from tngd.converters import convert
-from tngd.tile_algebra import apply, cholesky, cholesky_solve, lower_inverse, spectrum_bounds
+from tngd.tile_algebra import apply, cholesky, cholesky_solve, spectrum_bounds
 from tngd.tile_functions import centred, function_sum, pair_function, pair_series, series, widened
 from tngd.tile_readout import read_law
 from tngd.tiles import HeldTiles, TileBoard, covariances, has_full_scale, spread_over
@@ -104,7 +104,10 @@ def tile_answers(
     readout = spread_over(board.readout, copies)
     if board.coupling == "capacitive":
         B = readout * _covariance_times(board, held.matrix, L, stable, readout * vectors, copies)
-        return TileAnswer(B + _noise(board, L, copies) * vectors, stable, 0, 0.0, B)
+        noise = board.interface.adc.noise
+        # As with bits it is in multiples of the largest rms reading, which a tile that is not definite does not have.
+        white_too = torch.where(stable, B + noise**2 * held.variance * vectors, 0) if noise else B
+        return TileAnswer(white_too, stable, 0, 0.0, B)
     uploaded, lost = _converted(board.interface.dac, vectors, stable, white, to_analog=True)
     if isinf(reading.time) and not reading.noise:
         state = cholesky_solve(L, uploaded)
@@ -142,15 +145,6 @@ def _through_adc(board: TileBoard, held: HeldTiles, vectors: Tensor, copies: Ten
     share = torch.where(stable, share, 0)
     values = torch.where(stable, apply(law, vectors), 0)
     return TileAnswer(values, stable, int((share > CLIPPED).sum()), float(share.sum()), values)
-
-
-def _noise(board: TileBoard, L: Tensor, copies: Tensor) -> Tensor | float:
-    """What an ADC without bits adds to the variances of the readings, (n, tiles): its noise in the rms of each."""
-    share = board.interface.adc.noise**2
-    if not share:
-        return 0.0
-    variance = spread_over(board.temperature, copies).mean(0) * lower_inverse(L).square().sum(0)
-    return share * spread_over(board.readout, copies).square() * variance
 
 
 def _covariance_times(

@@ -88,7 +88,7 @@ class HeldTiles:
 
     `passive` (tiles,): no negative element is needed. `possible` (tiles,): the board has the elements, or the codes.
     `variance` (tiles,): the largest one of a reading on the nominal board, (M⁻¹)_ii, which the noise level is set by;
-    only for a capacitive board whose ADC has bits.
+    only for a capacitive board whose ADC has bits or noise.
     """
 
     matrix: Tensor
@@ -153,7 +153,7 @@ def hold_tiles(board: TileBoard, targets: Tensor, copies: Tensor) -> HeldTiles:
     if board.banks is not None:
         codes, d, passive = code_tiles(board.banks, U)
         variance = None
-        if has_full_scale(board):  # the nominal board is the copy after the last
+        if _has_level(board):  # the nominal board is the copy after the last
             variance = _largest_variance(held_tiles(board.banks, codes, torch.full_like(copies, board.copies)))
         return HeldTiles(held_tiles(board.banks, codes, copies), unit * d, passive, passive, variance)
     sums = U.abs().sum(1)
@@ -161,7 +161,7 @@ def hold_tiles(board: TileBoard, targets: Tensor, copies: Tensor) -> HeldTiles:
     if d is not None:
         U, unit = d[:, None] * U * d, unit * d
         sums = U.abs().sum(1)
-    variance = _largest_variance(U) if has_full_scale(board) else None
+    variance = _largest_variance(U) if _has_level(board) else None
     return HeldTiles(_realised(board, U, sums, copies), unit, passive, torch.ones_like(passive), variance)
 
 
@@ -198,6 +198,11 @@ def spread_over(values: Tensor, copies: Tensor) -> Tensor:
     # A product with rows of zeros and a one takes copies exactly, and an eighth of the time of looking them up.
     chosen = (torch.arange(len(values), device=copies.device)[:, None] == copies).to(values.dtype)
     return (values.movedim(0, -1).reshape(-1, len(values)) @ chosen).view(*values.shape[1:], -1)
+
+
+def _has_level(board: TileBoard) -> bool:
+    """Whether something of the ADC goes by the size of the readings."""
+    return has_full_scale(board) or (board.coupling == "capacitive" and board.interface.adc.noise > 0)
 
 
 def _largest_variance(M: Tensor) -> Tensor:
