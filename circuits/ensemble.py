@@ -1,13 +1,14 @@
 """From a few boards to many: how the parts of calibrated copies are spread, how well that is known, and new boards.
 
 Parts of one kind (bits, what leads to ground, temperatures, …) of all copies are one sample: with estimates v of
-standard errors e, its mean is that of v, and its variance that of v less the mean of e². n of them know the variance to
-n - 1 degrees of freedom. A drawn board has its own variance, drawn from what is known of it (scaled inverse χ²), so
-a spread that is known badly is drawn widely; boards of any size take what they need by kind.
+standard errors e, its mean is that of v, and its variance that of v less the mean of e². n of them know the variance
+of v to n - 1 degrees of freedom. A drawn board has its own variance, drawn from what is known of it (scaled inverse χ²,
+less the mean of e²), so a spread that is known badly is drawn widely; boards of any size take what they need by kind.
+Of a kind that no copy showed, as elements that no program used, only the tolerance is known.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -24,12 +25,16 @@ COUPLINGS = ("straight", "crossed", "bit")  # kinds of elements that hold entrie
 
 @dataclass(frozen=True)
 class Spread:
-    """One kind of part: `count` observed ones, their mean and standard deviation (relative), and its interval."""
+    """One kind of part: `count` observed ones, their mean and standard deviation (relative), and its interval.
+
+    `error` is the root mean square of their standard errors: what a spread below it is lost in.
+    """
 
     count: int
     mean: float
     deviation: float
     interval: tuple[float, float]
+    error: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -56,15 +61,19 @@ def ensemble(device: Device) -> Ensemble:
 def draw_boards(known: Ensemble, board: Board, copies: int, seed: int) -> Device:
     """A device of fresh copies of any board, each with parts drawn from the ensemble.
 
-    InputError if the board has a kind of part that the ensemble does not know.
+    Elements of a kind that the ensemble does not know are drawn from their tolerance. InputError if another kind of
+    part is not known, or there is nothing to draw.
     """
+    if copies < 1 or seed < 0:
+        raise InputError(f"expected one board or more and a seed of 0 or more, got {copies} and {seed}")
     blank = ideal_device(board).copies[0]
-    kinds = {kind_of(name) for name, _ in _estimates(blank)}
-    missing = sorted(kinds - known.spreads.keys())
+    spreads = _tolerances(board) | known.spreads
+    missing = sorted({kind_of(name) for name, _ in _estimates(blank)} - spreads.keys())
     if missing:
         raise InputError(f"nothing is known of the spread of {', '.join(missing)}; calibrate a board that has them")
-    drawn = tuple(_drawn(known, blank, np.random.default_rng([ENSEMBLE_STREAM, seed, k]), k) for k in range(copies))
-    return Device(board, drawn, {"route": "ensemble", "copies_known": known.copies, "seed": seed})
+    drawn = tuple(_drawn(spreads, blank, np.random.default_rng([ENSEMBLE_STREAM, seed, k]), k) for k in range(copies))
+    told = {kind: asdict(spread) for kind, spread in sorted(spreads.items())}
+    return Device(board, drawn, {"route": "ensemble", "copies_known": known.copies, "seed": seed, "spreads": told})
 
 
 def element_spread(device: Device, seed: int | None = None) -> Spread:
@@ -105,19 +114,37 @@ def _spread(found: list[Estimate]) -> Spread:
     value = np.array([estimate.value for estimate in found])
     error = np.array([estimate.standard_error for estimate in found])
     free = len(value) - 1
-    variance = max(value.var(ddof=1) - np.mean(error**2), 0.0)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = (float(np.sqrt(variance * free / stats.chi2.ppf(q, free))) for q in (1 - tail, tail))
-    return Spread(len(value), float(value.mean()), float(np.sqrt(variance)), (low, high))
+    total, noise, tail = value.var(ddof=1), np.mean(error**2), (1 - CONFIDENCE) / 2
+    low, high = (_beyond(total * free / stats.chi2.ppf(q, free), noise) for q in (1 - tail, tail))
+    return Spread(len(value), float(value.mean()), _beyond(total, noise), (low, high), float(np.sqrt(noise)))
+
+
+def _beyond(total: float, noise: float) -> float:
+    """The deviation of the parts themselves, of a variance in all."""
+    return float(np.sqrt(max(total - noise, 0.0)))
 
 
 def _uncertain(spread: Spread, rng: np.random.Generator) -> float:
-    """A deviation drawn from what is known of it."""
-    return float(spread.deviation * np.sqrt((spread.count - 1) / rng.chisquare(spread.count - 1)))
+    """A deviation drawn from what is known of it; a tolerance is known."""
+    if spread.count < 2:
+        return spread.deviation
+    noise, free = spread.error**2, spread.count - 1
+    return _beyond((spread.deviation**2 + noise) * free / rng.chisquare(free), noise)
 
 
-def _drawn(known: Ensemble, blank: FittedCopy, rng: np.random.Generator, number: int) -> FittedCopy:
-    own = {kind: (spread.mean, _uncertain(spread, rng)) for kind, spread in known.spreads.items()}
+def _tolerances(board: Board) -> dict[str, Spread]:
+    """What is known of the elements of a board that was never seen: parts are uniform within their tolerance."""
+    found = {}
+    for element in board.elements:
+        parts = [part.tolerance for part in board.parts if part.element == element.name]
+        if parts:
+            deviation = max(parts) / float(np.sqrt(3 * len(parts)))
+            found[kind_of(element.name)] = Spread(0, 1.0, deviation, (deviation, deviation))
+    return found
+
+
+def _drawn(spreads: dict[str, Spread], blank: FittedCopy, rng: np.random.Generator, number: int) -> FittedCopy:
+    own = {kind: (spread.mean, _uncertain(spread, rng)) for kind, spread in spreads.items()}
 
     def draw(name: str) -> Estimate:
         mean, deviation = own[kind_of(name)]
