@@ -46,8 +46,8 @@ system:
 	fi
 
 # One thread: ratios are of work, not of cores. A line of JSON for every result; STORE=1 keeps them as
-# benchmarks/NAME.jsonl. About twelve minutes. BENCHMARKS=thermox compares with thermox, in an environment of its own.
-BENCHMARKS ?= rounding exact sampling speed process tiles optimizer
+# benchmarks/NAME.jsonl. About twenty minutes. BENCHMARKS=thermox compares with thermox, in an environment of its own.
+BENCHMARKS ?= rounding exact sampling calibration speed process tiles optimizer
 
 bench: setup
 	for name in $(BENCHMARKS); do \

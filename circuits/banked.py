@@ -14,22 +14,22 @@ from typing import Any
 import numpy as np
 
 from circuits.bench import Sampled, Shown, run_programs, sample_programs
-from circuits.board import Program
 from circuits.copies import codes
 from circuits.covariances import covariance_evidence
 from circuits.design import Design
 from circuits.device import Device, copy_of
 from circuits.errors import InputError
 from circuits.fitted import gain_names
-from circuits.fitting import Fit, Known, fit, observed
-from circuits.heldout import HeldOut, held_out_programs, judge, measured, predicted, question
+from circuits.fitting import Fit, Known, fit_all, observed
+from circuits.heldout import HeldOut
 from circuits.jobs import Progress, silent
 from circuits.leavings import DRAWS, FEW, MORE, Draws, draw_pairs
 from circuits.pairs import PairModel, half_circuit, half_of, pair_model
-from circuits.programmings import UNKNOWN, Training, correlations, soldered_training, training_programs
+from circuits.pairwise import doubtful, undetermined
+from circuits.programmings import Training, soldered_training, training_programs
 from circuits.sampled import chunks_law
-from circuits.settling import settling_frequencies
 from circuits.store import sha256
+from circuits.validation import validate
 
 KEPT_RESIDUALS = 400  # of every copy, evenly through the sorted ones: enough to draw their distribution
 
@@ -72,20 +72,15 @@ def calibrate_programs(
         if board.banks
         else soldered_training(model, design.program, design.seed, draws)
     )
-    fresh = held_out_programs(design.program, board, design.seed, targets, codes)
     wanted = training.evidence[0].frequencies
     if route == "exact":
         shown = run_programs(board, training.programs, design.copies, wanted, folder, progress)
     else:
         shown = sample_programs(board, training.programs, design.copies, samples, seed, folder, progress)
-    dense = settling_frequencies(float(np.sqrt(wanted[0] * wanted[-1])))
-    judged = run_programs(board, fresh, design.copies, dense, folder, progress)
     known = training.evidence if route == "exact" else _sampled_evidence(model, draws, training, shown[0])
-    fits: dict[str, Fit] = {}
-    for k, (copy, runs) in enumerate(zip(design.copies, shown, strict=True)):
-        progress(k, len(shown), f"fitting {copy.name}")
-        fits[copy.name] = fit(model, *_matched(known, runs))
-    held_out = _judged(model, design, fits, fresh, judged, draws)
+    matched = {copy.name: _matched(known, runs) for copy, runs in zip(design.copies, shown, strict=True)}
+    fits = fit_all(model, matched, progress)
+    held_out, judged = validate(design, model, fits, draws, wanted, folder, progress, targets, codes)
     copies = tuple(copy_of(board, name, model, f.values, f.covariance) for name, f in fits.items())
     about = _summary(design, model, training, fits, [*shown, *judged])
     about |= {"route": route} | ({"samples": samples} if route == "sampled" else {})
@@ -111,21 +106,6 @@ def _matched(known: Sequence[Known], runs: Sequence[Shown] | Sequence[Sampled]) 
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _judged(
-    model: PairModel,
-    design: Design,
-    fits: dict[str, Fit],
-    fresh: tuple[Program, ...],
-    shown: list[list[Shown]],
-    draws: Draws,
-) -> HeldOut:
-    asked = [question(model, program, draws) for program in fresh]
-    told = [[predicted(model, each, found) for each in asked] for found in fits.values()]
-    came = [[measured(design.board, p, r.exact, r.solved) for p, r in zip(fresh, runs, strict=True)] for runs in shown]
-    errors = [[run.exact.integration_error for run in runs] for runs in shown]
-    return judge([program.name for program in fresh], told, came, errors)
-
-
 def _summary(
     design: Design,
     model: PairModel,
@@ -133,26 +113,22 @@ def _summary(
     fits: dict[str, Fit],
     shown: Sequence[Sequence[Shown | Sampled]],
 ) -> dict[str, Any]:
-    first = next(iter(fits.values()))
-    left = np.sqrt(np.diag(first.covariance)) / model.spreads
     return {
         "program": "training",
         "target_step": "codes" if design.board.banks else "random targets",
         "training_programs": len(training.programs),
         "training_codes": [list(codes(design.board, program).values()) for program in training.programs],
-        "parameters": len(model.names),
-        "undetermined": [name for name, share in zip(model.names, left, strict=True) if share > UNKNOWN],
-        "data": len(first.residuals),
+        "data": len(next(iter(fits.values())).residuals),
+        **undetermined(model, fits),
         "runs_sha256": sha256("".join(run.sha256 for runs in shown for run in runs)),
         "copies": {
             name: {
                 "chi_square": float(found.residuals @ found.residuals),
                 "rms_residual_uncalibrated": float(np.sqrt(np.mean(found.residuals_nominal**2))),
                 "rms_residual": float(np.sqrt(np.mean(found.residuals**2))),
-                "excess": found.excess,
                 "residuals_uncalibrated": _thinned(found.residuals_nominal),
                 "residuals": _thinned(found.residuals),
-                "correlated": [list(row) for row in correlations(model.names, found.covariance)],
+                **doubtful(model, found),
             }
             for name, found in fits.items()
         },

@@ -10,7 +10,8 @@ Standard errors are those of the minimum under the full covariance of the data's
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,40 +22,27 @@ from circuits.assembly import Circuit, assemble_gains, is_stable
 from circuits.board import Board, Conditions, Program
 from circuits.copies import draw_gains
 from circuits.design import Design
-from circuits.device import Device, Estimate, FittedCopy, copy_of, reduced_circuit
-from circuits.errors import InputError
-from circuits.fitted import by_pairs
+from circuits.device import Device, copy_of
+from circuits.errors import InputError, SimulationError
+from circuits.fitted import by_pairs, gain_names
 from circuits.fitting import Fit, plain_fit
 from circuits.inversion import inversion, triangle
 from circuits.jobs import Progress, silent
+from circuits.leavings import draw_pairs
+from circuits.ngspice import find_ngspice
 from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import pair_model
-from circuits.pairwise import check_runs, fit_pairs, pair_errors
+from circuits.pairwise import check_runs, doubtful, fit_pairs, pair_errors, undetermined
+from circuits.populated import Layout, element_means, fitted_copy, layout_of, model_circuit, paired, prior_of
+from circuits.programmings import training_frequencies
 from circuits.runs import Run
 from circuits.sampled import chunks_covariance, chunks_law
+from circuits.validation import validate
 
 DISCREPANCY_DRAWS = 256
 DISCREPANCY_SEED = 20_000_003  # added to the design's seed: never the copies themselves
 STEP = 1e-5  # of a parameter, for a slope
 FLOOR = 1e-8  # relative error of an exact datum: far above its integration error, far below anything that matters
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which parameters the vector θ holds, in order: populated elements, then temperatures, then inductances."""
-
-    elements: tuple[str, ...]
-    cells: int
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """One name a parameter."""
-        count = range(1, self.cells + 1)
-        return (
-            *self.elements,
-            *(f"temperature_{i}" for i in count),
-            *(f"inductance_{i}" for i in count),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +67,9 @@ def calibrate(
         fits, model = fit_pairs(design, measured, route, progress), pair_model(board)
         copies = tuple(copy_of(board, name, model, found.values, found.covariance) for name, found in fits.items())
         return Device(board, copies, _summary(design, route, fits), values=dict(program.values)), fits
-    layout = Layout(tuple(e.name for e in board.elements if e.name in program.values), len(board.cells))
+    layout = layout_of(design)
     check_runs(design, [measured[copy.name] for copy in design.copies], route)
-    prior = _prior(board, layout)
+    prior = prior_of(board, layout)
     discrepancy = _discrepancy(design, layout, measured) if route == "exact" else None
     fits = {}
     for k, copy in enumerate(design.copies):
@@ -92,33 +80,39 @@ def calibrate(
             misfit = _sampled_misfit(board, program, layout, measured[copy.name])
         fits[copy.name] = _fit(misfit, prior)
         progress(k + 1, len(design.copies), f"fitting {copy.name}")
-    copies = tuple(_fitted_copy(board, name, layout, fit) for name, fit in fits.items())
+    copies = tuple(fitted_copy(board, name, layout, fit) for name, fit in fits.items())
     return Device(board, copies, _summary(design, route, fits), values=dict(design.program.values)), fits
 
 
-def element_means(board: Board, layout: Layout, gains: np.ndarray) -> np.ndarray:
-    """What the reduced parameters of drawn copies are: part gains (…, parts) averaged within pairs, (…, parameters).
+def validated(
+    design: Design, device: Device, fits: dict[str, Fit], folder: Path | None = None, progress: Progress = silent
+) -> Device:
+    """The device of these fits of `calibrate`, and how it did on held-out programs, which are run in ngspice now.
 
-    A temperature is the inverse of the mean conductance, an inductance that of the mean inverse inductance.
+    Where there is no ngspice or no other program goes on the board, `fitted_on` says so as `not_held_out`. A device
+    whose parts are exact stays as it is. Raises SimulationError if a run fails twice.
     """
-    names = {part.name: k for k, part in enumerate(board.parts)}
-    columns = [
-        gains[..., [k for k, part in enumerate(board.parts) if part.element == name]].mean(axis=-1)
-        for name in layout.elements
-    ]
-    for kind in "RL":
-        columns += [
-            1 / (1 / gains[..., [names[f"{kind}{node}"] for node in cell.nodes]]).mean(axis=-1) for cell in board.cells
-        ]
-    return np.stack(columns, axis=-1)
+    model, found = paired(design, device.fitted_on["route"], fits)
+    if not set(gain_names(design.board)) <= set(model.names):
+        return device
+    draws = draw_pairs(model, design.seed, next(iter(found.values())).draws)
+    wanted = training_frequencies(model, design.program)
+    if not has_ngspice():
+        return replace(device, fitted_on=device.fitted_on | {"not_held_out": "ngspice was not found to run any"})
+    try:
+        held_out, _ = validate(design, model, found, draws, wanted, folder, progress)
+    except InputError as error:
+        return replace(device, fitted_on=device.fitted_on | {"not_held_out": str(error)})
+    return replace(device, held_out=asdict(held_out))
 
 
-def model_circuit(board: Board, program: Program, layout: Layout, theta: np.ndarray) -> Circuit:
-    """The reduced-order circuit at parameters θ (parameters,)."""
-    count, n = len(layout.elements), layout.cells
-    gains = dict.fromkeys((element.name for element in board.elements), 1.0)
-    gains |= dict(zip(layout.elements, theta[:count].tolist(), strict=True))
-    return reduced_circuit(board, program, gains, theta[count : count + n], theta[count + n :])
+def has_ngspice() -> bool:
+    """Whether there is an ngspice to run."""
+    try:
+        find_ngspice()
+    except SimulationError:
+        return False
+    return True
 
 
 def uncertainties(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
@@ -126,8 +120,7 @@ def uncertainties(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
     board, program = design.board, design.program
     if by_pairs(board):
         return pair_errors(design, fits)
-    layout = Layout(tuple(e.name for e in board.elements if e.name in program.values), len(board.cells))
-    rule = inversion(design)
+    layout, rule = layout_of(design), inversion(design)
 
     def inverse(theta: np.ndarray) -> np.ndarray:
         return rule.read(reading_covariance(model_circuit(board, program, layout, theta)))
@@ -139,17 +132,6 @@ def uncertainties(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
         spread = np.trace(J.T @ own.covariance @ J)
         found.append(float(np.sqrt(spread) / np.linalg.norm(inverse(own.values))))
     return tuple(found)
-
-
-def _prior(board: Board, layout: Layout) -> np.ndarray:
-    """Standard deviation of every parameter before any data: uniform parts, averaged within the pair."""
-    tolerance = {part.element or part.name: part.tolerance for part in board.parts}
-    count = {name: sum(part.element == name for part in board.parts) for name in layout.elements}
-    elements = [tolerance[name] / np.sqrt(3 * count[name]) for name in layout.elements]
-    cells = [
-        tolerance[f"{kind}{cell.nodes[0]}"] / np.sqrt(3 * len(cell.nodes)) for kind in "RL" for cell in board.cells
-    ]
-    return np.maximum(elements + cells, 1e-6)  # a part without tolerance is still a parameter
 
 
 def _statistics(circuit: Circuit, frequencies: np.ndarray) -> np.ndarray:
@@ -223,31 +205,21 @@ def _fit(misfit: Misfit, prior: np.ndarray) -> Fit:
     # The minimum moves by H⁻¹ Jᵀ e with errors e of the data and of the prior.
     H = np.linalg.inv(J.T @ J + np.diag(prior**-2))
     covariance = H @ (J.T @ misfit.covariance @ J + np.diag(prior**-2)) @ H
-    return plain_fit(solution.x, covariance, misfit.residuals(start), solution.fun[:data])
-
-
-def _fitted_copy(board: Board, name: str, layout: Layout, fit: Fit) -> FittedCopy:
-    error = np.sqrt(np.diag(fit.covariance))
-    found = {
-        parameter: Estimate(float(value), float(standard_error), True)
-        for parameter, value, standard_error in zip(layout.names, fit.values, error, strict=True)
-    }
-    spread = {element.name: _prior(board, Layout((element.name,), layout.cells))[0] for element in board.elements}
-    cells = range(1, layout.cells + 1)
-    return FittedCopy(
-        name,
-        {e.name: found.get(e.name, Estimate(1.0, float(spread[e.name]), False)) for e in board.elements},
-        tuple(found[f"temperature_{i}"] for i in cells),
-        tuple(found[f"inductance_{i}"] for i in cells),
-    )
+    found = plain_fit(solution.x, covariance, misfit.residuals(start), solution.fun[:data])
+    # What is left of e after the fit, and what the prior keeps it from taking up.
+    P, kept = np.eye(data) - J @ H @ J.T, J @ H / prior
+    expected = np.sum((P @ misfit.covariance) * P) + np.sum(kept**2)
+    return replace(found, excess=float(np.sqrt(max(found.residuals @ found.residuals / expected, 1.0))))
 
 
 def _summary(design: Design, route: str, fits: dict[str, Fit]) -> dict[str, Any]:
+    model, found = paired(design, route, fits)
     return {
         "route": route,
         "program": design.program.name,
         "target_step": design.program.step,
         "data": len(next(iter(fits.values())).residuals),
+        **undetermined(model, found),
         "copies": {
             name: {
                 "chi_square": float(fit.residuals @ fit.residuals),
@@ -255,7 +227,8 @@ def _summary(design: Design, route: str, fits: dict[str, Fit]) -> dict[str, Any]
                 "rms_residual": float(np.sqrt(np.mean(fit.residuals**2))),
                 "residuals_uncalibrated": fit.residuals_nominal.tolist(),
                 "residuals": fit.residuals.tolist(),
+                **doubtful(model, fit),
             }
-            for name, fit in fits.items()
+            for name, fit in found.items()
         },
     }

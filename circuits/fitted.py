@@ -28,7 +28,8 @@ class Device:
     """Fitted copies of a board, what they were fitted on (route, number of data, χ², programs), held-out targets.
 
     `values` [F or S] are those of the elements under the board's own program, the one it was designed for (none: not
-    known); every copy must be stable under it.
+    known); every copy must be stable under it. `order` is the number of states of the process that is predicted, None:
+    all of the pair model.
     """
 
     board: Board
@@ -37,6 +38,7 @@ class Device:
     held_out: dict[str, Any] = field(default_factory=dict)
     interface: Interface = IDEAL
     values: dict[str, float] = field(default_factory=dict)
+    order: int | None = None
 
     def program(
         self,
@@ -51,9 +53,10 @@ class Device:
     ) -> Prediction:
         """Put any positive definite target (n, n) on the board and predict the Ornstein-Uhlenbeck process of a copy.
 
-        Returned are its drift [1/s], diffusion, mean [V], covariance [V²], settling [s], and the inverse that is read
-        from them (circuits.prediction). With a `precondition` T (n, n) the board holds T P Tᵀ; it is set by codes if
-        it has banks. The rest as in `under`. InputError if the board does not hold the target.
+        Returned are its drift [1/s], diffusion, readout, mean [V], covariance [V²], settling [s], and the inverse that
+        is read from them (circuits.prediction). With a `precondition` T (n, n) the board holds T P Tᵀ; it is set by
+        codes if it has banks. The rest as in `under`. InputError if the target is not symmetric and positive definite,
+        the precondition not invertible, or the board does not hold them.
         """
         made = programmed(self.board, target, precondition, name)
         return self.under(made, copy, ambient=ambient, bias=bias, seed=seed)
@@ -74,4 +77,4 @@ class Device:
         """
         if not 0 <= copy < len(self.copies):
             raise InputError(f"the device has copies 0 to {len(self.copies) - 1}, got {copy}")
-        return process(self.board, self.copies[copy], self.interface, made, ambient, bias, seed)
+        return process(self.board, self.copies[copy], self.interface, made, ambient, bias, seed, self.order)

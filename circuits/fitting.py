@@ -17,6 +17,8 @@ allow, and by that ratio (Birge's) all errors of leavings are larger.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from threading import Event
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
@@ -25,6 +27,7 @@ from circuits.covariances import CovarianceEvidence
 from circuits.errors import InputError
 from circuits.evidence import Evidence, flattened
 from circuits.exact import ExactRun
+from circuits.jobs import Progress, side_by_side
 from circuits.lagged import LaggedEvidence
 from circuits.pairs import PairModel
 from circuits.solve import SolveRun
@@ -86,20 +89,32 @@ def observed(evidence: Evidence, exact: ExactRun, solved: SolveRun | None) -> tu
     return replace(evidence, frequencies=exact.frequencies), np.concatenate(data)
 
 
-def fit(model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray]) -> Fit:
+def fit_all(
+    model: PairModel, copies: dict[str, tuple[Sequence[Known], Sequence[np.ndarray]]], progress: Progress
+) -> dict[str, Fit]:
+    """`fit` of every copy by name, to its evidence and data, side by side."""
+    words = "fitting " + (next(iter(copies)) if len(copies) == 1 else f"{len(copies)} copies")
+    progress(0, len(copies), words)
+    found = side_by_side([partial(fit, model, *known) for known in copies.values()], progress, words)
+    return dict(zip(copies, found, strict=True))
+
+
+def fit(model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray], stop: Event | None = None) -> Fit:
     """Fit θ (parameters,) to data (data,) of every program; InputError if that does not settle.
 
     Where no leavings were drawn (plain cells) the noise of exact data is estimated, else their share φ is.
+    InterruptedError as soon as the event `stop` is set.
     """
-    given, known = [_Given(each, found) for each, found in zip(evidence, data, strict=True)], len(model.names)
+    given, known = [_Given(each, found, stop) for each, found in zip(evidence, data, strict=True)], len(model.names)
     draws = given[0].columns.shape[1]
     spreads = np.concatenate([model.spreads, np.ones(draws)])
     x, scale = np.concatenate([np.ones(known), np.zeros(draws)]), _Scale(SHARE if draws else 0.0)
-    before = _linearised(given, spreads, known, x, scale)
+    at = _evaluated(given, known, x)
+    before = _linearised(given, spreads, known, at, scale)
     for doubt in DOUBTS:
-        x, _, _ = _descended(given, spreads, known, x, replace(scale, doubt=doubt))
+        at, _, _ = _descended(given, spreads, known, at, replace(scale, doubt=doubt))
     for _ in range(MOST_ROUNDS):
-        x, state, settled = _descended(given, spreads, known, x, scale)
+        at, state, settled = _descended(given, spreads, known, at, scale)
         if not settled:
             raise InputError("the fit did not settle; do the runs belong to this board?")
         last, scale = scale, _found_scale(given, state, scale)
@@ -108,11 +123,11 @@ def fit(model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray])
     errors, excess = _errors(given, state, known, last)
     own = errors[:, :known] * model.spreads
     return Fit(
-        x[:known],
+        at.x[:known],
         own.T @ own,
         before.residuals,
         state.residuals,
-        x[known:],
+        at.x[known:],
         np.concatenate([own, errors[:, known:]], axis=1),
         len(given[0].checks),
         excess,
@@ -124,11 +139,18 @@ def fit(model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray])
 class _Given:
     """The data of one program, what leavings do to them, and their own errors."""
 
-    def __init__(self, evidence: Known, data: np.ndarray) -> None:
+    def __init__(self, evidence: Known, data: np.ndarray, stop: Event | None) -> None:
         mean, columns, self.checks = leaving_parts(evidence.leavings)
-        self.at, self.noise, self.exact = evidence.at, evidence.noise, isinstance(evidence, Evidence)
+        self.evidence, self.noise, self.exact = evidence, evidence.noise, isinstance(evidence, Evidence)
         self.data, self.columns = data - mean, columns.T
         self.spread = np.sqrt(np.sum(columns**2, axis=0))
+        self.stop = stop
+
+    def at(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The model's data (data,) and their derivatives (data, parameters)."""
+        if self.stop and self.stop.is_set():
+            raise InterruptedError("the fit is no longer wanted")
+        return self.evidence.at(theta)
 
 
 @dataclass(frozen=True)
@@ -138,6 +160,14 @@ class _Scale:
     share: float
     noise: float = 1.0
     doubt: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class _Evaluated:
+    """Of every program the model's data and their derivatives at x, whatever the weights: what costs most of a fit."""
+
+    x: np.ndarray
+    found: tuple[tuple[np.ndarray, np.ndarray], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,31 +201,35 @@ def _variance(given: _Given, scale: _Scale) -> tuple[np.ndarray, np.ndarray]:
     return own * given.noise**2 + left, left
 
 
+def _evaluated(given: Sequence[_Given], known: int, x: np.ndarray) -> _Evaluated:
+    return _Evaluated(x, tuple(each.at(x[:known]) for each in given))
+
+
 def _descended(
-    given: Sequence[_Given], spreads: np.ndarray, known: int, x: np.ndarray, scale: _Scale
-) -> tuple[np.ndarray, _State, bool]:
-    """The minimum from x on, and whether steps have died out."""
-    state, damping = _linearised(given, spreads, known, x, scale), 0.0
+    given: Sequence[_Given], spreads: np.ndarray, known: int, at: _Evaluated, scale: _Scale
+) -> tuple[_Evaluated, _State, bool]:
+    """The minimum from there on, and whether steps have died out."""
+    state, damping = _linearised(given, spreads, known, at, scale), 0.0
     for _ in range(MOST_STEPS):
         H = state.normal + damping * np.diag(np.diag(state.normal))
         step = -cho_solve(cho_factor(H), state.gradient)
-        trial = x + spreads * step
-        trial[:known] = np.maximum(trial[:known], SMALLEST)
+        x = at.x + spreads * step
+        x[:known] = np.maximum(x[:known], SMALLEST)
+        trial = _evaluated(given, known, x)
         found = _linearised(given, spreads, known, trial, scale)
         small = np.abs(step).max(initial=0.0) < SETTLED or abs(found.cost - state.cost) < NOTHING
         if found.cost <= state.cost or small:
-            x, state, damping = trial, found, damping / 10 if damping > 1e-6 else 0.0
+            at, state, damping = trial, found, damping / 10 if damping > 1e-6 else 0.0
         else:
             damping = max(10 * damping, 1e-3)
         if small:
-            return x, state, True
-    return x, state, False
+            return at, state, True
+    return at, state, False
 
 
-def _linearised(given: Sequence[_Given], spreads: np.ndarray, known: int, x: np.ndarray, scale: _Scale) -> _State:
-    residuals, slopes = [], []
-    for each in given:
-        value, J = each.at(x[:known])
+def _linearised(given: Sequence[_Given], spreads: np.ndarray, known: int, at: _Evaluated, scale: _Scale) -> _State:
+    residuals, slopes, x = [], [], at.x
+    for each, (value, J) in zip(given, at.found, strict=True):
         sigma = np.sqrt(_variance(each, scale)[0])
         residuals.append((value + each.columns @ x[known:] - each.data) / sigma)
         slopes.append(np.concatenate([J, each.columns], axis=1) * spreads / sigma[:, None])

@@ -7,10 +7,12 @@ parameters, those at their prior among them, and of what the model leaves out, w
 from one fit (circuits.fitting). Reported are relative errors, with and without calibration, z-scores of all entries,
 and how many of the 95 % intervals hold the measured value. All entries of a copy share one fit, so their z-scores are
 not independent, and z_rms of a few copies scatters far from 1 even if every interval is honest. What is independent is
-the errors along the principal axes of their joint covariance over all held-out programs: their z-scores and χ² are
-reported too.
+the errors along the principal axes of their joint covariance over all held-out programs, whitened: their z-scores and
+χ² are reported too. One half of the checks says where the axes are, the other how large errors along them are: the
+longest axes of a few draws are too long for others (`principal_scores`).
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,13 +24,14 @@ from circuits.errors import InputError
 from circuits.exact import ExactRun
 from circuits.fitting import Fit, leaving_parts
 from circuits.inversion import triangle
+from circuits.ladder import plan
 from circuits.leavings import Draws, delayed_leavings, drawn_spectra
 from circuits.pairs import Half, PairModel, half_circuit, half_of
 from circuits.programmings import near_program, random_program, soldered_program
 from circuits.response import impedance, impedance_slopes
 from circuits.settling import circuit_delays, delayed_and_slopes, delayed_covariance
 from circuits.solve import SolveRun
-from circuits.synthesis import reprogram, takes
+from circuits.synthesis import program as synthesised
 
 HELD_OUT_SEED = 40_000_003
 Read = Callable[[np.ndarray], np.ndarray]
@@ -36,6 +39,9 @@ DELAYED = ("covariance", "settling")  # at no delay, and at the slowest time con
 NORMAL_95 = 1.959963984540054
 MOST_AXES = 6
 PRINCIPAL = 0.99  # of the variance of all entries: what the principal axes carry that are looked at
+CHECKS_AN_AXIS = 8  # at least, for half of them have to tell its variance
+LEAST_SHARE = 1e-3  # of the checks in a covariance, below which it is as good as known
+SMALLEST_P = 1e-290  # below it T² is as good as a χ²
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +61,15 @@ class Question:
 class Predicted:
     """A matrix (n, n) as a fitted and as the nominal copy give it, and the errors of its triangle (q,).
 
-    Its covariance is `slopes`ᵀ `slopes`, (k, q); the k rows are the same of all answers of one fit. `beyond` (n, n) is
-    what of the value no circuit of equal pairs has.
+    Its covariance is `slopes`ᵀ `slopes`, (k, q); the k rows are the same of all answers of one fit, the first `checks`
+    of them those of drawn copies. `beyond` (n, n) is what of the value no circuit of equal pairs has.
     """
 
     value: np.ndarray
     nominal: np.ndarray
     slopes: np.ndarray
     beyond: np.ndarray
+    checks: int
 
     @property
     def covariance(self) -> np.ndarray:
@@ -190,7 +197,7 @@ def _scores(
         slopes = np.concatenate([one.slopes for one in row], axis=1)
         own = np.concatenate([_of_run(true, error) for true, error in zip(found, doubt, strict=True)])
         z.append(every / np.sqrt(np.sum(slopes**2, axis=0) + own))
-        joint.append(principal_scores(every, slopes, own))
+        joint.append(principal_scores(every, slopes, own, row[0].checks))
     scores, independent = np.concatenate(z), np.concatenate(joint)
     return Scores(
         tuple(errors),
@@ -211,19 +218,40 @@ def _of_run(found: np.ndarray, error: float) -> np.ndarray:
     return np.full(q, (error * np.linalg.norm(found)) ** 2 / q)
 
 
-def principal_scores(errors: np.ndarray, slopes: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """z-scores (components,) of errors (q,) along the principal axes of slopesᵀ slopes + diag(own), in their units.
+def principal_scores(errors: np.ndarray, slopes: np.ndarray, own: np.ndarray, checks: int = 0) -> np.ndarray:
+    """Independent z-scores (components,) of errors (q,) of covariance slopesᵀ slopes + diag(own), in their units.
 
-    Axes beyond PRINCIPAL of the variance are left out: along them the errors are those of linearising. So are more than
-    MOST_AXES, whose covariance some ten checks each have to tell; the longest of so few are rather too long, so that
-    these scores err on the small side.
+    The first `checks` rows of slopes are drawn copies. Principal axes u come from the even ones and all other rows; W,
+    the covariance along them, from the odd ones and all other rows, so that no axis was chosen for what W makes of it:
+
+        z = L⁻¹ uᵀ errors,   W = L Lᵀ,   zᵀ z is Hotelling's T² of ν = odd checks / (share of checks in W)²
+
+    whose law is wider than χ²; z is scaled to the χ² of the same p. Axes beyond PRINCIPAL of the variance are left out:
+    along them the errors are those of linearising. So are more than MOST_AXES, and than one in CHECKS_AN_AXIS.
     """
-    deviation = np.sqrt(np.sum(slopes**2, axis=0) + own)
-    G = slopes / deviation
-    values, U = np.linalg.eigh(G.T @ G + np.diag(own / deviation**2))
+    drawn, rest = slopes[:checks], slopes[checks:]
+    choosing, judging = (half * np.sqrt(checks / max(len(half), 1)) for half in (drawn[::2], drawn[checks > 1 :: 2]))
+    deviation = np.sqrt(np.sum(choosing**2, axis=0) + np.sum(rest**2, axis=0) + own)
+    G, J, R = choosing / deviation, judging / deviation, rest / deviation
+    certain = R.T @ R + np.diag(own / deviation**2)
+    values, U = np.linalg.eigh(G.T @ G + certain)
     values, U = values[::-1], U[:, ::-1]
-    kept = min(1 + int(np.searchsorted(np.cumsum(values), PRINCIPAL * values.sum())), MOST_AXES)
-    return (U.T @ (errors / deviation))[:kept] / np.sqrt(values[:kept])
+    most = min(MOST_AXES, max(checks // CHECKS_AN_AXIS, 1)) if checks else MOST_AXES
+    kept = min(1 + int(np.searchsorted(np.cumsum(values), PRINCIPAL * values.sum())), most)
+    U = U[:, :kept]
+    L = np.linalg.cholesky((J @ U).T @ (J @ U) + U.T @ certain @ U)
+    z = np.linalg.solve(L, U.T @ (errors / deviation))
+    share = float(np.sum(np.linalg.solve(L, (J @ U).T) ** 2)) / kept
+    return z * _fair(float(z @ z), kept, len(judging), share)
+
+
+def _fair(square: float, axes: int, checks: int, share: float) -> float:
+    """The factor that brings T² of so many axes, by a covariance of so many checks, to the χ² of the same p."""
+    if not (square > 0 and checks and share > LEAST_SHARE):
+        return 1.0
+    known = max(checks / share**2 - axes + 1, 1.0)
+    p = special.fdtrc(axes, known, square * known / (axes * (known + axes - 1)))
+    return float(np.sqrt(special.chdtri(axes, p) / square)) if p > SMALLEST_P else 1.0
 
 
 def _fresh(board: Board, rng: np.random.Generator, name: str) -> Program:
@@ -234,8 +262,8 @@ def _fresh(board: Board, rng: np.random.Generator, name: str) -> Program:
         size = rng.uniform(0.2, 1, (n, n)) * largest * 0.9 ** (trial // 2)
         off = np.triu(size * (rng.choice([-1, 1], (n, n)) if board.nodes_per_cell == 2 else -1), 1)
         target = np.eye(n) + off + off.T
-        if takes(board, target, None):
-            return reprogram(board, target, None, name)
+        with contextlib.suppress(InputError):
+            return synthesised(board, target, np.eye(n), plan(target, np.eye(n), board.kind, negative=False), name)
     raise InputError("no random target goes on this board; design one with more --bank-bits or a larger --bank-range")
 
 
@@ -258,7 +286,7 @@ def _predicted(read: Read, S: np.ndarray, J: np.ndarray, asked: Question, name: 
     value = read(S + beyond)
     slopes = found.errors @ triangle(read(np.concatenate([np.moveaxis(J, -1, 0), columns])))
     slopes[: found.checks] -= found.excess * triangle(read(checks))
-    return Predicted(value, read(asked.nominal[name]), slopes, read(beyond))
+    return Predicted(value, read(asked.nominal[name]), slopes, read(beyond), found.checks)
 
 
 def _alone(left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

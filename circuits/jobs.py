@@ -1,17 +1,24 @@
 """Many runs of a simulator on all cores: each a process of its own, so that one that fails costs itself alone.
 
-The others go on, and it is tried once more when they are done.
+The others go on, and it is tried once more when they are done. Work of this process (fits, what to expect of programs)
+is spread over threads: nearly all of it is in NumPy, SciPy and LAPACK, which let other threads run meanwhile. A worker
+process would have to load them and be sent everything first, and start a script without a main guard once more.
 """
 
 import os
-from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from itertools import islice
+from threading import Event
+from typing import TypeVar
+
+from threadpoolctl import threadpool_limits
 
 from circuits.errors import SimulationError
 
 TRIALS = 2  # of a job
 WAITING = 64  # jobs that wait for a process; more would only take memory
+Result = TypeVar("Result")
 Progress = Callable[[int, int, str], None]  # called with done, total and words for what was done
 
 
@@ -49,6 +56,31 @@ def run_all(
         if not todo:
             return
     raise failed[todo[0]]
+
+
+def side_by_side(
+    jobs: Sequence[Callable[[Event], Result]], progress: Progress = silent, what: str = ""
+) -> list[Result]:
+    """Results of jobs in threads of this process, in order, the same as one after the other.
+
+    The event is set when a job is no longer wanted, at Ctrl-C or because another failed: one that takes long should
+    then raise something. Matrices are small, so that BLAS has one thread for each.
+    """
+    stop, progressed = Event(), 0
+    with threadpool_limits(limits=1, user_api="blas"):
+        if len(jobs) == 1:
+            return [jobs[0](stop)]
+        executor = ThreadPoolExecutor(os.cpu_count() or 1)
+        try:
+            running = [executor.submit(job, stop) for job in jobs]
+            for future in as_completed(running):
+                future.result()
+                progressed += 1
+                progress(progressed, len(jobs), what)
+            return [future.result() for future in running]
+        finally:
+            stop.set()
+            executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _finished(

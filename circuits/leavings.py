@@ -74,6 +74,8 @@ def drawn_spectra(half: Half, draws: Draws, frequencies: np.ndarray) -> tuple[np
     if not len(draws.means):
         return (np.zeros((0, len(frequencies), n, n), dtype=complex),) * 2
     Z = np.linalg.inv(_admittance(half, draws, 2j * np.pi * frequencies))
+    if Z.shape[-1] == n:
+        return 4 * (Z * (half.power * draws.powers)[:, None, None, :]) @ np.conj(np.swapaxes(Z, -1, -2)), Z
     own, other = Z[..., :n, :n], Z[..., :n, n:]
     Q, between = ((half.power * powers)[:, None, None, :] for powers in (draws.powers, draws.lopsided))
     cross = (own * between) @ np.conj(np.swapaxes(other, -1, -2))
@@ -116,28 +118,37 @@ def _linear(part: Part) -> bool:
 
 
 def _admittance(half: Half, draws: Draws, s: np.ndarray) -> np.ndarray:
-    """Y (draws, f, 2n, 2n) of x (first n) and c: either part of each pair with inner nodes of its own."""
-    n = half.stamps.shape[1]
-    means, off = draws.means[:, half.pairs], draws.mismatch[:, half.pairs]
-    Y = np.zeros((len(off), len(s), 4 * n * n), dtype=complex)
-    for sign in (1, -1):
-        value = means * (1 + sign * off)
-        gain = np.divide(1, value, out=value.copy(), where=half.series)
-        y = (half.weights * gain)[:, None] * np.where(half.capacitive, s[:, None], 1.0)  # (draws, f, b)
-        mesh, stamps = _meshed(half, y, np.concatenate([sign * half.stamps, half.common], axis=1))
-        Y += mesh @ (stamps[:, :, None] * stamps[:, None, :] / 2).reshape(len(stamps), -1)
-    Y = Y.reshape(len(off), len(s), 2 * n, 2 * n)
-    if half.coils.shape[1]:
-        one, two = (_coils(half, draws, sign, s) for sign in (1, -1))
-        Y[..., :n, :n] += (one + two) / 2
-        Y[..., n:, n:] += (one + two) / 2
-        Y[..., :n, n:] += (one - two) / 2
-        Y[..., n:, :n] += (one - two) / 2
+    """Y (draws, f, 2n, 2n) of x (first n) and c: either part of each pair with inner nodes of its own.
+
+    The side of sign ±1 has the stamps (±x, c): what both sides have alike is in Y_xx and Y_cc, the rest in Y_xc. Equal
+    pairs leave nothing there, and only Y_xx (draws, f, n, n) is given.
+    """
+    n, mesh = half.stamps.shape[1], _mesh(half)
+    x, c = mesh.stamps[:, :n], mesh.stamps[:, n:]
+    one, coil = _side(half, mesh, draws, 1, s), _coils(half, draws, 1, s)
+    if not draws.mismatch.any():
+        return _stamped(one, x, x) + coil
+    two, other = _side(half, mesh, draws, -1, s), _coils(half, draws, -1, s)
+    both, between, shared = (one + two) / 2, (one - two) / 2, (coil + other) / 2
+    Y = np.empty((*both.shape[:2], 2 * n, 2 * n), dtype=complex)
+    Y[..., :n, :n], Y[..., n:, n:] = _stamped(both, x, x) + shared, _stamped(both, c, c) + shared
+    Y[..., :n, n:] = _stamped(between, x, c) + (coil - other) / 2
+    Y[..., n:, :n] = np.swapaxes(Y[..., :n, n:], -1, -2)
     return Y
 
 
-def _coils(half: Half, draws: Draws, sign: int, s: np.ndarray) -> np.ndarray:
-    """Admittance (draws, f, n, n) of the coils of one side of all cells, with what they share."""
+def _stamped(y: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Σ y left rightᵀ, (draws, f, n, n), of admittances (draws, f, b) with stamps (b, n)."""
+    every = (left[:, :, None] * right[:, None, :]).reshape(len(left), -1)
+    flat, total = y.reshape(-1, y.shape[-1]), np.empty((y.shape[0] * y.shape[1], every.shape[1]), dtype=complex)
+    total.real, total.imag = (np.ascontiguousarray(part) @ every for part in (flat.real, flat.imag))
+    return total.reshape(*y.shape[:2], left.shape[1], right.shape[1])
+
+
+def _coils(half: Half, draws: Draws, sign: int, s: np.ndarray) -> np.ndarray | float:
+    """Admittance (draws, f, n, n) of the coils of one side of all cells, with what they share; 0 if there are none."""
+    if not half.coils.shape[1]:
+        return 0.0
     stiffness = draws.means[:, half.coil_pairs] * (1 + sign * draws.mismatch[:, half.coil_pairs])
     root = np.sqrt(half.inductance / stiffness)
     L = root[:, :, None] * half.coupling * root[:, None, :]
@@ -147,21 +158,39 @@ def _coils(half: Half, draws: Draws, sign: int, s: np.ndarray) -> np.ndarray:
     return half.coils @ W @ half.coils.T
 
 
-def _meshed(half: Half, y: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same network without inner nodes: admittances (…, b') and stamps (b', n).
+@dataclass(frozen=True, eq=False)
+class _Mesh:
+    """The same network without inner nodes: a star of y_k at one is the mesh of y_k y_l / Σ y between its ends.
 
-    A star of y_k at an inner node is the mesh of y_k y_l / Σ y between its ends.
+    The branches `direct` stay; the others are pairs `one`, `two` at the inner nodes `node`. `stamps` (b', 2n) on x, c.
     """
-    signed = half.inner.tocoo()
+
+    direct: np.ndarray
+    node: np.ndarray
+    one: np.ndarray
+    two: np.ndarray
+    stamps: np.ndarray
+
+
+def _mesh(half: Half) -> _Mesh:
+    own, signed = np.concatenate([half.stamps, half.common], axis=1), half.inner.tocoo()
     at: dict[int, list[tuple[int, float]]] = {}
     for node, branch, sign in zip(signed.row, signed.col, signed.data, strict=True):
         at.setdefault(int(node), []).append((int(branch), sign))
-    ends = [(node, k, j, own[k] * a - own[j] * b) for node in at for (k, a), (j, b) in combinations(at[node], 2)]
+    ends = [(node, k, j, a, b) for node in at for (k, a), (j, b) in combinations(at[node], 2)]
     direct = np.flatnonzero(abs(half.inner).sum(axis=0) == 0) if at else np.arange(len(own))
-    if not ends:
-        return y[..., direct], own[direct]
-    node, k, j = (np.array([end[i] for end in ends]) for i in range(3))
+    node, one, two = (np.array([end[i] for end in ends], dtype=int) for i in range(3))
+    a, b = (np.array([end[i] for end in ends], dtype=float)[:, None] for i in (3, 4))
+    return _Mesh(direct, node, one, two, np.concatenate([own[direct], own[one] * a - own[two] * b]))
+
+
+def _side(half: Half, mesh: _Mesh, draws: Draws, sign: int, s: np.ndarray) -> np.ndarray:
+    """Admittances (draws, f, b') of the part of every pair that is on one side."""
+    value = draws.means[:, half.pairs] * (1 + sign * draws.mismatch[:, half.pairs])
+    gain = np.divide(1, value, out=value.copy(), where=half.series)
+    y = (half.weights * gain)[:, None] * np.where(half.capacitive, s[:, None], 1.0)  # (draws, f, b)
+    if not len(mesh.node):
+        return y[..., mesh.direct]
     total = (abs(half.inner) @ y.reshape(-1, y.shape[-1]).T).T.reshape(*y.shape[:-1], -1)
-    mesh = y[..., k] * y[..., j] / total[..., node]
-    stamps = np.concatenate([own[direct], np.array([end[3] for end in ends])])
-    return np.concatenate([y[..., direct], mesh], axis=-1), stamps
+    star = y[..., mesh.one] * y[..., mesh.two] / total[..., mesh.node]
+    return np.concatenate([y[..., mesh.direct], star], axis=-1)

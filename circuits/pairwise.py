@@ -6,6 +6,8 @@ capacitive one the covariance, which shows what is beyond the spectra; from samp
 by the law of the estimate. The fit is that of circuits.fitting, under one program instead of many.
 """
 
+from typing import Any
+
 import numpy as np
 
 from circuits.assembly import Circuit
@@ -14,13 +16,13 @@ from circuits.covariances import covariance_evidence
 from circuits.design import Design
 from circuits.errors import InputError
 from circuits.evidence import FLOOR
-from circuits.fitting import Fit, fit, observed
+from circuits.fitting import Fit, fit_all, observed
 from circuits.heldout import predicted, question, standard_error
 from circuits.jobs import Progress
 from circuits.leavings import DRAWS, FEW, draw_pairs
 from circuits.ou import EstimateLaw, reading_covariance
 from circuits.pairs import PairModel, half_circuit, half_of, pair_model
-from circuits.programmings import evidence_of
+from circuits.programmings import UNKNOWN, correlations, evidence_of
 from circuits.runs import Run
 from circuits.sampled import chunks_law
 
@@ -39,15 +41,13 @@ def fit_pairs(design: Design, measured: dict[str, Run], route: str, progress: Pr
     else:
         law = chunks_law(runs[0].recipe, _nominal(model, program), program.period, runs[0].moments.samples)
         whole = covariance_evidence(model, program, law, draws)
-    fits = {}
-    for k, (copy, run) in enumerate(zip(design.copies, runs, strict=True)):
-        progress(k, len(runs), f"fitting {copy.name}")
+    copies = {}
+    for copy, run in zip(design.copies, runs, strict=True):
         known = [observed(spectral, run.exact, run.solve)] if route == "exact" else []
         if whole:
             known.append((whole, whole.data(run.exact.covariance if route == "exact" else run.moments.mean)))
-        fits[copy.name] = fit(model, [each for each, _ in known], [data for _, data in known])
-        progress(k + 1, len(runs), f"fitting {copy.name}")
-    return fits
+        copies[copy.name] = [each for each, _ in known], [data for _, data in known]
+    return fit_all(model, copies, progress)
 
 
 def pair_errors(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
@@ -56,6 +56,21 @@ def pair_errors(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
     draws = draw_pairs(model, design.seed, next(iter(fits.values())).draws)
     asked = question(model, design.program, draws)
     return tuple(standard_error(predicted(model, asked, found)["inverse"]) for found in fits.values())
+
+
+def undetermined(model: PairModel, fits: dict[str, Fit]) -> dict[str, Any]:
+    """How many parameters there are, and those that the data of copies, the same for all, could not determine."""
+    left = np.sqrt(np.diag(next(iter(fits.values())).covariance)) / model.spreads
+    unknown = [name for name, share in zip(model.names, left, strict=True) if share > UNKNOWN]
+    return {"parameters": len(model.names), "undetermined": unknown}
+
+
+def doubtful(model: PairModel, found: Fit) -> dict[str, Any]:
+    """How much farther from the model a copy is than tolerances allow, and strongly correlated parameters."""
+    return {
+        "excess": found.excess,
+        "correlated": [list(row) for row in correlations(model.names, found.covariance)],
+    }
 
 
 def check_runs(design: Design, runs: list[Run], route: str) -> None:

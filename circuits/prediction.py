@@ -2,7 +2,8 @@
 
     dx = (b - A x) dt + N(0, D dt),   <y> = H A⁻¹ b,   Cov(y) = H Σ Hᵀ,   A Σ + Σ Aᵀ = D
 
-with A, D, H of the copy's own circuit (circuits.specimen) at an ambient temperature, or of one reduced to fewer states.
+with A, D, H of the copy's own circuit (circuits.specimen) at an ambient temperature, or, if the device is of a lower
+order, of that circuit reduced to so many states (circuits.reduction): all that is predicted is then of that process.
 The copy shows g y + o of a reading y, and the ADC rounds and clips that (circuits.interface.converted_law); its full
 scale is for the largest rms reading of the board. Bias currents come from the DAC, whose full scale is for their rms.
 """
@@ -18,9 +19,11 @@ from circuits.estimated import FittedCopy
 from circuits.interface import Interface, board_interface, convert, converted_law
 from circuits.inversion import Inversion
 from circuits.ladder import plan
-from circuits.ou import decay_time, diffusion, drift, reading_covariance
+from circuits.ou import drift
+from circuits.reduction import reduce_order
 from circuits.specimen import fitted_circuit, shown
 from circuits.synthesis import program, reprogram
+from circuits.target import check_congruence, check_target
 
 COLDEST, HOTTEST = -55.0, 125.0  # °C: what parts are made for
 DAC_STREAM = 9  # of random numbers
@@ -28,8 +31,11 @@ DAC_STREAM = 9  # of random numbers
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The process of one copy under one program; x are m node voltages [V] and l fluxes [Wb], readings (n,) [V].
+    """The process of one copy under one program, of d states x and readings H x (n,) [V].
 
+    Of all states x are m node voltages [V] and l fluxes [Wb] of the `circuit`, d = m + l; fewer are combinations of
+    them of unit variance, and `covariance_error`, `settling_error` and `mean_error` are what their process is off by
+    from that of the circuit, relative, before the ADC (circuits.reduction); 0 of all states.
     `columns` (n, n) [ohm] are means for unit bias currents into each cell (zero where coils lead to ground), with the
     gains of the readout, before the ADC. `mean` (n,) [V] under the bias, `covariance` (n, n) [V²] and the share of
     readings that the ADC clips, `clipped` (n,), are of what is read; `clipped_bias` counts currents that the DAC
@@ -40,8 +46,9 @@ class Prediction:
 
     program: Program
     circuit: Circuit
-    drift: np.ndarray  # (m + l, m + l), 1/s
-    diffusion: np.ndarray  # (m + l, m + l)
+    drift: np.ndarray  # (d, d), 1/s
+    diffusion: np.ndarray  # (d, d)
+    readout: np.ndarray  # (n, d)
     mean: np.ndarray
     columns: np.ndarray
     covariance: np.ndarray
@@ -50,6 +57,9 @@ class Prediction:
     inverse: np.ndarray
     clipped: np.ndarray
     clipped_bias: int
+    covariance_error: float
+    settling_error: float
+    mean_error: float
 
 
 def known_coefficients(board: Board, interface: Interface) -> dict[str, float]:
@@ -62,13 +72,14 @@ def programmed(
 ) -> Program:
     """A checked target P (n, n), or with a `precondition` T (n, n) T P Tᵀ, on a board, by codes if it has banks.
 
-    InputError if the board does not hold it.
+    InputError if it is not symmetric and positive definite, T not invertible, or the board does not hold them.
     """
+    target = check_target(target)
     if len(target) != len(board.cells):
         raise InputError(f"the device has {len(board.cells)} cells, the target is {len(target)} x {len(target)}")
+    T = np.eye(len(target)) if precondition is None else check_congruence(precondition, len(target))
     if board.banks:
-        return reprogram(board, target, precondition, name)
-    T = np.eye(len(target)) if precondition is None else precondition
+        return reprogram(board, target, T, name)
     return program(board, target, T, plan(target, T, board.kind, negative=board.kind == "differential"), name)
 
 
@@ -80,44 +91,46 @@ def process(
     ambient: float = REFERENCE_CELSIUS,
     bias: np.ndarray | None = None,
     seed: int = 0,
+    order: int | None = None,
 ) -> Prediction:
     """The process of a copy under a program for its board, written and read by an interface, at `ambient` [°C].
 
-    `bias` (n,) [A] are currents into the cells, none by default; `seed` draws the DAC's noise on them. InputError if
-    the temperature is beyond what parts are made for, the bias is of another size or leads to ground, or the copy
-    would be unstable.
+    `bias` (n,) [A] are currents into the cells, none by default; `seed` draws the DAC's noise on them. `order` is the
+    number of states, None: all. InputError if the temperature is beyond what parts are made for, the bias is of another
+    size or leads to ground, or the copy would be unstable.
     """
     if not COLDEST <= ambient <= HOTTEST:
         raise InputError(f"expected a temperature from {COLDEST:g} to {HOTTEST:g} °C, got {ambient:g}")
     circuit = fitted_circuit(board, copy, made, known_coefficients(board, interface), ambient - REFERENCE_CELSIUS)
-    A, D = drift(circuit), diffusion(circuit)
-    if not np.linalg.eigvals(A).real.min() > 0:
+    if not np.linalg.eigvals(drift(circuit)).real.min() > 0:
         raise InputError(f"{copy.name} would run away under this program; use a --precondition")
+    found = reduce_order(circuit, order)
     gains, offsets = shown(copy, len(board.cells))
-    columns = np.zeros((len(gains), len(gains)))
-    if not circuit.coils.shape[1]:
-        columns = gains[:, None] * (circuit.readout @ np.linalg.solve(circuit.conductance, circuit.readout.T))
+    columns = gains[:, None] * found.columns
     current, clipped_bias = _uploaded(board, interface, bias, seed)
     mean, covariance, clipped = converted_law(
         columns @ current + offsets,
-        gains[:, None] * reading_covariance(circuit) * gains,
+        gains[:, None] * found.covariance * gains,
         interface.adc,
         board.limits.reading_rms,
     )
-    read = columns if board.inputs else covariance
     return Prediction(
         made,
         circuit,
-        A,
-        D,
+        found.drift,
+        found.diffusion,
+        found.readout,
         mean,
         columns,
         covariance,
-        decay_time(circuit),
+        found.settling,
         _interval(board, interface, made),
-        _inverse(board, made, read),
+        _inverse(board, made, columns if board.inputs else covariance),
         clipped,
         clipped_bias,
+        found.covariance_error,
+        found.settling_error,
+        found.mean_error,
     )
 
 

@@ -2,9 +2,10 @@
 
 All are of the shipped design: the Fisher matrix of the data set `fair` at the fitted weights, preconditioned with the
 factor taken at zero, on differential cells, parts ±1 %. The three boards are its first three copies, each fitted to its
-own exact ngspice run. The worst case has every part, temperature and readout gain at the limit t of its tolerance. With
-all signs alike the inverse B of the shipped program is off by an overall factor of 4 t and nothing else, which one
-reading shows and a step size takes up; so the signs are those that bend it most, the factor apart, to first order:
+own exact ngspice run and judged by held-out programs. The worst case has every part, temperature and readout gain at
+the limit t of its tolerance. With all signs alike the inverse B of the shipped program is off by an overall factor of
+4 t and nothing else, which one reading shows and a step size takes up; so the signs are those that bend it most, the
+factor apart, to first order:
 
     maximise ||Σ s_k t_k D_k||,   s_k = ±1,   D_k = ∂B/∂log x_k less its part along B
 
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from circuits.board import Board, Conditions, Element, Program
-from circuits.calibration import calibrate
+from circuits.calibration import calibrate, validated
 from circuits.design import Design, make_design
 from circuits.device import PRESETS, describe_device, ideal_device, reduced_circuit
 from circuits.fisher import named_fisher
@@ -53,15 +54,17 @@ def make_presets(progress: Progress = silent) -> dict[str, dict[str, Any]]:
     """
     made = shipped_design()
     circuits = {c.name: circuit_text(made.board, made.program, c, Conditions()) for c in made.specimens}
-    fitted, _ = calibrate(made, measure(made, circuits, Plan(), progress=progress), "exact", progress)
+    fitted, fits = calibrate(made, measure(made, circuits, Plan(), progress=progress), "exact", progress)
     devices = [_preset(ideal_device(made.board), made, "every part nominal")]
-    devices += [
-        _preset(_alone(fitted, k), made, f"{copy.name}, fitted to ngspice") for k, copy in enumerate(made.copies)
-    ]
+    for k, copy in enumerate(made.copies):
+        alone = validated(
+            replace(made, copies=(copy,)), _alone(fitted, k), {copy.name: fits[copy.name]}, None, progress
+        )
+        devices.append(_preset(alone, made, f"{copy.name}, fitted to ngspice"))
     devices += [_preset(worst_case(made.board, made.program), made, "every part at its limit, signs for the worst")]
     about = {"design_seed": made.seed, "target_sha256": sha256(made.program.target)}
     versions = provenance(ngspice=ngspice_version(find_ngspice()), **about)
-    contents = [describe_device(device) | {"provenance": versions} for device in devices]
+    contents = [describe_device(device, versions) for device in devices]
     return dict(zip(PRESETS, contents, strict=True))
 
 

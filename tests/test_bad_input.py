@@ -702,6 +702,31 @@ def test_route_that_was_not_run_is_refused(board, refused, works):
     assert "device.json exists already" in refused("calibrate", "board")
 
 
+def test_calibration_seed_below_zero_is_refused(board, refused):
+    assert "a seed is a whole number >= 0, got -1" in refused("calibrate", "board", "--seed", "-1")
+
+
+@pytest.mark.parametrize("route", ["auto", "exact", "sampled"])
+def test_samples_that_no_run_would_take_are_refused(route, board, refused):
+    sentence = refused("calibrate", "board", "--route", route, "--samples", "5000")
+    assert "leave out --samples here, or give --route programs" in sentence
+
+
+@needs_ngspice
+def test_order_that_is_too_low_is_refused_or_warned_of(board, refused, works, tngd):
+    works("verify", "board", "--method", "exact")
+    assert "--order is from 2 (the readings) to 4 (all states), got 1" in refused("calibrate", "board", "--order", "1")
+    assert "--order is from 2 (the readings) to 4 (all states), got 5" in refused("calibrate", "board", "--order", "5")
+    code, _, err = tngd("calibrate", "board", "--order", "2")
+    assert code == 0
+    assert re.search(
+        r"^warning: a process of 2 of 4 states is off by \S+, more than the .* uncertainty of \S+;", err, re.M
+    )
+    assert json.loads((board / "device.json").read_text())["order"] == 2
+    code, _, err = tngd("calibrate", "board", "--force")
+    assert (code, err) == (0, "")
+
+
 # --- train
 
 

@@ -1,6 +1,8 @@
 """Boards with banks, calibrated on programs of their own in ngspice: parts, honest errors, targets no fit saw."""
 
 import json
+from functools import partial
+from threading import Event
 
 import numpy as np
 import pytest
@@ -18,12 +20,15 @@ from circuits.choices import Choices
 from circuits.design import make_design
 from circuits.device import SCHEMA, describe_device, device_hash, load_device, pairs_of, predict
 from circuits.errors import InputError, SimulationError
+from circuits.evidence import flattened
+from circuits.fitting import fit, fit_all
 from circuits.handover import write_design
 from circuits.heldout import held_out_programs, measured_inverse, predicted, question
+from circuits.jobs import side_by_side, silent
 from circuits.leavings import draw_pairs
-from circuits.ou import reading_covariance
+from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import pair_model
-from circuits.programmings import random_program, training_programs
+from circuits.programmings import random_program, soldered_training, training_programs
 from circuits.store import write_json
 from tngd import laboratory
 
@@ -216,6 +221,49 @@ def test_finished_runs_are_kept_and_failed_ones_tried_twice(tmp_path, monkeypatc
     with pytest.raises(SimulationError, match="no result"):
         run_programs(made.board, programs, made.copies, np.array([1e6]), tmp_path)
     assert len(tried) == 2
+
+
+def test_copies_fitted_side_by_side_are_those_fitted_alone_to_the_last_bit():
+    made = make_design(SMALL, cells="active", tolerance=0.02, copies=3, seed=4)
+    model = pair_model(made.board)
+    training = soldered_training(model, made.program, 0, draw_pairs(model, 0, 16))
+    copies = {}
+    for copy in made.copies:
+        circuits = [assemble(made.board, program, copy, Conditions()) for program in training.programs]
+        data = [
+            flattened(spectrum(c, e.frequencies)[None])[0] for c, e in zip(circuits, training.evidence, strict=True)
+        ]
+        copies[copy.name] = training.evidence, data
+    together = fit_all(model, copies, silent)
+    assert list(together) == [copy.name for copy in made.copies]
+    for name, known in copies.items():
+        alone = fit(model, *known)
+        assert (together[name].values == alone.values).all()
+        assert (together[name].errors == alone.errors).all()
+
+
+def test_work_beside_one_that_fails_or_is_interrupted_is_stopped():
+    waited = []
+
+    def works(stop):
+        waited.append(stop.wait(60))
+
+    for error in (InputError("no"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            side_by_side([works, partial(_fails, error)])
+    assert waited == [True, True]
+    stop = Event()
+    stop.set()
+    made = make_design(M_MATRIX)
+    model = pair_model(made.board)
+    training = soldered_training(model, made.program, 0, draw_pairs(model, 0))
+    data = [np.zeros(evidence.leavings.shape[1]) for evidence in training.evidence]
+    with pytest.raises(InterruptedError, match="no longer wanted"):
+        fit(model, training.evidence, data, stop)
+
+
+def _fails(error, _):
+    raise error
 
 
 def test_training_tells_every_bit_and_says_what_it_does_not():

@@ -10,29 +10,32 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import FAIR, FAIR_FACTOR, M_MATRIX, random_target
-from compare import assert_close
+from compare import FALSE_ALARM, assert_close
 from conftest import needs_ngspice
 from simulated import measured_by_sampling, measured_exactly
-from test_banked import truth
+from test_banked import SMALL, truth
 
 from circuits.assembly import assemble, assemble_gains
 from circuits.board import Conditions
-from circuits.calibration import Layout, calibrate, element_means, model_circuit
+from circuits.calibration import calibrate
 from circuits.choices import Choices
 from circuits.copies import gains_of
 from circuits.design import make_design
 from circuits.device import describe_device, device_hash, draw_device, ideal_device, load_device, predict
+from circuits.ensemble import ensemble
 from circuits.errors import InputError
 from circuits.handover import write_design
 from circuits.inversion import inversion
 from circuits.layout import build_board
 from circuits.ou import reading_covariance
 from circuits.pairs import pair_model
+from circuits.populated import Layout, element_means, model_circuit
 from circuits.solve import SolveRun, predicted_columns
 from circuits.store import write_json
 from circuits.synthesis import design as synthesise
 from tngd import laboratory
 from tngd.laboratory import Inquiry
+from tngd.tables import calibration_lines
 
 
 def deviations(made, measured, route) -> tuple[np.ndarray, np.ndarray]:
@@ -137,6 +140,20 @@ def test_elements_the_program_leaves_out_keep_their_prior():
                 assert estimate.standard_error == pytest.approx(0.01 / np.sqrt(3 * parts))
 
 
+def test_what_sampled_data_do_not_determine_is_not_observed_and_has_no_spread():
+    made = make_design(M_MATRIX, copies=3, tolerance=0.05, seed=9)
+    device, _ = calibrate(made, measured_by_sampling(made, 2_000_000, seed=4), "sampled")
+    for copy in device.copies:
+        for inductance in copy.inductances:  # the covariance hardly shows them: value and error are those of the prior
+            assert not inductance.observed
+            assert inductance.standard_error == pytest.approx(0.05 / np.sqrt(3), rel=0.01)
+        assert any(gain.observed for gain in copy.gains.values())
+    for kind, spread in ensemble(device).spreads.items():
+        assert kind != "inductance" or spread.deviation > 0
+    exact, _ = calibrate(made, measured_exactly(made), "exact")
+    assert all(inductance.observed for copy in exact.copies for inductance in copy.inductances)
+
+
 @needs_ngspice
 def test_fit_to_ngspice_finds_the_parts_of_the_netlist(tmp_path):
     made = make_design(FAIR, FAIR_FACTOR, name="fair")
@@ -154,6 +171,44 @@ def test_fit_to_ngspice_finds_the_parts_of_the_netlist(tmp_path):
                 assert abs(estimate.value - true) < 3e-4
         full = reading_covariance(assemble(made.board, made.program, copy, Conditions()))
         assert_close(reading_covariance(predict(device, k, made.program)), full, 1e-4)
+
+
+@needs_ngspice
+@pytest.mark.parametrize("method", ["exact", "sampled"])
+def test_verb_judges_soldered_boards_on_held_out_programs(tmp_path, method):
+    made = make_design(SMALL, cells="active", copies=2, tolerance=0.02, seed=6, name="small")
+    write_design(made, tmp_path / "run")
+    laboratory.verify(tmp_path / "run", Inquiry(method, samples=20_000))
+    content = laboratory.calibrate(tmp_path / "run")
+    fitted, held = content["fitted_on"], content["held_out"]
+    assert fitted["route"] == method
+    assert fitted["parameters"] == len(pair_model(made.board).names)
+    left_out = {element.name for element in made.board.elements} - made.program.values.keys()
+    assert left_out <= set(fitted["undetermined"])
+    assert all(copy["excess"] >= 1 for copy in fitted["copies"].values())
+    assert len(held["errors"]) == 2 * 5  # four random targets and one near the own, on either copy
+    for scores in (held, *held["also"].values()):
+        assert scores["joint_p"] > FALSE_ALARM  # intervals of one copy share its fit: their coverage may be anything
+    assert load_device(tmp_path / "run" / "device.json").held_out["errors"] == list(held["errors"])
+    assert not (tmp_path / "run" / "training").exists()
+    printed = list(calibration_lines(content))
+    assert printed[2].startswith(f"the data do not determine {len(fitted['undetermined'])} of {fitted['parameters']}")
+    assert printed[3].startswith("held out: 10 programmings")
+
+
+@needs_ngspice
+def test_verb_without_ngspice_says_that_nothing_was_held_out(tmp_path, request):
+    made = make_design(M_MATRIX, copies=1, name="small")
+    write_design(made, tmp_path / "run")
+    laboratory.verify(tmp_path / "run", Inquiry("exact"))
+    request.getfixturevalue("no_ngspice")
+    content = laboratory.calibrate(tmp_path / "run")
+    assert content["held_out"] == {}
+    printed = list(calibration_lines(content))
+    assert printed[1:] == [
+        "the data determine all of 12 parameters",
+        "no held-out programmings: ngspice was not found to run any",
+    ]
 
 
 def test_device_file_round_trips_exactly(tmp_path):

@@ -202,6 +202,24 @@ def test_principal_scores_are_those_of_the_whitened_errors():
     assert len(principal_scores(errors, thin, np.full(5, 1e-9))) == 1
 
 
+@pytest.mark.parametrize(("checks", "noisy", "components"), [(64, 0, 6), (64, 30, 6), (16, 5, 2)])
+def test_principal_scores_of_a_known_law_are_neither_small_nor_large(checks, noisy, components):
+    """Fresh checks every time, errors of the very law they are drawn from; 400 times, so that Σ z² is a χ²."""
+    rng, q = np.random.default_rng(12), 40
+    A = rng.normal(size=(q, q)) * np.exp(-np.arange(q) / 4)[:, None] @ np.linalg.qr(rng.normal(size=(q, q)))[0]
+    known, scores = 0.3 * rng.normal(size=(noisy, q)), []
+    for _ in range(400):
+        slopes = np.concatenate([rng.normal(size=(checks, q)) @ A / np.sqrt(checks), known])
+        errors = rng.normal(size=q) @ A + rng.normal(size=noisy) @ known + 1e-2 * rng.normal(size=q)
+        scores.append(principal_scores(errors, slopes, np.full(q, 1e-4), checks))
+    every = np.concatenate(scores)
+    assert len(every) == 400 * components
+    low, high = stats.chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], len(every))
+    assert low < every @ every < high
+    p = [stats.chi2.sf(z @ z, components) for z in scores]
+    assert stats.kstest(p, "uniform").pvalue > FALSE_ALARM
+
+
 @needs_ngspice
 @pytest.mark.parametrize("target", [M_MATRIX, SMALL])
 def test_a_soldered_copy_with_parasitics_is_predicted_with_them(target):

@@ -1,5 +1,8 @@
 """Fewer states, predictions of targets, and boards drawn from what is known of a few."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from cases import FAIR, FAIR_FACTOR, M_MATRIX
@@ -20,9 +23,10 @@ from circuits.errors import InputError
 from circuits.layout import build_board
 from circuits.ou import diffusion, drift, reading_covariance
 from circuits.pairs import pair_model
-from circuits.reduction import reduce_order
+from circuits.reduction import choose_order, reduce_order
 from circuits.store import write_json
 from circuits.synthesis import reprogram
+from tngd.process import program_process, stationary_law
 
 SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])
 CIRCUITS = {
@@ -67,24 +71,140 @@ def test_errors_of_the_reduced_process_are_what_it_says(circuit):
 
 
 def test_default_order_is_the_smallest_within_the_error(circuit):
-    found = reduce_order(circuit, error=1e-3)
-    assert max(found.covariance_error, found.settling_error) <= 1e-3
-    if found.order > len(circuit.readout):
-        fewer = reduce_order(circuit, found.order - 1)
-        assert max(fewer.covariance_error, fewer.settling_error) > 1e-3
+    readings, size = len(circuit.readout), states(circuit)
+    found = choose_order([circuit], 1e-3)
+    chosen = reduce_order(circuit, found.order)
+    assert max(chosen.covariance_error, chosen.settling_error, chosen.mean_error) <= 1e-3
+    assert (found.chosen, found.sufficient, found.warning) == ("calibration", True, None)
+    assert found.kept == (None if found.order == size else found.order)
+    for fewer in range(readings, found.order):
+        assert reduce_order(circuit, fewer).error > 1e-3
+    if found.order < size:
+        assert found.errors[str(found.order)] == chosen.error
+    for order in (readings - 1, size + 1):
+        with pytest.raises(InputError, match=f"--order is from {readings} .* to {size}"):
+            choose_order([circuit], 1e-3, order)
     with pytest.raises(InputError, match="--order is from"):
-        reduce_order(circuit, len(circuit.readout) - 1)
-    with pytest.raises(InputError, match="--order is from"):
-        reduce_order(circuit, states(circuit) + 1)
+        reduce_order(circuit, readings - 1)
+
+
+def test_all_states_are_the_circuit_itself(circuit):
+    size = states(circuit)
+    for order in (None, size, size + 1):
+        found = reduce_order(circuit, order)
+        assert (found.order, found.states, found.error) == (size, size, 0.0)
+        assert np.array_equal(found.drift, drift(circuit))
+        assert np.array_equal(found.diffusion, diffusion(circuit))
+        assert np.array_equal(found.covariance, reading_covariance(circuit))
+
+
+def test_covariance_columns_and_settling_are_those_of_the_reduced_process(circuit):
+    found = reduce_order(circuit, len(circuit.readout))
+    A, H, rate = found.drift, found.readout, np.abs(found.drift).max()
+    S = kronecker_lyapunov(A / rate, found.diffusion / rate)
+    assert_close(found.covariance, H @ S @ H.T, 1e-9)
+    assert found.settling == pytest.approx(1 / np.linalg.eigvals(A).real.min())
+    if circuit.coils.shape[1]:
+        assert not found.columns.any()
+        assert found.mean_error == 0.0
+    else:
+        exact = circuit.readout @ np.linalg.inv(circuit.conductance) @ circuit.readout.T
+        off = np.linalg.norm(found.columns - exact) / np.linalg.norm(exact)
+        assert found.mean_error == pytest.approx(off, rel=1e-6, abs=1e-12)
+        assert off < 0.1
+
+
+def test_order_that_is_not_good_enough_says_so_in_one_sentence():
+    made = make_design(SMALL, cells="active")
+    whole = predict(ideal_device(made.board), 0, made.program)
+    found = choose_order([whole], 1e-4, 4, 2e-5)
+    assert (found.chosen, found.sufficient, found.kept, found.pair_error) == ("user", False, 4, 2e-5)
+    assert re.fullmatch(
+        r"a process of 4 of 6 states is off by 0\.\d+, more than the calibration's uncertainty of 0\.0001; "
+        r"leave out --order, or give a larger one",
+        found.warning,
+    )
 
 
 def test_switch_nodes_reduce_away_and_coils_do_not():
     made = make_design(FAIR, FAIR_FACTOR, choices=Choices(bank_bits=4))
     whole = predict(ideal_device(made.board), 0, made.program)
-    found = reduce_order(whole, error=1e-3)
     assert states(whole) > 30
-    assert found.order == 16
+    assert choose_order([whole], 1e-3).order == 16
     assert reduce_order(whole, 8).covariance_error > 0.1
+
+
+@pytest.mark.parametrize("coupling", ["capacitive", "resistive"])
+def test_device_of_an_order_predicts_the_process_of_that_order(coupling):
+    made = make_design(M_MATRIX, choices=Choices(bank_bits=3, coupling=coupling), tolerance=0.05)
+    whole = known_device(made)
+    order = 6 if coupling == "capacitive" else 3
+    device = replace(whole, order=order)
+    full, found = (each.under(made.program, 1) for each in (whole, device))
+    same = reduce_order(full.circuit, order)
+    assert full.drift.shape[0] == states(full.circuit) > order
+    assert (full.covariance_error, full.settling_error, full.mean_error) == (0, 0, 0)
+    assert found.drift.shape == found.diffusion.shape == (order, order)
+    assert found.readout.shape == (3, order)
+    assert (found.covariance_error, found.settling_error) == (same.covariance_error, same.settling_error)
+    assert 0 < found.covariance_error < 0.05
+    rate = np.abs(found.drift).max()
+    S = kronecker_lyapunov(found.drift / rate, found.diffusion / rate)
+    assert_close(found.covariance, found.readout @ S @ found.readout.T, 1e-9)
+    assert found.settling == pytest.approx(1 / np.linalg.eigvals(found.drift).real.min())
+    off = np.linalg.norm(found.covariance - full.covariance) / np.linalg.norm(full.covariance)
+    assert off == pytest.approx(found.covariance_error, rel=1e-3)
+    assert not np.array_equal(found.inverse, full.inverse)
+    assert_close(found.inverse, full.inverse, 0.05)
+    if coupling == "resistive":
+        assert found.mean_error == same.mean_error > 0
+        bias = 1e-6 * np.array([1.0, -2.0, 0.5])
+        assert_close(device.under(made.program, 1, bias=bias).mean, same.columns @ bias, 1e-9)
+    every = replace(whole, order=states(full.circuit)).under(made.program, 1)
+    assert np.array_equal(every.covariance, full.covariance)
+    with pytest.raises(InputError, match="--order is from 3"):
+        replace(whole, order=2).under(made.program)
+
+
+def test_order_reaches_the_process_in_torch():
+    made = make_design(M_MATRIX, choices=Choices(bank_bits=3), tolerance=0.05)
+    device = replace(known_device(made), order=6)
+    process, found = program_process(device, 2, made.program), device.under(made.program, 2)
+    assert process.drift.shape == (6, 6)
+    law = stationary_law(process)
+    H = process.readout
+    assert_close((H @ law.covariance @ H.mT).numpy(), found.covariance, 1e-9)
+
+
+NO_TARGETS = {
+    "not a number": (lambda P: P * np.where(np.eye(3) > 0, np.nan, 1), None, "target must be finite"),
+    "infinite": (lambda P: P * np.where(np.eye(3) > 0, np.inf, 1), None, "target must be finite"),
+    "asymmetric": (lambda P: P + np.triu(np.full((3, 3), 0.1), 1), None, "target must be symmetric"),
+    "indefinite": (lambda P: P - 3 * np.eye(3), None, "target must be positive definite"),
+    "singular": (lambda P: np.ones((3, 3)), None, "target must be positive definite"),
+    "a vector": (lambda P: P[0], None, "target must have two dimensions"),
+    "a number": (lambda P: P[0, 0], None, "target is empty|must have two dimensions"),
+    "not square": (lambda P: np.ones((8, 3)), None, "target must be square, got 8 x 3"),
+    "nothing": (lambda P: np.ones((0, 0)), None, "target is empty"),
+    "complex": (lambda P: P + 0j, None, "target must be real"),
+    "words": (lambda P: P.astype(str), None, "target must hold numbers"),
+    "of another size": (lambda P: np.eye(2), None, "3 cells, the target is 2 x 2"),
+    "no preconditioner": (lambda P: P, np.zeros((3, 3)), "preconditioner must be invertible"),
+    "singular preconditioner": (lambda P: P, np.ones((3, 3)), "preconditioner must be invertible"),
+    "preconditioner of another size": (lambda P: P, np.eye(2), "preconditioner must be 3 x 3"),
+    "preconditioner not square": (lambda P: P, np.ones((3, 2)), "preconditioner must be square"),
+    "preconditioner a vector": (lambda P: P, np.ones(3), "preconditioner must have two dimensions"),
+    "preconditioner not a number": (lambda P: P, np.full((3, 3), np.nan), "preconditioner must be finite"),
+}
+
+
+@pytest.mark.parametrize("banks", [None, 3])
+@pytest.mark.parametrize("case", NO_TARGETS)
+def test_what_is_no_target_is_refused_in_one_sentence(case, banks):
+    make, T, says = NO_TARGETS[case]
+    device = ideal_device(make_design(M_MATRIX, choices=Choices(bank_bits=banks)).board)
+    with pytest.raises(InputError, match=says):
+        device.program(make(M_MATRIX), precondition=T)
 
 
 @pytest.mark.parametrize("coupling", ["capacitive", "resistive"])
@@ -97,8 +217,8 @@ def test_prediction_of_a_target_is_that_of_the_whole_copy(coupling):
     assert_close(found.covariance, reading_covariance(full), 1e-9)
     assert found.settling == pytest.approx(1 / np.linalg.eigvals(drift(full)).real.min(), rel=1e-6)
     assert_close(found.inverse, np.linalg.inv(target), 0.2)
-    A, D = found.drift, found.diffusion
-    H = np.concatenate([found.circuit.readout, np.zeros((3, len(A) - found.circuit.readout.shape[1]))], axis=1)
+    A, D, H = found.drift, found.diffusion, found.readout
+    assert np.array_equal(H[:, : found.circuit.readout.shape[1]], found.circuit.readout)
     assert (np.linalg.eigvalsh(D) > -1e-9 * np.abs(D).max()).all()
     assert H.shape == (3, len(A))
     if coupling == "resistive":
@@ -136,8 +256,8 @@ def test_ensemble_finds_the_spread_of_the_parts_and_draws_boards_of_any_size():
     assert len(values) == 30 * 15 * 2
     assert np.std(values) == pytest.approx(bits.deviation, rel=0.25)
     assert set(drawn.copies[0].gains) == set(ideal_device(board).copies[0].gains)
-    with pytest.raises(InputError, match="nothing is known"):
-        draw_boards(known, build_board(3, "plain", 0.05), 2, 0)
+    soldered = draw_boards(known, build_board(3, "plain", 0.05), 2, 0)  # its couplings by their tolerance
+    assert {kind_of(name) for name in soldered.copies[0].gains} == {"ground", "straight"}
     with pytest.raises(InputError, match="observed no kind"):
         ensemble(ideal_device(board))
 

@@ -66,7 +66,7 @@ def page(tmp_path_factory) -> Page:
     write_json(folder / "other.json", {"mine": 1})
     (folder / "broken.json").write_text("[")
     (folder / "lab").mkdir()
-    write_json(folder / "lab" / "rough.json", describe_device(rough_device(0.01, 3)) | {"provenance": {"seed": 3}})
+    write_json(folder / "lab" / "rough.json", describe_device(rough_device(0.01, 3), {"seed": 3}))
     return Page(report(folder))
 
 

@@ -15,7 +15,17 @@ from circuits.bench import run_programs
 from circuits.board import Board, Copy, Program
 from circuits.copies import codes
 from circuits.design import Design, load_design
-from circuits.device import PRESETS, describe_device, device_hash, load_device, pairs_of, parameters_of, readout_of
+from circuits.device import (
+    PRESETS,
+    describe_device,
+    device_file,
+    device_hash,
+    load_device,
+    pairs_of,
+    parameters_of,
+    readout_of,
+)
+from circuits.ensemble import draw_boards, ensemble
 from circuits.errors import InputError
 from circuits.evidence import evidence_frequencies
 from circuits.fitted import Device
@@ -25,7 +35,7 @@ from circuits.jobs import Progress, silent
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.presets import make_presets
 from circuits.retrim import Retrim, expected_inverse, mean_leavings, nearest_program, retrim, trimmed_copy
-from circuits.store import new_folder, provenance, refuse_existing, sha256, write_json, write_text
+from circuits.store import new_folder, provenance, read_json, refuse_existing, sha256, write_json, write_text
 from circuits.target import check_target
 from tngd.verbs import Place, congruence_of, target_of
 
@@ -79,10 +89,27 @@ def set_interface(
         adc=replace(old.adc, **{name: value for name, value in adc.items() if value is not None}),
         source_bits=old.source_bits if source_bits is None else source_bits,
     )
-    content = describe_device(replace(device, interface=interface))
-    content["provenance"] = provenance(device=Path(place).name, device_sha256=device_hash(device))
-    write_json(out, content)
+    about = provenance(**_made_from(place) | {"device": Path(place).name, "device_sha256": device_hash(device)})
+    write_json(out, describe_device(replace(device, interface=interface), about))
     return interface
+
+
+def draw_copies(place: str, out: Path, copies: int, seed: int, force: bool = False) -> Device:
+    """Write fresh copies of a device's board, their parts spread as those of its copies were found to be."""
+    refuse_existing(out, force)
+    device = load_device(place)
+    drawn = draw_boards(ensemble(device), device.board, copies, seed)
+    made = replace(drawn, interface=device.interface, values=device.values, order=device.order)
+    about = {"device": Path(place).name, "device_sha256": device_hash(device), "draw_seed": seed}
+    write_json(out, describe_device(made, provenance(**_made_from(place) | about)))
+    return made
+
+
+def _made_from(place: str) -> dict[str, Any]:
+    """What a device was made from (hashes, seeds, the ngspice that ran), and as `fitted_versions` what computed it."""
+    about = read_json(device_file(place), "calibrate").get("provenance", {})
+    inputs = {name: value for name, value in about.items() if name not in ("versions", "content_sha256")}
+    return ({"fitted_versions": about["versions"]} if "versions" in about else {}) | inputs
 
 
 def retrim_copies(
@@ -102,20 +129,22 @@ def retrim_copies(
     out = out or folder / "retrim"
     with new_folder(out, force, "retrim.json") as fresh:
         nearest = nearest_program(made.board, target, T)
+        known = float(device.fitted_on.get("reduced_order", {}).get("uncertainty", 0.0))
         rows = []
         for k in chosen:
             progress(len(rows), len(chosen), f"choosing codes for {device.copies[k].name}")
             found = retrim(device, k, target, T, trim.programmings)
-            rows.append(_row(device, k, found, nearest))
+            rows.append(_row(device, k, found, nearest, known))
             for number, programmed in enumerate(found.programs, start=1):
                 write_text(fresh / rows[-1]["name"] / f"codes-{number}.csv", codes_text(made.board, programmed))
-            if trim.check and len(rows) == 1:
+            if trim.check:
                 rows[-1]["checked"] = _checked(made, device.copies[k].name, found, nearest, progress)
         progress(len(chosen), len(chosen), "")
         content = {
             "schema": SCHEMA,
             "target": name,
             "programmings": trim.programmings,
+            "calibration_uncertainty": known,
             "copies": rows,
             "provenance": provenance(
                 board_sha256=sha256((folder / "board.json").read_bytes()),
@@ -152,8 +181,10 @@ def _target(made: Design, trim: Trim) -> tuple[str, np.ndarray, np.ndarray]:
     return name, check_target(matrix, trim.damping), np.eye(len(matrix)) if T is None else T
 
 
-def _row(device: Device, copy: int, found: Retrim, nearest: Program) -> dict[str, Any]:
+def _row(device: Device, copy: int, found: Retrim, nearest: Program, known: float) -> dict[str, Any]:
     """What is expected of one copy: `error_nearest` uncalibrated, `errors` of the first 1, 2, … programmings.
+
+    `errors` are those of the calibrated model; `expected` has its relative uncertainty, `known`, in it.
 
     Each program's inverse is read as of any program, with its own scaling and energy, from readings that have been
     divided by the gains of the readout.
@@ -166,6 +197,7 @@ def _row(device: Device, copy: int, found: Retrim, nearest: Program) -> dict[str
         "name": device.copies[copy].name,
         "error_nearest": _error(read + mean_leavings(model, nearest), inverse),
         "errors": found.errors.tolist(),
+        "expected": np.hypot(found.errors, known).tolist(),
         "weights": found.weights.tolist(),
         "source_powers": found.powers.tolist(),
         "readout_gains": readout_of(device, copy)[0].tolist(),

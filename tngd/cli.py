@@ -35,7 +35,7 @@ from tngd.options import (
     Tolerance,
 )
 from tngd.stages import Stages
-from tngd.tables import more_tables, show, training_table, verification_table
+from tngd.tables import calibration_lines, more_tables, show, training_table, verification_table
 
 INTERRUPTED = 130
 CHOICES = Choices()
@@ -207,7 +207,8 @@ def calibrate(
         float, typer.Option(help="Half width of the relative spread of readout gains in such readings.")
     ] = 0.01,
     order: Annotated[
-        int | None, typer.Option(help="States of the reduced-order model. [the fewest that are good enough]")
+        int | None,
+        typer.Option(help="States of the process it predicts. [the fewest that are good enough]"),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -215,17 +216,10 @@ def calibrate(
     how = {"measured": measured, "readout": readout_tolerance, "order": order, "samples": samples, "seed": seed}
     with Stages(announce=False) as stage:
         content = _loaded("laboratory").calibrate(folder, route, force, stage("calibrate"), **how)
-    for name, fit in content["fitted_on"]["copies"].items():
-        before, after = fit["rms_residual_uncalibrated"], fit["rms_residual"]
-        print(f"{name}: rms residual {before:.3g} -> {after:.3g} standard deviations")
-    held = content.get("held_out")
-    if held:
-        print(
-            f"held out: {len(held['errors'])} programmings, worst error {max(held['errors']):.2g}, "
-            f"{held['improvement']:.3g} times below uncalibrated; z-scores spread {held['z_rms']:.2f}, "
-            f"{held['coverage_95']:.1%} of {held['intervals']} intervals of 95 % hold; "
-            f"{held['components']} independent ones spread {held['joint_z_rms']:.2f} (p {held['joint_p']:.2g})"
-        )
+    for line in calibration_lines(content):
+        print(line)
+    if warning := content["fitted_on"]["reduced_order"]["warning"]:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 @app.command()

@@ -10,7 +10,7 @@ import typer
 from circuits.interface import Converter
 from tngd.options import At, Damping, Folder, Force, Precondition
 from tngd.stages import Stages
-from tngd.tables import devices_table, retrim_table, show
+from tngd.tables import devices_table, retrim_table, show, spread_table
 
 app = typer.Typer()
 
@@ -58,6 +58,18 @@ def interface(
 
 
 @app.command()
+def draw(
+    device: Annotated[str, typer.Argument(help="device.json, or a device of the package by name.")],
+    out: Annotated[Path, typer.Option(help="The file to write, a device of fresh copies.")],
+    copies: Annotated[int, typer.Option(help="How many.")] = 3,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same copies.")] = 0,
+    force: Force = False,
+) -> None:
+    """Fresh copies of a calibrated board, their parts spread as calibration found those of its copies."""
+    show(spread_table(_calibrated().draw_copies(device, out, copies, seed, force)))
+
+
+@app.command()
 def retrim(
     folder: Folder,
     copy: Annotated[str | None, typer.Option(help="One copy by name, such as copy-1. [all]")] = None,
@@ -69,7 +81,7 @@ def retrim(
     damping: Damping = 0.0,
     programmings: Annotated[int, typer.Option(help="Programs whose weighted mean is the inverse.")] = 8,
     out: Annotated[Path | None, typer.Option(help="The folder to make. [DIR/retrim]")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Run the programs of the first copy in ngspice.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Run the programs in ngspice.")] = False,
     force: Force = False,
 ) -> None:
     """Codes for the very copies of a calibrated board with banks, in place of the nearest ones."""

@@ -14,24 +14,26 @@ import numpy as np
 from circuits.banked import calibrate_programs
 from circuits.board import REFERENCE_CELSIUS, Conditions
 from circuits.calibration import calibrate as fit_copies
-from circuits.calibration import uncertainties
+from circuits.calibration import uncertainties, validated
 from circuits.deck import discarded
 from circuits.design import Design, load_design
-from circuits.device import Device, describe_device, predict
+from circuits.device import Device, describe_device, ideal_device, predict
 from circuits.errors import InputError
+from circuits.fitted import by_pairs
 from circuits.fitting import Fit
 from circuits.heldout import predicted, question, standard_error
 from circuits.inversion import inversion
 from circuits.jobs import Progress, silent
-from circuits.leavings import draw_pairs
+from circuits.leavings import FEW, draw_pairs
 from circuits.measured import READOUT, calibrate_measured
 from circuits.measurement import Plan, error_of_one, measure
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
-from circuits.pairs import PairModel
+from circuits.pairs import PairModel, pair_model
 from circuits.population import COPIES
+from circuits.prediction import COLDEST, HOTTEST
 from circuits.recorded import read_recorded
-from circuits.reduction import choose_order
+from circuits.reduction import check_order, choose_order
 from circuits.runs import load_measurements, save_measurements
 from circuits.sampled import BLOCK
 from circuits.store import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
@@ -39,13 +41,13 @@ from circuits.target import two_digits
 from circuits.verification import describe_verification, verify_recorded
 from circuits.verification import verify as compare
 
-Calibrated = tuple[Device, float, dict[str, str]]  # with the uncertainty of its inverse, and what it was made from
+# With the uncertainty of its inverse, which holds what the pair model leaves out, and what it was made from.
+Calibrated = tuple[Device, float, dict[str, str | int]]
 ROUTES = ("auto", "exact", "sampled", "programs")
 SAMPLES = 100_000  # readings of a copy under a program, unless told better
 MOST_SAMPLES = 100_000_000
 MOST_START_UP = 2_000_000  # readings of one chunk that are thrown away: some three minutes
 MOST_COPIES = 100_000
-COLDEST, HOTTEST = -55.0, 125.0  # °C
 
 
 @dataclass(frozen=True)
@@ -103,18 +105,28 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fit every copy and write device.json.
 
-    `route` exact or sampled: to the runs of `verify`. programs: to training programs that are run now, with held-out
-    targets; a board with banks has no other way. They are exact, or with `samples` sampled by noise of `seed`.
-    `measured`: to recorded readings, with gains of the readout within ±`readout`. `order` is that of the reduced-order
-    model, in place of the smallest that is good enough.
+    `route` exact or sampled: to the runs of `verify`. programs: to training programs that are run now; a board with
+    banks has no other way. They are exact, or with `samples` sampled by noise of `seed`. Either way held-out programs
+    are run now, if there is an ngspice.
+    `measured`: to recorded readings, with gains of the readout within ±`readout`. `order` is that of the process the
+    device predicts, in place of the smallest that is good enough (circuits.reduction.choose_order).
     """
     if route not in ROUTES:
         raise InputError(f"--route is {', '.join(ROUTES[:-1])} or {ROUTES[-1]}, got {route!r}")
     if measured and (route != "auto" or samples):
         raise InputError("recorded readings are a route of their own; with --measured leave out --route and --samples")
+    if seed < 0:
+        raise InputError(f"a seed is a whole number >= 0, got {seed}")
     if samples is not None:
         check_samples(samples)
     made, _ = load_design(folder)
+    if samples and not made.board.banks and route != "programs":
+        raise InputError(
+            "a board without banks is fitted to what `tngd verify --samples` measured; leave out --samples here, or "
+            "give --route programs to sample training programs"
+        )
+    if order is not None:  # before anything is run
+        check_order(predict(ideal_device(made.board), 0, made.program), order)
     with locked(folder):
         refuse_existing(folder / "device.json", force)
         if measured:
@@ -125,11 +137,11 @@ def calibrate(
             found = _calibrated_runs(made, folder, route, progress)
         device, own, made_from = found
         circuits = [predict(device, k, made.program) for k in range(len(device.copies))]
-        chosen = {"reduced_order": asdict(choose_order(circuits, own, order))}
-        device = replace(device, fitted_on=device.fitted_on | chosen)
-        content = describe_device(device)
-        content["provenance"] = provenance(
-            board_sha256=sha256((folder / "board.json").read_bytes()), seed=made.seed, **made_from
+        chosen = choose_order(circuits, own, order, max(map(_size, _left_out(made).values())))
+        about = device.fitted_on | {"reduced_order": asdict(chosen) | {"warning": chosen.warning}}
+        content = describe_device(
+            replace(device, fitted_on=about, order=chosen.kept),
+            provenance(board_sha256=sha256((folder / "board.json").read_bytes()), seed=made.seed, **made_from),
         )
         write_json(folder / "device.json", content)
         shutil.rmtree(folder / "training", ignore_errors=True)
@@ -152,7 +164,7 @@ def _calibrated_programs(
         seed=seed,
     )
     own = _uncertainty(made, found.model, found.fits)
-    return found.device, own, {"ngspice": ngspice_version(find_ngspice())}
+    return found.device, own, {"ngspice": ngspice_version(find_ngspice())} | ({"noise_seed": seed} if sampled else {})
 
 
 def _calibrated_readings(made: Design, path: Path, readout: float, progress: Progress) -> Calibrated:
@@ -174,6 +186,7 @@ def _calibrated_runs(made: Design, folder: Path, route: str, progress: Progress)
     try:
         about = read_json(folder / "verification.json", "verify")
         ngspice, ambient = about["provenance"]["ngspice"], about["ambient"]
+        seed = about["provenance"].get("seed")
     except (KeyError, TypeError):
         raise InputError(
             f"{folder / 'verification.json'} is damaged; make it again with `tngd verify --force`"
@@ -186,8 +199,28 @@ def _calibrated_runs(made: Design, folder: Path, route: str, progress: Progress)
     if route == "auto":
         route = "exact" if measured[made.copies[0].name].exact else "sampled"
     device, fits = fit_copies(made, measured, route, progress)
+    device = validated(made, device, fits, folder / "training", progress)
     made_from = {"statistics_sha256": sha256((folder / "statistics.npz").read_bytes()), "ngspice": ngspice}
-    return device, min(uncertainties(made, fits)), made_from
+    made_from |= {"noise_seed": seed} if route == "sampled" else {}
+    own = min(uncertainties(made, fits))
+    if not by_pairs(made.board):
+        left = _left_out(made)["covariance"]
+        # The errors of a fit to exact runs hold the spread of what the pair model leaves out, but not its mean.
+        mean = left.sum(axis=0, keepdims=True) / max(len(left), 1)
+        own = float(np.hypot(own, _size(mean if route == "exact" else left)))
+    return device, own, made_from
+
+
+def _left_out(made: Design) -> dict[str, np.ndarray]:
+    """What mismatch within pairs adds to the inverse by each statistic, relative, of drawn copies (draws, n, n)."""
+    model, X = pair_model(made.board), made.program.mapping
+    asked = question(model, made.program, draw_pairs(model, made.seed, FEW))
+    return {name: X.T @ left @ X / np.linalg.norm(X.T @ asked.nominal[name] @ X) for name, left in asked.left.items()}
+
+
+def _size(matrices: np.ndarray) -> float:
+    """Root mean square Frobenius norm of matrices (draws, n, n); 0 of none."""
+    return float(np.linalg.norm(matrices) / np.sqrt(max(len(matrices), 1)))
 
 
 def _check(inquiry: Inquiry) -> None:

@@ -16,6 +16,7 @@ from circuits.board import Program
 from circuits.device import Device, predict
 from circuits.errors import InputError
 from circuits.ou import diffusion, drift
+from circuits.reduction import reduce_order
 from tngd.transition import Transition, balancing_units, exact_transition, lyapunov
 
 SKEW = 1e-5  # of the largest entry, by which a diffusion may fail to be symmetric
@@ -67,10 +68,15 @@ class Gaussian:
 
 
 def program_process(device: Device, copy: int, program: Program, dtype: torch.dtype = torch.float64) -> Process:
-    """The process of copy number `copy` (from 0) of a device under a program for its board."""
+    """The process of copy number `copy` (from 0) of a device, of the device's order, under a program for its board."""
     if not 0 <= copy < len(device.copies):
         raise InputError(f"the device has copies 0 to {len(device.copies) - 1}, got {copy}")
-    return circuit_process(predict(device, copy, program), dtype)
+    circuit = predict(device, copy, program)
+    if device.order is None:
+        return circuit_process(circuit, dtype)
+    found = reduce_order(circuit, device.order)
+    A, D, H = (torch.as_tensor(part, dtype=dtype) for part in (found.drift, found.diffusion, found.readout))
+    return Process(A, D, torch.zeros(len(A), dtype=dtype), H)
 
 
 def circuit_process(circuit: Circuit, dtype: torch.dtype = torch.float64) -> Process:

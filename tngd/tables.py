@@ -12,6 +12,7 @@ from circuits.fitted import Device
 from tngd.sheets import Sheet, sheet
 
 MOST_COPIES = 4  # shown; the report has all
+MOST_NAMES = 4
 ROUTES = {"exact": "without sampling", "sampled": "sampled", "solve": "solved", "recorded": "as recorded"}
 
 
@@ -187,6 +188,20 @@ def part_error(device: Device) -> float:
     return (sum(error**2 for error in known) / len(known)) ** 0.5 if known else 0.0
 
 
+def spread_table(device: Device) -> Table:
+    """What fresh copies were drawn from: the spread of every kind of part, and from how many."""
+    known = device.fitted_on["copies_known"]
+    title = f"Spread of parts in calibrated copies ({known}), relative; 95 % intervals"
+    table = Table(title=title, title_justify="left")
+    for title in ("kind", "seen", "mean", "standard deviation", "interval"):
+        table.add_column(title, justify="left" if title == "kind" else "right")
+    for kind, found in device.fitted_on["spreads"].items():
+        low, high = found["interval"]
+        between = f"{low:.3%} to {high:.3%}" if found["count"] else "by tolerance"
+        table.add_row(kind, str(found["count"]), f"{found['mean'] - 1:+.3%}", f"{found['deviation']:.3%}", between)
+    return table
+
+
 def retrim_table(content: dict[str, Any]) -> Table:
     """Errors of the inverse with nearest codes and with codes for the very copy, from one retrim.json."""
     spent = content["programmings"]
@@ -198,11 +213,38 @@ def retrim_table(content: dict[str, Any]) -> Table:
     for title in titles:
         table.add_column(title, justify="left" if title == "copy" else "right")
     for row in content["copies"]:
-        errors = [row["error_nearest"], row["errors"][0], *([row["errors"][-1]] if spent > 1 else [])]
+        errors = [row["error_nearest"], row["expected"][0], *([row["expected"][-1]] if spent > 1 else [])]
         found = row.get("checked")
         errors += [found["error_nearest"], found["error"]] if found else []
         table.add_row(row["name"], *(f"{error:.3%}" for error in errors))
     return table
+
+
+def calibration_lines(content: dict[str, Any]) -> Iterator[str]:
+    """What a calibration found, in sentences, from one device.json."""
+    fitted, held = content["fitted_on"], content["held_out"]
+    for name, fit in fitted["copies"].items():
+        before, after = fit["rms_residual_uncalibrated"], fit["rms_residual"]
+        yield f"{name}: rms residual {before:.3g} -> {after:.3g} standard deviations"
+    yield _known_line(fitted)
+    if held:
+        yield (
+            f"held out: {len(held['errors'])} programmings, worst error {max(held['errors']):.2g}, "
+            f"{held['improvement']:.3g} times below uncalibrated; z-scores spread {held['z_rms']:.2f}, "
+            f"{held['coverage_95']:.1%} of {held['intervals']} intervals of 95 % hold; "
+            f"{held['components']} independent ones spread {held['joint_z_rms']:.2f} (p {held['joint_p']:.2g})"
+        )
+    if "not_held_out" in fitted:
+        yield f"no held-out programmings: {fitted['not_held_out']}"
+
+
+def _known_line(fitted: dict[str, Any]) -> str:
+    """What the data could not determine, and what they could not tell apart."""
+    unknown, most = fitted["undetermined"], max(len(fit["correlated"]) for fit in fitted["copies"].values())
+    names = ", ".join(unknown[:MOST_NAMES]) + (", …" if len(unknown) > MOST_NAMES else "")
+    line = f"the data do not determine {len(unknown)} of {fitted['parameters']} parameters ({names})"
+    line = line if unknown else f"the data determine all of {fitted['parameters']} parameters"
+    return line + (f"; in a copy up to {most} pairs of them are strongly correlated" if most else "")
 
 
 def training_table(result: dict[str, Any]) -> Sheet:
