@@ -199,7 +199,9 @@ def _exact(board: Board, draft: Program, sums: np.ndarray) -> Program:
     values = element_values(board, scaled.matrix)
     over = [e for e, bank, value in _banked(board, values) if value > bank.reach + bank.unit]
     if over:
-        raise InputError(f"coupling {over[0]} is beyond the reach of its bank; use a --precondition, or another board")
+        raw = np.array_equal(draft.congruence, np.eye(len(U)))
+        remedy = "use a --precondition, or a board" if raw else "take a newer factor, or a board"
+        raise InputError(f"coupling {over[0]} is beyond the reach of its bank; {remedy} with a larger --bank-range")
     return replace(scaled, values=values)
 
 
