@@ -129,7 +129,8 @@ ARRAY_SETTINGS = ("rows", "deviation", "converters")
 SAMPLED = {"time": 50.0, "curvature": "mc"}
 KEPT = {"time": "inf", "refresh": 10}
 FRESH = {"lr": (0.03, 0.3), "damping": (0.01, 0.03, 0.1, 0.3)}
-MOMENTUM = {"lr": (0.01, 0.03), "damping": (0.003, 0.01, 0.03, 0.1)}  # a kept state is one
+HELD = {"time": "inf", "curvature": "mc", "refresh": 8}
+FINE = {"lr": (0.01, 0.03), "damping": (0.003, 0.01, 0.03, 0.1)}  # a kept state is a momentum
 CLIPPED = {"kl_clip": 1e-3}
 PRECONDITIONED = {"curvature": "mc", "refresh": 8, "history": 8, "damping": 4.0, "time": 5.0, "momentum": 0.9}
 WHITE = {"lr": (0.003, 0.01, 0.03, 0.06), "precondition": (0.03, 0.1)}
@@ -144,13 +145,17 @@ METHODS: dict[str, Method] = {
         "TNGD, t = 5, state kept, curvature kept 10 steps",
         "TNGD",
         CLIPPED | {"time": 5.0, "start": "kept", "refresh": 10},
-        MOMENTUM,
+        FINE,
     ),
     "tngd-kept-mc": Method(
         "TNGD, t = 5, state kept, sampled curvature",
         "TNGD",
         CLIPPED | {"time": 5.0, "start": "kept", "curvature": "mc"},
-        MOMENTUM,
+        FINE,
+    ),
+    "tngd-history": Method("TNGD, sampled curvature, 8 batches held", "TNGD", CLIPPED | HELD | {"history": 8}, FINE),
+    "tngd-history-32": Method(
+        "TNGD, sampled curvature, 32 batches held", "TNGD", CLIPPED | HELD | {"history": 32}, FINE
     ),
     "tngd-preconditioned": Method("TNGD, preconditioned, 8 batches held, momentum", "TNGD", PRECONDITIONED, WHITE),
     "tngd-preconditioned-array": Method(

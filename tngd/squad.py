@@ -53,7 +53,6 @@ METHODS: dict[str, dict[str, float]] = {
 }
 # The paper's "TNGD-Adam" without its device: sign descent with the same step size.
 COMPARED = ("sgd", "adam", "sign", "sign:lr=0.001", "tngd-paper", "tngd", "tngd-adam-paper", "tngd-adam")
-COMPARED += ("tngd-preconditioned",)
 
 
 @dataclass(frozen=True)
