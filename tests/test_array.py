@@ -451,7 +451,7 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(settings, dtype, tmp_pa
     assert run(other, resumed, data[4:]) == straight
     assert np.array_equal(flat(other), end)
     for array in (None, replace(optimizer.array, seed=2)):
-        with pytest.raises(InputError, match="another array"):
+        with pytest.raises(InputError, match="another optimizer or model: array"):
             TNGD(network(dtype=dtype), array=array).load_state_dict(saved["optimizer"])
 
 

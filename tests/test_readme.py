@@ -145,6 +145,29 @@ def first_at(records: list[dict], target: float) -> float | None:
     return None
 
 
+def calibration_rows() -> list[str]:
+    """The two tables of benchmarks/calibration.jsonl."""
+    stored = [json.loads(line) for line in (ROOT / "benchmarks" / "calibration.jsonl").read_text().splitlines()]
+    fits = [
+        f"| {row['board']} | {row['worst_error']:.1e} | {row['improvement']:,.0f} | "
+        f"{100 * row['coverage_95']:.0f} % of {row['intervals']} |"
+        for row in stored
+        if "board" in row
+    ]
+    trims = [
+        f"| {row['target']}, {row['retrim']} | {row['programmings']} | {100 * row['rms_nearest']:.2f} % | "
+        f"{100 * row['rms_own']:.3f} % | {row['times_better']:.0f} |"
+        for row in stored
+        if "retrim" in row
+    ]
+    return fits + trims
+
+
+def test_calibration_of_the_readme_is_that_stored():
+    for row in calibration_rows():
+        assert row in README.splitlines(), row
+
+
 @pytest.mark.parametrize("setting", ["paper", "lenet"])
 def test_tables_of_the_evidence_are_those_stored(setting):
     for row in evidence_rows(setting):
