@@ -61,7 +61,7 @@ def calibrated(name: str, made: Design, seed: int, folder: Path) -> dict:
     seconds = time.perf_counter() - start
     held = found.held_out
     if made.board.banks:
-        write_design(folder, made)
+        write_design(made, folder)
         write_json(folder / "device.json", describe_device(found.device))
     scores = {name: round(getattr(held, name), 3) for name in ("z_rms", "coverage_95", "joint_z_rms", "joint_p")}
     return {
