@@ -29,17 +29,14 @@ from circuits.synthesis import design
 from tngd.paths import draws_of
 from tngd.process import circuit_process, reading_law, stationary_law
 
-DRAWS = 400_000  # independent samples of the engine, in pieces
-PIECE = 10_000  # what a cache holds
+DRAWS = 400_000  # independent samples of the engine
 
 
 def engine(circuit, seed: int) -> float:
     """Independent samples of the readings a second of processor time, from the circuit on."""
     before = time.process_time()
     process = circuit_process(circuit)
-    law, generator = reading_law(process, stationary_law(process)), torch.Generator().manual_seed(seed)
-    for _ in range(DRAWS // PIECE):
-        draws_of(law, PIECE, generator)
+    draws_of(reading_law(process, stationary_law(process)), DRAWS, seed)
     return DRAWS / (time.process_time() - before)
 
 

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from circuits.errors import InputError
 from tngd.process import Gaussian, Process, reading_law, stationary_law, transition
-from tngd.scan import Recursion, normals, product, run
+from tngd.scan import PIECE, Recursion, normals, product, run
 from tngd.transition import noise_factor
 
 ROUNDING = 16  # units in the last place of the latest time within which steps are equal
@@ -98,11 +98,18 @@ def reading_draws(process: Process, samples: int, seed: int | Generator) -> Tens
 
 def draws_of(law: Gaussian, samples: int, seed: int | Generator) -> Tensor:
     """Independent draws of a normal law, (…, samples, k)."""
-    z = law.mean.new_empty(*law.mean.shape[:-1], samples, law.mean.shape[-1])
-    factor = (
-        noise_factor(law.covariance).mT.expand(*law.mean.shape[:-1], -1, -1).reshape(-1, *law.covariance.shape[-2:])
-    )
-    found = product(normals(z, generator_of(seed, z))(z).view(-1, *z.shape[-2:]), factor).view_as(z)
+    batch, k = law.mean.shape[:-1], law.mean.shape[-1]
+    factor = noise_factor(law.covariance).mT.expand(*batch, k, k).reshape(-1, k, k)
+    found = _room(law.mean, (*batch, samples, k))
+    flat = found.view(-1, samples, k)
+    fill = normals(found, generator_of(seed, found))
+    # So many at a time that their normal numbers stay in the cache until they are used.
+    rows = max(PIECE // max(len(factor) * k, 1), 1)
+    z = found.new_empty(len(factor), min(rows, samples), k)
+    for part in flat.split(rows, dim=1):
+        many = part.shape[1]
+        own = z if many == z.shape[1] else z.view(-1)[: len(factor) * many * k].view(len(factor), many, k)
+        product(fill(own), factor, part)
     return found if not bool(law.mean.count_nonzero()) else found.add_(law.mean[..., None, :])
 
 
