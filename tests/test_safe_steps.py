@@ -169,6 +169,30 @@ def test_a_step_whose_loss_is_no_number_afterwards_raises_the_damping():
     assert optimizer.param_groups[0]["damping"] == pytest.approx(0.1 / 0.95)
 
 
+def test_a_closure_that_fails_in_the_check_of_the_damping_leaves_a_whole_step():
+    trained = []
+    for fails in (False, True):
+        model, (x, y) = network(), batches(1)[0]
+        scale, calls = nn.Parameter(torch.ones(()).double()), []
+
+        def closure(model=model, scale=scale, calls=calls, fails=fails, x=x, y=y):
+            calls.append(1)
+            if fails and len(calls) == 2:
+                raise KeyError("the loader has ended")
+            return model(x) * scale, y
+
+        optimizer = TNGD(model, adapt=1, companion=torch.optim.SGD([scale], lr=0.1))
+        if fails:
+            with pytest.raises(KeyError):
+                optimizer.step(closure)
+            assert optimizer.param_groups[0]["damping"] == optimizer.defaults["damping"]
+        else:
+            optimizer.step(closure)
+        trained.append(np.append(flat(model), scale.item()))
+    assert np.array_equal(*trained)
+    assert trained[0][-1] != 1
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_several_logits_are_several_labels(reduction):
     model, (x, _) = network(), batches(1)[0]

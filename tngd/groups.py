@@ -63,6 +63,15 @@ def hand_over(groups: Groups, direction: Tensor) -> None:
         start += parameter.numel()
 
 
+@torch.no_grad()
+def step_along(optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]) -> None:
+    """A step of another optimizer with these gradients of its trained parameters; frozen ones get none."""
+    drop_frozen(optimizer.param_groups)
+    for parameter, gradient in zip(trained(optimizer.param_groups), gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.step()
+
+
 def drop_frozen(groups: Groups) -> None:
     """Take the `.grad` of frozen parameters away: torch's optimizers step along whatever is there."""
     for parameter in (p for group in groups for p in group["params"] if not p.requires_grad):

@@ -22,7 +22,7 @@ from tngd.array import Array
 from tngd.batches import Batch, evaluate_batch, join_batches
 from tngd.descent import shortened, take_step
 from tngd.gram import all_finite
-from tngd.groups import check_one_setting, check_partners, drop_frozen, flat, left_to, matrix_shapes, trained
+from tngd.groups import check_one_setting, check_partners, flat, left_to, matrix_shapes, step_along, trained
 from tngd.losses import CROSS_ENTROPY, Loss, as_loss
 from tngd.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, placed, trimmed, unpacked_memory
 from tngd.recorder import Recorder
@@ -181,18 +181,15 @@ class TNGD(torch.optim.Optimizer):
             if self.inner is not None and settings.kl_clip is not None:
                 self.last = replace(last, scale=scale)
             self._steps += 1
-        if adapts:  # before the companion's step, whose part in the change of the loss is not the model's
-            change = flat(own) - before
-            ratio = reduction_ratio(batch, factor, change, closures, self.loss, random)
-            self.last = replace(self.last, ratio=ratio)
-            for group in self.param_groups:
-                group["damping"] = adapted(settings.damping, ratio, settings.adapt)
-        if self.companion is not None:
-            drop_frozen(self.companion.param_groups)
-            for parameter, gradient in zip(trained(self.companion.param_groups), batch.companion, strict=True):
-                parameter.grad = gradient
-            with torch.no_grad():
-                self.companion.step()
+        try:
+            if adapts:  # before the companion's step, whose part in the change of the loss is not the model's
+                ratio = reduction_ratio(batch, factor, flat(own) - before, closures, self.loss, random)
+                self.last = replace(self.last, ratio=ratio)
+                for group in self.param_groups:
+                    group["damping"] = adapted(settings.damping, ratio, settings.adapt)
+        finally:  # a closure that fails in the check leaves a whole step behind, and the damping as it was
+            if self.companion is not None:
+                step_along(self.companion, batch.companion)
         return batch.value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
