@@ -23,7 +23,7 @@ from circuits.ou import drift
 from circuits.reduction import reduce_order
 from circuits.specimen import fitted_circuit, shown
 from circuits.synthesis import program, reprogram
-from circuits.target import check_congruence, check_target
+from circuits.target import check_array, check_congruence, check_target
 
 COLDEST, HOTTEST = -55.0, 125.0  # °C: what parts are made for
 DAC_STREAM = 9  # of random numbers
@@ -155,9 +155,14 @@ def _uploaded(board: Board, interface: Interface, bias: np.ndarray | None, seed:
     n = len(board.cells)
     if bias is None:
         return np.zeros(n), 0
-    bias = np.asarray(bias, dtype=float)
-    if bias.shape != (n,) or not np.isfinite(bias).all():
-        raise InputError(f"expected {n} finite bias currents, one for each cell, got an array of shape {bias.shape}")
+    if seed < 0:
+        raise InputError(f"a seed is a whole number >= 0, got {seed}")
+    bias = check_array(bias, "bias")
+    if bias.dtype.kind not in "biuf" or bias.shape != (n,) or not np.isfinite(bias).all():
+        raise InputError(
+            f"expected {n} finite bias currents, one for each cell, got an array of shape {bias.shape} and type "
+            f"{bias.dtype}"
+        )
     if not board.inputs:
         raise InputError("the coils of a capacitive board lead bias currents to ground; use a resistive board")
     made = convert(

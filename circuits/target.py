@@ -9,6 +9,7 @@ from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from circuits.errors import InputError
 
@@ -35,9 +36,17 @@ def read_matrix(path: Path, what: str = "matrix") -> np.ndarray:
         raise InputError(f"{what} {path} is not readable: {error}") from None
 
 
-def check_square(matrix: np.ndarray, what: str) -> np.ndarray:
+def check_array(values: ArrayLike, what: str) -> np.ndarray:
+    """Return `values` as an array of any shape, or raise InputError if rows of numbers differ in length."""
+    try:
+        return np.asarray(values)
+    except ValueError:
+        raise InputError(f"{what} must be an array, got rows of different lengths; fill them up") from None
+
+
+def check_square(matrix: ArrayLike, what: str) -> np.ndarray:
     """Return `matrix` as (n, n) finite float64, or raise InputError."""
-    array = np.asarray(matrix)
+    array = check_array(matrix, what)
     if array.size == 0:
         raise InputError(f"{what} is empty; expected n x n numbers, n >= 1")
     if array.ndim != 2:

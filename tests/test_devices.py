@@ -364,8 +364,14 @@ def test_predictions_that_cannot_be_are_refused(shipped):
             device.under(shipped.program, ambient=ambient)
     with pytest.raises(InputError, match="coils of a capacitive board"):
         device.under(shipped.program, bias=np.ones(8))
-    with pytest.raises(InputError, match="expected 8 finite bias"):
-        device.under(shipped.program, bias=np.ones(3))
+    for bias in (np.ones(3), ["a"] * 8, np.full(8, np.nan)):
+        with pytest.raises(InputError, match="expected 8 finite bias"):
+            device.under(shipped.program, bias=bias)
+    for given in ({"target": [[1, 2], [3]]}, {"target": np.eye(8), "precondition": [[1, 2], [3]]}):
+        with pytest.raises(InputError, match="rows of different lengths"):
+            device.program(**given)
+    with pytest.raises(InputError, match="a seed is a whole number"):
+        device.under(shipped.program, bias=np.ones(8), seed=-1)
     made = make_design(NEGATIVE, cells="active")
     away = ideal_device(made.board)
     away = first(away, gains=away.copies[0].gains | {"negative_1": Estimate(30.0, 0.0, True)})
