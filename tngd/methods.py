@@ -132,6 +132,7 @@ FRESH = {"lr": (0.03, 0.3), "damping": (0.01, 0.03, 0.1, 0.3)}
 HELD = {"time": "inf", "curvature": "mc", "refresh": 8}
 FINE = {"lr": (0.01, 0.03), "damping": (0.003, 0.01, 0.03, 0.1)}  # a kept state is a momentum
 CLIPPED = {"kl_clip": 1e-3}
+SAMPLED_TILES = {"tile_curvature": "mc"}
 PRECONDITIONED = {"curvature": "mc", "refresh": 8, "history": 8, "damping": 4.0, "time": 5.0, "momentum": 0.9}
 WHITE = {"lr": (0.003, 0.01, 0.03, 0.06), "precondition": (0.03, 0.1)}
 METHODS: dict[str, Method] = {
@@ -188,6 +189,25 @@ METHODS: dict[str, Method] = {
         device="worst-case",
         tuned_as="tngd-tiles",
         ideal="tngd-tiles-ideal",
+    ),
+    "tngd-tiles-mc-ideal": Method(
+        "TNGD, ideal tiles, sampled curvature", "tiles", SAMPLED_TILES, device="ideal", tuned_as="tngd-tiles-mc"
+    ),
+    "tngd-tiles-mc": Method(
+        "TNGD, calibrated tiles, sampled curvature",
+        "tiles",
+        SAMPLED_TILES,
+        FINE,
+        "given",
+        ideal="tngd-tiles-mc-ideal",
+    ),
+    "tngd-tiles-mc-worst": Method(
+        "TNGD, worst-case tiles, sampled curvature",
+        "tiles",
+        SAMPLED_TILES,
+        device="worst-case",
+        tuned_as="tngd-tiles-mc",
+        ideal="tngd-tiles-mc-ideal",
     ),
     "tngd-array": Method(
         "TNGD, curvature kept 10 steps, array with calibrated errors",
