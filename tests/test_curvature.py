@@ -259,7 +259,7 @@ class Folded(Mixing):
 
 
 @pytest.mark.parametrize(("model", "words"), [
-    (Mixing, "samples of the batch mix after layer 'inner'"),
+    (Mixing, "samples of the batch mix or change places after layer 'inner'"),
     (Functional, "'inner.weight' is used outside its layer"),
     (Folded, "layer 'inner' took"),
 ])  # fmt: skip

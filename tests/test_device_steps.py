@@ -387,7 +387,7 @@ def test_states_of_other_models_and_optimizers_are_refused():
 
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"lr": 0.0}, "lr"), ({"damping": -0.1}, "damping"), ({"damping": 0.0}, "damping"), ({"time": -1.0}, "time"),
+    ({"lr": -0.1}, "lr"), ({"damping": -0.1}, "damping"), ({"damping": 0.0}, "damping"), ({"time": -1.0}, "time"),
     ({"time": float("nan")}, "time"), ({"delay": -1.0}, "delay"), ({"noise": -1.0}, "noise"),
     ({"refresh": 0}, "refresh"),
     ({"start": "middle"}, "start"), ({"curvature": "hessian"}, "curvature"), ({"curvature": "tiles"}, "board"),

@@ -129,7 +129,7 @@ def test_woodbury_solves_the_dense_system():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"lr": 0.0}, {"lr": -1.0}, {"damping": 0.0}, {"damping": float("nan")}, {"refresh": -1}]
+    "bad", [{"lr": float("inf")}, {"lr": -1.0}, {"damping": 0.0}, {"damping": float("nan")}, {"refresh": -1}]
 )
 def test_impossible_settings_are_refused(bad):
     with pytest.raises(InputError, match=next(iter(bad))):

@@ -331,3 +331,123 @@ def test_a_norm_set_to_training_while_a_curvature_is_kept_is_refused():
     model.train()
     with pytest.raises(InputError, match="BatchNorm1d"):
         optimizer.step(lambda: (model(x), y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_damping_keeps_to_what_the_precision_resolves(dtype):
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(5, 2).to(dtype), torch.randn(64, 5, dtype=dtype), torch.randn(64, 2, dtype=dtype)
+    optimizer = TNGD(model, lr=0.01, loss=nn.MSELoss(), adapt=1)
+    losses = [float(optimizer.step(lambda: (model(x), y))) for _ in range(800)]
+    rounding = 100 * torch.finfo(dtype).eps * losses[-1]
+    assert (np.diff(losses) < rounding).all()
+    assert torch.finfo(dtype).eps < optimizer.param_groups[0]["damping"] < 1e-4
+
+
+def test_the_damping_stays_where_nothing_is_left_to_learn():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(5, 2), torch.randn(64, 5), torch.randn(64, 2)
+    optimizer = TNGD(model, lr=1.0, damping=1.0, loss=nn.MSELoss(), adapt=1)
+    for _ in range(600):
+        optimizer.step(lambda: (model(x), y))
+    assert optimizer.param_groups[0]["damping"] <= 1.0
+    assert np.isnan(optimizer.last.ratio)
+
+
+@pytest.mark.parametrize("adapt", [1000, 20000])
+def test_a_rare_check_changes_the_damping_a_hundredfold_at_most(adapt):
+    for lr, changed in ((1e-3, 1e-2), (500.0, 1e2)):
+        model, (x, y) = network(), batches(1)[0]
+        optimizer = TNGD(model, lr=lr, adapt=adapt, damping=0.1)
+        optimizer.step(lambda model=model, x=x, y=y: (model(x), y))
+        assert optimizer.param_groups[0]["damping"] == pytest.approx(0.1 * changed)
+
+
+def test_a_rate_of_zero_moves_nothing_and_a_warm_up_starts_from_it():
+    model, (x, y) = network(), batches(1)[0]
+    optimizer = TNGD(model, kl_clip=1e-3, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, step / 4))
+    before = flat(model)
+    optimizer.step(lambda: (model(x), y))
+    assert np.array_equal(flat(model), before)
+    schedule.step()
+    optimizer.step(lambda: (model(x), y))
+    assert not np.array_equal(flat(model), before)
+    with pytest.raises(InputError, match="lr must be a number, 0 or above"):
+        TNGD(model, lr=-0.1)
+
+
+def test_a_companion_may_have_layers_that_are_unfrozen_later():
+    model, (x, y) = network(), batches(1)[0]
+    model[0].requires_grad_(False)
+    optimizer = TNGD(model, companion=torch.optim.Adam(model[0].parameters(), lr=0.1))
+    optimizer.step(lambda: (model(x), y))
+    before = model[0].weight.detach().clone()
+    model[0].requires_grad_(True)
+    optimizer.step(lambda: (model(x), y))
+    assert not torch.equal(model[0].weight, before)
+
+
+def test_a_loss_of_ones_own_returns_what_it_says():
+    model, (x, y) = network(), batches(1)[0]
+    b, d = len(x), 3
+
+    def value(outputs, targets):
+        return outputs.square().sum(1).mean()
+
+    def root(outputs):
+        return 2**0.5 * torch.eye(d).double().expand(b, d, d)
+
+    wrong = {
+        "root": Loss("mine", value, lambda z: torch.full_like(z, 2**0.5)),
+        "sampled": Loss("mine", value, root, sampled=lambda z, u: u[:, :1]),
+        "counted": Loss("mine", value, root, counted=lambda t: torch.ones(2)),
+        "does not depend": Loss("mine", lambda z, t: z.detach().sum(), root),
+    }
+    for says, loss in wrong.items():
+        with pytest.raises(InputError, match=says):
+            TNGD(model, loss=loss, curvature="mc" if says == "sampled" else "ggn").step(lambda: (model(x), y))
+    TNGD(model, loss=Loss("mine", value, root)).step(lambda: (model(x), y))
+    with pytest.raises(InputError, match="return the targets, not the loss"):
+        TNGD(model).step(lambda: (model(x), functional.cross_entropy(model(x), y)))
+
+
+def test_autocast_inside_the_network_is_refused():
+    model, (x, y) = network().float(), batches(1)[0]
+
+    def closure():
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(x.float()).float(), y
+
+    with pytest.raises(InputError, match="without autocast"):
+        TNGD(model).step(closure)
+
+
+def test_micro_batches_may_be_cut_from_one_graph():
+    made, (x, y) = [network(), network()], batches(1)[0]
+    for model in made:
+        optimizer = TNGD(model, refresh=2)
+        for _ in range(2):
+            outputs = model(x)
+            if model is made[0]:
+                optimizer.step(lambda outputs=outputs: (outputs, y))
+            else:
+                parts = [slice(0, 3), slice(3, None)]
+                optimizer.step(*(lambda z=outputs[part], t=y[part]: (z, t) for part in parts))
+    assert_close(flat(made[1]), flat(made[0]), 1e-12)
+
+
+def test_a_parameter_without_numbers_is_no_trouble():
+    class Empty(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.none = nn.Linear(5, 3), nn.Parameter(torch.zeros(0, 3))
+
+        def forward(self, x):
+            return self.layer(x)
+
+    model, (x, y) = Empty().double(), batches(1)[0]
+    optimizer = TNGD(model, precondition=0.1)
+    before = flat(model)
+    optimizer.step(lambda: (model(x), y))
+    assert not np.array_equal(flat(model), before)

@@ -3,11 +3,13 @@
     ρ = (L(θ + δ) - L(θ)) / (gᵀδ + ½ |Rδ|²),    λ ← ω λ where ρ > 3/4,  λ/ω where ρ < 1/4,  ω = (19/20)^steps
 
 for a check every so many steps. The loss after the step is taken with the same random numbers (dropout) as before it.
-A step that raised a loss the model said it would raise, or left none that is finite, is as bad as can be: ρ = -∞.
+A step that raised a loss the model said it would raise, or left none that is finite, is as bad as can be: ρ = -∞. Where
+both changes are in the rounding of the loss, ρ is no number and λ stays. With m the largest eigenvalue of RᵀR, λ is not
+lowered below what the precision resolves beside m, nor raised where A is λI to as many digits.
 """
 
 from collections.abc import Callable
-from math import inf, isfinite, nan
+from math import inf, isfinite, isnan, nan
 
 import torch
 from torch import Tensor
@@ -19,6 +21,10 @@ from tngd.losses import Loss
 
 RATE = 19 / 20
 GOOD, BAD = 3 / 4, 1 / 4
+FASTEST = 1e-2  # factor of one change, however many steps it is for
+RESOLVED = 100.0  # units in the last place of the largest eigenvalue
+ROUNDING = 8.0  # units in the last place of the loss
+PRODUCTS = 5
 
 
 def random_state(parameter: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -40,13 +46,30 @@ def reduction_ratio(
         except InputError:  # the step is made: that the loss has no value after it is the worst there is to say of it
             after = inf
     rise, expected = after - float(batch.value), float(predicted)
-    if not isfinite(rise) or (expected >= 0 and rise > 0):
-        return -inf
-    return rise / expected if expected else nan
+    seen = ROUNDING * torch.finfo(change.dtype).eps * abs(float(batch.value))
+    if max(abs(rise), abs(expected)) <= seen:
+        return nan
+    return rise / expected if isfinite(rise) and not (expected >= 0 and rise > 0) and expected else -inf
 
 
-def adapted(damping: float, ratio: float, steps: int) -> float:
-    """The next damping after a check every `steps` steps; a ratio that is not a number counts as bad."""
+def adapted(damping: float, ratio: float, steps: int, factor: Factor, gradient: Tensor) -> float:
+    """The next damping after a check every `steps` steps, on a device that holds `factor`; `gradient` (N,) is there."""
+    if isnan(ratio) or BAD <= ratio <= GOOD:
+        return damping
+    change, largest = max(RATE**steps, FASTEST), _largest(factor, gradient)
+    resolved = RESOLVED * torch.finfo(gradient.dtype).eps
     if ratio > GOOD:
-        return damping * RATE**steps
-    return damping if ratio >= BAD else damping / RATE**steps
+        return min(damping, max(damping * change, resolved * largest))
+    return max(damping, min(damping / change, largest / resolved))
+
+
+def _largest(factor: Factor, vector: Tensor) -> float:
+    """The largest eigenvalue of RᵀR, or less: by a few products from a vector (N,) on."""
+    found = 0.0
+    for _ in range(PRODUCTS):
+        length = float(vector.norm())
+        if not length:
+            break
+        vector = factor.transpose(factor.forward(vector / length))
+        found = float(vector.norm())
+    return found

@@ -67,8 +67,8 @@ class Array:
     gains: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self):
-        if not (len(self.shape) == 2 and min(self.shape) >= 1):
-            raise InputError(f"an array has a shape (rows, parameters), both 1 or more, got {self.shape}")
+        if not (len(self.shape) == 2 and all(isinstance(n, int) and n >= 1 for n in self.shape)):
+            raise InputError(f"an array has a shape (rows, parameters), whole numbers from 1 on, got {self.shape}")
         for name in ("mean", "drift"):
             if not 0 < getattr(self, name) < np.inf:
                 raise InputError(f"{name} of an array is a factor above 0, got {getattr(self, name)}")

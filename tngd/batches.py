@@ -34,8 +34,9 @@ def evaluate_batch(
     kind: str | None,
     recorder: Recorder | None,
     generator: torch.Generator,
+    keep: bool = False,
 ) -> Batch:
-    """Call the closure and differentiate; `kind` of curvature or None.
+    """Call the closure and differentiate; `kind` of curvature or None, `keep` the graph, which others may share.
 
     InputError for a loss or gradients that are not finite, or outputs and targets that the loss does not take. A batch
     of which no sample counts has the loss and gradient 0.
@@ -53,8 +54,14 @@ def evaluate_batch(
         weights = _weights(loss, outputs, targets)
         counts = not len(weights) or bool(weights.any())
         value = _value(loss, outputs, targets) if counts else 0 * outputs.sum()
+        if not value.requires_grad:
+            raise InputError(f"the loss {loss.name!r} does not depend on the outputs; take it from them, undetached")
         found = torch.autograd.grad(
-            value, [*trained, *others], retain_graph=kind is not None, allow_unused=True, materialize_grads=True
+            value,
+            [*trained, *others],
+            retain_graph=keep or kind is not None,
+            allow_unused=True,
+            materialize_grads=True,
         )
         if any(g.layout != torch.strided for g in found):
             raise InputError("a gradient is sparse; build the embedding with sparse=False")
@@ -63,7 +70,7 @@ def evaluate_batch(
             raise InputError("the gradient is not finite, the step was not made; check the data, or lower lr")
         factor = None
         if kind is not None:
-            factor = _factor(outputs, targets, value, trained, gradient, loss, kind, recorder, calls, generator)
+            factor = _factor(outputs, targets, value, trained, loss, kind, recorder, calls, generator)
     return Batch(value.detach(), gradient, rest, factor, float((weights > 0).sum()))
 
 
@@ -91,13 +98,14 @@ def join_batches(parts: list[Batch], loss: Loss) -> Batch:
 
 
 def joined_value(closures: Sequence[Callable[[], tuple[Tensor, Tensor]]], loss: Loss) -> Tensor:
-    """The loss of the joined batch of all closures."""
+    """The loss of the joined batch of all closures; InputError if it is not finite, or refuses what they return."""
     results = [closure() for closure in closures]
-    values = [loss.value(*result) for result in results]
-    if len(values) == 1 or loss.reduction == "sum":
-        return sum(values)
     counts = [float((loss.weights(*result) > 0).sum()) for result in results]
-    return sum(count * value for count, value in zip(counts, values, strict=True) if count) / sum(counts)
+    # A mean over no sample is not a number.
+    values = [_value(loss, *result) if count else 0.0 for result, count in zip(results, counts, strict=True)]
+    if loss.reduction == "sum":
+        return sum(values)
+    return sum(count * value for count, value in zip(counts, values, strict=True)) / max(sum(counts), 1)
 
 
 def _weights(loss: Loss, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -124,7 +132,6 @@ def _factor(
     targets: Tensor,
     value: Tensor,
     trained: Sequence[Tensor],
-    gradient: Tensor,
     loss: Loss,
     kind: str,
     recorder: Recorder | None,
@@ -132,12 +139,12 @@ def _factor(
     generator: torch.Generator,
 ) -> Factor:
     slope = None
-    if kind == "empirical" or (recorder is not None and not recorder.checked):
+    if kind == "empirical":
         (slope,) = torch.autograd.grad(value, outputs, retain_graph=True)
     with torch.no_grad():
         S = cotangents(kind, outputs, targets, loss, slope, generator)
     if recorder is None:
         return dense_factor(explicit_rows(outputs, trained, S))
-    recorder.check(outputs, calls, slope, gradient)
+    recorder.check(outputs, calls)
     with torch.no_grad():
         return recorder.factor(outputs, calls, S)

@@ -55,3 +55,8 @@ def _rounded(values: Tensor, converter: Converter, rms: Tensor) -> Converted:
     codes = torch.where(step > 0, values / torch.where(step > 0, step, 1), beyond).round()
     held = codes.clamp(-most, most - 1)
     return Converted(held * step, int((held != codes).sum()))
+
+
+def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard normal numbers in the shape of a tensor, drawn on the CPU: the same on every device."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)

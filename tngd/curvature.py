@@ -30,8 +30,12 @@ def evaluated(closure: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
         raise InputError(
             f"outputs must be (batch, classes or 1) and depend on the parameters, got shape {tuple(outputs.shape)}"
         )
-    if len(targets) != len(outputs):
-        raise InputError(f"there must be one target an output, got {len(targets)} targets for {len(outputs)} outputs")
+    many = len(targets) if targets.ndim else 0
+    if many != len(outputs):
+        raise InputError(
+            f"there must be one target an output, got {many} targets for {len(outputs)} outputs; return the targets, "
+            "not the loss"
+        )
     return outputs, targets
 
 
@@ -50,12 +54,21 @@ def cotangents(
         return (slope * inverse[:, None])[:, None, :]
     if kind == "mc" and loss.sampled is not None:
         uniform = torch.rand(b, d, generator=generator, dtype=outputs.dtype).to(outputs.device)
-        S = loss.sampled(outputs, uniform)[:, None, :]
+        S = _of_shape(loss, "sampled", loss.sampled(outputs, uniform), (b, d))[:, None, :]
     else:
-        S = loss.root(outputs)
+        S = _of_shape(loss, "root", loss.root(outputs), (b, None, d))
     if kind == "mc" and loss.sampled is None:
         S = _normal(b, S.shape[1], generator, outputs)[:, None, :] @ S
     return S * weights.sqrt()[:, None, None]
+
+
+def _of_shape(loss: Loss, what: str, found: Tensor, shape: tuple[int | None, ...]) -> Tensor:
+    """What a loss returned, if it is a tensor of that shape, None for any extent; else InputError."""
+    got = tuple(found.shape) if isinstance(found, Tensor) else ()
+    if len(got) != len(shape) or any(n is not None and n != m for n, m in zip(shape, got, strict=True)):
+        wanted = ", ".join("r" if n is None else str(n) for n in shape)
+        raise InputError(f"{what} of the loss {loss.name!r} must return a tensor ({wanted}), got {got or type(found)}")
+    return found
 
 
 def _normal(b: int, q: int, generator: torch.Generator | None, like: Tensor) -> Tensor:

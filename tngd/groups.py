@@ -1,15 +1,10 @@
 """Parameter groups of an optimizer as one flat vector, and which optimizer has which parameters."""
 
 from collections.abc import Sequence
-from dataclasses import fields
-from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
-
-from circuits.errors import InputError
-from tngd.settings import Settings
 
 Groups = list[dict[str, Any]]
 
@@ -39,7 +34,7 @@ def matrix_shapes(parameters: Sequence[Tensor], model: torch.nn.Module | None) -
     shapes, start = {}, 0
     for p in parameters:
         if id(p) not in grouped:
-            shapes[start] = (p.shape[0], p.numel() // p.shape[0]) if p.ndim else (1, 1)
+            shapes[start] = (p.shape[0], p.numel() // max(p.shape[0], 1)) if p.ndim else (1, 1)
         start += p.numel()
     return shapes
 
@@ -84,37 +79,7 @@ def rates(groups: Groups) -> Tensor:
 
 
 def left_to(model: torch.nn.Module, companion: torch.optim.Optimizer | None) -> list[Tensor]:
-    """The parameters of a model that its companion does not train."""
-    taken = set() if companion is None else {id(p) for p in trained(companion.param_groups)}
+    """The parameters of a model that its companion does not have."""
+    groups = companion.param_groups if isinstance(companion, torch.optim.Optimizer) else []
+    taken = {id(p) for group in groups for p in group["params"]}
     return [p for p in model.parameters() if id(p) not in taken]
-
-
-def check_one_setting(groups: Groups) -> None:
-    """InputError if groups differ in what the device, which is one, can have only once, or a rate is impossible."""
-    for group in groups:
-        if not 0 < group["lr"] < inf:
-            raise InputError(f"lr must be above 0 and finite, got {group['lr']}")
-        if not 0 <= group["weight_decay"] < inf:
-            raise InputError(f"weight_decay must be 0 or above and finite, got {group['weight_decay']}")
-    for group in groups[1:]:
-        for field in fields(Settings):
-            if group[field.name] != groups[0][field.name]:
-                raise InputError(
-                    f"{field.name} is the device's, one for all groups, got {groups[0][field.name]} and "
-                    f"{group[field.name]}; groups have their own lr and weight_decay"
-                )
-
-
-def check_partners(
-    groups: Groups,
-    inner: torch.optim.Optimizer | None,
-    companion: torch.optim.Optimizer | None,
-) -> None:
-    """InputError if other optimizers do not fit: `inner` has the same parameters, `companion` none of them."""
-    own = {id(p) for p in trained(groups)}
-    if isinstance(inner, torch.optim.LBFGS) or isinstance(companion, torch.optim.LBFGS):
-        raise InputError("LBFGS takes a closure of its own and cannot step beside TNGD; take Adam or SGD")
-    if inner is not None and {id(p) for p in trained(inner.param_groups)} != own:
-        raise InputError("the inner optimizer must have exactly the parameters of TNGD; build it on the same ones")
-    if companion is not None and own & {id(p) for p in trained(companion.param_groups)}:
-        raise InputError("a parameter is trained by TNGD and by its companion; give every parameter to one of them")

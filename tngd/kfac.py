@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from circuits.errors import InputError
 from tngd.baselines import check_positive
+from tngd.calls import Call, by_position, seen
 from tngd.curvature import cotangents
 from tngd.losses import CROSS_ENTROPY, Loss
-from tngd.recorder import Call, Recorder, by_position, seen
+from tngd.recorder import Recorder
 
 
 @dataclass(eq=False)

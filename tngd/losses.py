@@ -10,6 +10,7 @@ for binary labels H = diag p (1 - p), over d with the mean; for the mean squared
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -45,7 +46,11 @@ class Loss:
         b = len(outputs)
         if self.counted is None:
             return outputs.new_full((b,), 1 / b if self.reduction == "mean" else 1.0)
-        mask = self.counted(targets).to(outputs.dtype)
+        mask = self.counted(targets)
+        if not isinstance(mask, Tensor) or mask.shape != (b,):
+            got = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask)
+            raise InputError(f"counted of the loss {self.name!r} must return a tensor ({b},), got {got}")
+        mask = mask.to(outputs.dtype)
         return mask / mask.sum().clamp(min=1) if self.reduction == "mean" else mask
 
 
@@ -54,38 +59,16 @@ def cross_entropy(reduction: str = "mean", ignore_index: int = -100, label_smoot
 
     Smoothing changes the gradient and not the Hessian; ignored samples have neither.
     """
-
-    def value(outputs: Tensor, targets: Tensor) -> Tensor:
-        return functional.cross_entropy(
-            outputs, targets, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
-        )
-
-    def counted(targets: Tensor) -> Tensor:
-        if targets.ndim > 1:
-            if float((targets.detach().sum(1) - 1).abs().max()) > SUM:
-                raise InputError("class probabilities must add up to 1 for every sample; divide them by their sum")
-            return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
-        return targets != ignore_index
-
+    value = partial(
+        functional.cross_entropy, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
+    counted = partial(_labelled, ignore_index=ignore_index)
     return Loss("cross-entropy", value, _softmax_root, reduction, counted, _softmax_sampled)
 
 
 def mean_squared_error(reduction: str = "mean") -> Loss:
     """Σ (z - y)², over the batch or, with "mean", divided by b d; y (b, d)."""
-
-    def value(outputs: Tensor, targets: Tensor) -> Tensor:
-        if targets.shape != outputs.shape:
-            raise InputError(
-                f"targets of a squared error must have the shape of the outputs, {tuple(outputs.shape)}, "
-                f"got {tuple(targets.shape)}"
-            )
-        return functional.mse_loss(outputs, targets, reduction=reduction)
-
-    def root(outputs: Tensor) -> Tensor:
-        b, d = outputs.shape
-        eye = torch.eye(d, dtype=outputs.dtype, device=outputs.device)
-        return ((2 / d if reduction == "mean" else 2) ** 0.5 * eye).expand(b, d, d)
-
+    value, root = partial(_squared_error, reduction=reduction), partial(_flat_root, reduction=reduction)
     return Loss("mean squared error", value, root, reduction)
 
 
@@ -94,22 +77,7 @@ def logistic(reduction: str = "mean") -> Loss:
 
     As torch has it: the sum over the batch, or with "mean" that divided by b d.
     """
-
-    def value(outputs: Tensor, targets: Tensor) -> Tensor:
-        if targets.numel() != outputs.numel():
-            raise InputError(
-                f"there must be one label a logit, (b, d) or for one logit (b,): expected {tuple(outputs.shape)}, got "
-                f"{tuple(targets.shape)}"
-            )
-        return functional.binary_cross_entropy_with_logits(
-            outputs, targets.reshape(outputs.shape).to(outputs.dtype), reduction=reduction
-        )
-
-    def root(outputs: Tensor) -> Tensor:
-        # p (1 - p) without the cancellation of 1 - p.
-        entries = (torch.sigmoid(outputs) * torch.sigmoid(-outputs)).sqrt()
-        return torch.diag_embed(entries / outputs.shape[1] ** 0.5 if reduction == "mean" else entries)
-
+    value, root = partial(_logistic_value, reduction=reduction), partial(_logistic_root, reduction=reduction)
     return Loss("logistic", value, root, reduction)
 
 
@@ -139,6 +107,14 @@ def _own_forward(loss: torch.nn.Module) -> type | None:
     return next((each for each in known if isinstance(loss, each) and type(loss).forward is each.forward), None)
 
 
+def _labelled(targets: Tensor, ignore_index: int) -> Tensor:
+    if targets.ndim > 1:
+        if len(targets) and float((targets.detach().sum(1) - 1).abs().max()) > SUM:
+            raise InputError("class probabilities must add up to 1 for every sample; divide them by their sum")
+        return torch.ones(len(targets), dtype=torch.bool, device=targets.device)
+    return targets != ignore_index
+
+
 def _softmax_root(outputs: Tensor) -> Tensor:
     d = outputs.shape[-1]
     if d == 1:
@@ -157,6 +133,38 @@ def _softmax_sampled(outputs: Tensor, u: Tensor) -> Tensor:
     p = torch.softmax(outputs, dim=-1)
     y = (u[:, :1] * p.sum(-1, keepdim=True) > p.cumsum(-1)).sum(-1).clamp(max=p.shape[-1] - 1)
     return p - functional.one_hot(y, p.shape[-1])
+
+
+def _squared_error(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    if targets.shape != outputs.shape:
+        raise InputError(
+            f"targets of a squared error must have the shape of the outputs, {tuple(outputs.shape)}, "
+            f"got {tuple(targets.shape)}"
+        )
+    return functional.mse_loss(outputs, targets, reduction=reduction)
+
+
+def _flat_root(outputs: Tensor, reduction: str) -> Tensor:
+    b, d = outputs.shape
+    eye = torch.eye(d, dtype=outputs.dtype, device=outputs.device)
+    return ((2 / d if reduction == "mean" else 2) ** 0.5 * eye).expand(b, d, d)
+
+
+def _logistic_value(outputs: Tensor, targets: Tensor, reduction: str) -> Tensor:
+    if targets.numel() != outputs.numel():
+        raise InputError(
+            f"there must be one label a logit, (b, d) or for one logit (b,): expected {tuple(outputs.shape)}, got "
+            f"{tuple(targets.shape)}"
+        )
+    return functional.binary_cross_entropy_with_logits(
+        outputs, targets.reshape(outputs.shape).to(outputs.dtype), reduction=reduction
+    )
+
+
+def _logistic_root(outputs: Tensor, reduction: str) -> Tensor:
+    # p (1 - p) without the cancellation of 1 - p.
+    entries = (torch.sigmoid(outputs) * torch.sigmoid(-outputs)).sqrt()
+    return torch.diag_embed(entries / outputs.shape[1] ** 0.5 if reduction == "mean" else entries)
 
 
 CROSS_ENTROPY = cross_entropy()

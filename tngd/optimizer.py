@@ -9,7 +9,7 @@ instead (tngd.tile_steps).
 
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from math import inf
 from typing import Any
 
@@ -18,15 +18,17 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from tngd.adaptation import adapted, random_state, reduction_ratio
+from tngd.admission import check_groups, check_kinds, check_one_setting, check_parameters, listed
 from tngd.array import Array
 from tngd.batches import Batch, evaluate_batch, join_batches
+from tngd.converters import standard_normal
 from tngd.descent import shortened, take_step
 from tngd.gram import all_finite
-from tngd.groups import check_one_setting, check_partners, flat, left_to, matrix_shapes, step_along, trained
+from tngd.groups import flat, left_to, matrix_shapes, step_along, trained
 from tngd.losses import CROSS_ENTROPY, Loss, as_loss
 from tngd.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, placed, trimmed, unpacked_memory
 from tngd.recorder import Recorder
-from tngd.resumed import check_state, described
+from tngd.resumed import check_state, described, settings_of
 from tngd.settings import Settings
 from tngd.tile_blocks import tile_blocks
 from tngd.tile_solve import Reading, check_reading
@@ -34,6 +36,7 @@ from tngd.tile_steps import TileFactors, TileStep, tile_step
 from tngd.tiles import TileBoard
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
+OWN = ("array", "board", "loss", "model", "inner", "companion", "last", "_steps", "_memory", "_tiles", "_generator")
 
 
 class TNGD(torch.optim.Optimizer):
@@ -44,7 +47,7 @@ class TNGD(torch.optim.Optimizer):
             give their curvature layer by layer, which is what makes it cheap; parameters alone give explicit rows, by
             one backward pass each: right for any graph, b times dearer.
         board: the copies that invert tiles, from `tngd.tiles.tile_board`; only for curvature "tiles".
-        lr: step size η > 0, of each group its own.
+        lr: step size η, of each group its own.
         damping: λ.
         refresh: steps for which a curvature is kept (default 1); of tiles, the steps for which the digital factors T
             are kept (default 10), 0 for none at all (T = I).
@@ -75,10 +78,9 @@ class TNGD(torch.optim.Optimizer):
 
     `step(closure)`: the closure returns (outputs, targets), outputs (b, d) still attached to their graph; the optimizer
     takes gradients itself, and neither reads nor needs `.grad`; with an inner optimizer or a companion it leaves there
-    what these took. Several closures are micro-batches: the step is that of
-    their joined batch. Returns the loss. A step that raises InputError has changed nothing. `state_dict` holds the
-    device's state and random numbers: a resumed run is the uninterrupted one. Freezing or unfreezing parameters
-    restarts the device. `last` holds what the device did in the last step.
+    what these took. Several closures are micro-batches: the step is that of their joined batch. Returns the loss. A
+    step that raises InputError has changed nothing. `state_dict` holds the device's state and random numbers: a resumed
+    run is the uninterrupted one. Freezing parameters restarts the device. `last`: what the device did in the last step.
 
     The full-size array of the paper, with the spread that calibration found, 8-bit elements, both passes apart:
 
@@ -117,6 +119,7 @@ class TNGD(torch.optim.Optimizer):
         inner: torch.optim.Optimizer | None = None,
         companion: torch.optim.Optimizer | None = None,
     ):
+        check_kinds(board=board, array=array, inner=inner, companion=companion, seed=seed)
         if isinstance(params, torch.nn.Module):
             model, params = params, left_to(params, companion)
         curvature = curvature or ("ggn" if board is None else "tiles")
@@ -128,20 +131,13 @@ class TNGD(torch.optim.Optimizer):
         if precondition is not None and model is None:
             raise InputError("a precondition takes a network layer by layer; give TNGD the module, or model=...")
         self.board, self.inner, self.companion = board, None, None  # until what these have to fit is known
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **asdict(settings)})
+        super().__init__(listed(params), {"lr": lr, "weight_decay": weight_decay, **asdict(settings)})
         self._settings()
         own = self._trained()
-        if not own:
-            raise InputError("no parameter requires a gradient; unfreeze at least one")
-        if len({(p.dtype, p.device) for p in own}) > 1:
-            raise InputError("all parameters must have one dtype and device")
-        if own[0].dtype not in (torch.float32, torch.float64):
-            raise InputError(f"parameters must be float32 or float64, got {own[0].dtype}; convert the model")
-        check_partners(self.param_groups, inner, companion)
+        check_parameters(own)
+        check_groups(self.param_groups, inner, companion)
         if array is not None:
             check_array(array, settings, sum(p.numel() for p in own))
-        if board is not None:
-            check_reading(board, Reading(time, noise), start)
         self.array = array
         self.board = None if board is None else board.to(own[0].device)
         self.loss = as_loss(loss)
@@ -157,8 +153,7 @@ class TNGD(torch.optim.Optimizer):
     def step(self, closure: Closure, *more: Closure) -> Tensor:
         """One update; see the class."""
         settings, own, closures = self._settings(), self._trained(), (closure, *more)
-        if not own:
-            raise InputError("no parameter requires a gradient; unfreeze at least one")
+        check_parameters(own)
         drawn = self._generator.get_state()
         adapts = settings.adapt and self._steps % settings.adapt == 0
         random = random_state(own[0]) if adapts else None
@@ -185,8 +180,9 @@ class TNGD(torch.optim.Optimizer):
             if adapts:  # before the companion's step, whose part in the change of the loss is not the model's
                 ratio = reduction_ratio(batch, factor, flat(own) - before, closures, self.loss, random)
                 self.last = replace(self.last, ratio=ratio)
+                damping = adapted(settings.damping, ratio, settings.adapt, memory.history.uploaded, batch.gradient)
                 for group in self.param_groups:
-                    group["damping"] = adapted(settings.damping, ratio, settings.adapt)
+                    group["damping"] = damping
         finally:  # a closure that fails in the check leaves a whole step behind, and the damping as it was
             if self.companion is not None:
                 step_along(self.companion, batch.companion)
@@ -199,8 +195,7 @@ class TNGD(torch.optim.Optimizer):
         """
         super().add_param_group(param_group)
         try:
-            check_one_setting(self.param_groups)
-            check_partners(self.param_groups, self.inner, self.companion)
+            check_groups(self.param_groups, self.inner, self.companion)
         except InputError:
             self.param_groups.pop()
             raise
@@ -221,10 +216,12 @@ class TNGD(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the state was saved; InputError if it is that of another optimizer or model."""
-        content = deepcopy(state_dict)
+        content = deepcopy(state_dict) if isinstance(state_dict, dict) else {}
         device = content.pop("device", None)
         check_state(content, device, described(self))
+        settings_of(content["param_groups"])
         super().load_state_dict(content)
+        self._recorder = None
         self._steps = device["steps"]
         place = self._trained()[0].device
         self._memory = unpacked_memory(placed(device["memory"], place), self.array)
@@ -234,21 +231,34 @@ class TNGD(torch.optim.Optimizer):
             if device[name] is not None:
                 getattr(self, name).load_state_dict(device[name])
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes with it; torch's own list has nothing of a subclass."""
+        own = {name: value for name, value in vars(self).items() if name in OWN}
+        same = self._identities == [id(p) for p in self._trained()]
+        return super().__getstate__() | own | {"_identities": same, "_recorder": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        # Copies of parameters have other identities. Zero is that of none, and so a new start.
+        self._identities = [id(p) for p in self._trained()] if state.get("_identities", True) else [0]
+
     def _trained(self) -> list[Tensor]:
         return trained(self.param_groups)
 
     def _settings(self) -> Settings:
         check_one_setting(self.param_groups)
-        found = Settings(**{field.name: self.param_groups[0][field.name] for field in fields(Settings)})
+        found = settings_of(self.param_groups)
         if (found.curvature == "tiles") != (self.board is not None):
             raise InputError(f"a board is for curvature 'tiles', which needs one, got curvature={found.curvature!r}")
+        if self.board is not None:
+            check_reading(self.board, Reading(found.time, found.noise), found.start)
         return found
 
     def _follow(self, own: list[Tensor]) -> None:
         """A recorder for these parameters; a device that held others starts anew."""
         identities = [id(p) for p in own]
         if identities != self._identities:
-            check_partners(self.param_groups, self.inner, self.companion)
+            check_groups(self.param_groups, self.inner, self.companion)
             if self._identities:
                 self._memory = self._tiles = None
             self._identities, self._recorder = identities, None
@@ -261,9 +271,8 @@ class TNGD(torch.optim.Optimizer):
         others = [] if self.companion is None else trained(self.companion.param_groups)
         if kind is None and self._recorder is not None:
             self._recorder.refuse_mixing()
-        parts = [
-            evaluate_batch(each, own, others, self.loss, kind, self._recorder, self._generator) for each in closures
-        ]
+        known = own, others, self.loss, kind, self._recorder, self._generator
+        parts = [evaluate_batch(each, *known, keep=len(closures) > 1) for each in closures]
         with torch.no_grad():
             return join_batches(parts, self.loss)
 
@@ -281,7 +290,7 @@ class TNGD(torch.optim.Optimizer):
             how = settings.refresh, Reading(settings.time, settings.noise), settings.start
             direction, tiles, last = tile_step(self.board, P, fine, self._tiles, *how, self._generator)
             return direction.to(g.dtype), None, tiles, last
-        white, shapes = lambda: _white(g, self._generator), matrix_shapes(self._trained(), self.model)
+        white, shapes = lambda: standard_normal(g, self._generator), matrix_shapes(self._trained(), self.model)
         memory, read = advance(self._memory, settings, g, batch.factor, white, self.array, shapes)
         limit, factor = settings.kl_clip if self.inner is None else None, memory.history.joined
         direction, scale = shortened(self.param_groups, read.state, factor, limit)
@@ -289,8 +298,3 @@ class TNGD(torch.optim.Optimizer):
             raise InputError("the state of the device is not finite, the step was not made; raise the damping")
         last = DeviceStep(factor.rank, memory.age, settings.damping, scale, None, read.saturated, read.unstable)
         return direction, memory, None, last
-
-
-def _white(like: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers, drawn on the CPU: the same on every device."""
-    return torch.randn(len(like), generator=generator, dtype=like.dtype).to(like.device)

@@ -2,19 +2,19 @@
 
 Hooks keep the input a of every call of a layer and its place in the graph; backward passes from the outputs, one for
 each of the q cotangents a sample has or, along a chain (tngd.folded), one for all, give the gradients at those places
-for all samples at once. That is right while samples do not mix; the first use checks it, and that nothing else used the
-layers' parameters. Parameters of other layers get explicit rows, one backward pass a row.
+for all samples at once. That is right while samples do not mix; it is checked, with fewer and fewer of the curvatures,
+and that nothing else used the layers' parameters. Parameters of other layers get explicit rows, a backward pass each.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
+from tngd.calls import Call, by_position, is_plain, is_recorded, seen
 from tngd.curvature import evaluated, explicit_rows
 from tngd.folded import folded_gradients, way_down
 from tngd.gram import Factor, Outer, Positions, Rows, apart
@@ -25,16 +25,8 @@ WARM = 31 * 2**20  # bytes; see Recorder
 Block = Outer | Positions | Rows
 Places = tuple[int | None, int | None]
 TOLERANCE = 1e-3  # of a layer's gradient: recorded against autograd's, float32 networks of any depth
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of a layer: its input and the place of its output in the graph."""
-
-    layer: nn.Module
-    inputs: Tensor
-    edge: torch.autograd.graph.GradientEdge
-    shape: torch.Size
+NEGLIGIBLE = 1e-5  # of the whole gradient: what is below it is rounding in float32
+GOLDEN = (5**0.5 - 1) / 2  # whose multiples lie apart, modulo 1
 
 
 class Recorder:
@@ -54,10 +46,10 @@ class Recorder:
             for p in module._parameters.values():
                 if p is not None and id(p) in self.offsets:
                     owners.setdefault(id(p), []).append(module)
-        self.recorded = {k for k, found in owners.items() if all(map(_is_recorded, found))}
-        places = {module: self._offsets_of(module) for module in self.modules if _is_recorded(module)}
+        self.recorded = {k for k, found in owners.items() if all(map(is_recorded, found))}
+        places = {module: self._offsets_of(module) for module in self.modules if is_recorded(module)}
         self.places = {module: found for module, found in places.items() if found != (None, None)}
-        self.checked = False
+        self.seen: Counter[bool] = Counter()  # curvatures, by whether the batch had several samples
         self._refuse_sparse()
         # A block just under 32 MB, taken and freed untouched: from then on glibc keeps memory of that size for the next
         # step, which would else fault in all its pages again, a tenth of its time. Elsewhere it does nothing.
@@ -79,6 +71,11 @@ class Recorder:
         calls: list[Call] = []
 
         def keep(layer: nn.Module, inputs: tuple, named: dict, output: Tensor) -> None:
+            if output.dtype != layer.weight.dtype:
+                raise InputError(
+                    f"layer {self.modules[layer]!r} computed in {output.dtype} and its parameters are "
+                    f"{layer.weight.dtype}; compute both alike, without autocast"
+                )
             if torch.is_grad_enabled() and output.requires_grad:
                 edge = torch.autograd.graph.get_gradient_edge(output)
                 calls.append(Call(layer, (inputs[0] if inputs else named["input"]).detach(), edge, output.shape))
@@ -108,7 +105,7 @@ class Recorder:
         writers = [_writer(call, S.shape[1], self.places[call.layer]) for call in calls]
         edges = [call.edge for call in calls]
         # One cotangent, sequences, and gradients too large to keep together are for autograd.
-        fold = S.shape[1] > 1 and all(map(_is_plain, calls)) and not any(each.at_once for each in writers)
+        fold = S.shape[1] > 1 and all(map(is_plain, calls)) and not any(each.at_once for each in writers)
         way = way_down(outputs, edges) if fold else None
         if way is not None:
             for writer, G in zip(writers, folded_gradients(way, edges, S), strict=True):
@@ -129,33 +126,54 @@ class Recorder:
             outputs.new_zeros(1).expand(call.shape) if G is None else G for call, G in zip(calls, found, strict=True)
         ]
 
-    def check(self, outputs: Tensor, calls: list[Call], slope: Tensor, gradient: Tensor) -> None:
-        """InputError, naming a layer, if samples mix or a layer's parameters are used outside it; once a recorder."""
-        if self.checked:
-            return
+    def check(self, outputs: Tensor, calls: list[Call]) -> None:
+        """InputError, naming a layer, if samples mix or change places, or a layer's parameters are used outside it.
+
+        It takes a few backward passes, so it is made with the first, second, fourth, eighth … curvature.
+        """
+        several = len(outputs) > 1  # counted apart: one sample alone cannot show that samples mix
+        taken = self.seen[several]
+        if not taken & (taken + 1):
+            self._check(outputs, calls)
+        self.seen[several] += 1  # not if it was refused: the next one is checked then
+
+    def _check(self, outputs: Tensor, calls: list[Call]) -> None:
         b, d = outputs.shape
-        sample = b // 2
-        one = torch.zeros_like(outputs)
-        one[sample] = torch.linspace(1, 2, d, dtype=one.dtype, device=one.device)
-        for call, G in zip(calls, self.gradients(outputs, calls, one), strict=True):
-            inside = float(G[sample].abs().max())
-            if float(G.abs().sum() - G[sample].abs().sum()) > TOLERANCE * inside:
+        # Cotangents that owe nothing to the loss: its slopes cancel where a network is trained.
+        number = torch.arange(b * d, dtype=torch.float64).view(b, d)
+        even = torch.cos(number * number).to(outputs)
+        weight = 0.5 + (number[:, :1] * GOLDEN % 1).to(outputs)
+        plain, weighted = (self.gradients(outputs, calls, each) for each in (even, weight * even))
+        for call, one, other in zip(calls, plain, weighted, strict=True):
+            gap = other - weight.view(b, *[1] * (other.ndim - 1)) * one
+            if float(gap.norm()) > TOLERANCE * float(other.norm()):
                 raise InputError(
-                    f"samples of the batch mix after layer {self.modules[call.layer]!r}; keep samples first and apart, "
-                    "or give TNGD the parameters without the model (exact, slow)"
+                    f"samples of the batch mix or change places after layer {self.modules[call.layer]!r}; keep samples "
+                    "first, apart and in order, or give TNGD the parameters without the model (exact, slow)"
                 )
+        self._check_owners(outputs, calls, even)
+
+    def _check_owners(self, outputs: Tensor, calls: list[Call], cotangent: Tensor) -> None:
+        found = torch.autograd.grad(
+            outputs,
+            self.parameters,
+            grad_outputs=cotangent,
+            retain_graph=True,
+            allow_unused=True,
+            materialize_grads=True,
+        )
         # As two halves: what serves several cotangents at once is checked with it.
-        halves = slope[:, None, :].expand(b, 2, d) / 2
-        recorded = self.factor(outputs, calls, halves).transpose(slope.new_ones(2 * b))
-        for p in self.parameters:
+        halves = cotangent[:, None, :].expand(-1, 2, -1) / 2
+        recorded = self.factor(outputs, calls, halves).transpose(cotangent.new_ones(2 * len(outputs)))
+        whole = float(torch.stack([g.norm() for g in found]).norm())
+        for p, own in zip(self.parameters, found, strict=True):
             part = slice(self.offsets[id(p)], self.offsets[id(p)] + p.numel())
-            gap, scale = float((recorded - gradient)[part].norm()), float(gradient[part].norm())
-            if gap > TOLERANCE * scale + 1e-6 * float(gradient.norm()):
+            gap = float((recorded[part] - own.reshape(-1)).norm())
+            if gap > TOLERANCE * float(own.norm()) + NEGLIGIBLE * whole:
                 raise InputError(
                     f"parameter {self.names.get(id(p), '?')!r} is used outside its layer, where it is not seen; "
                     "give it to a companion optimizer, or give TNGD the parameters without the model (exact, slow)"
                 )
-        self.checked = b > 1  # one sample alone cannot show that samples mix
 
     def _offsets_of(self, layer: nn.Module) -> Places:
         """Offsets of weight and bias of a layer, None where not trained or not all its own."""
@@ -228,36 +246,6 @@ def _untied(blocks: list[Block]) -> list[Block]:
     return alone + [_summed(each) for each in parts.values()]
 
 
-def by_position(call: Call, gradient: Tensor) -> Tensor:
-    """The gradient (b, *) at the output of a call as (b, groups, n, positions)."""
-    layer, b = call.layer, len(gradient)
-    if isinstance(layer, nn.Linear):
-        return gradient.reshape(b, -1, gradient.shape[-1]).mT[:, None]
-    return gradient.reshape(b, layer.groups, layer.out_channels // layer.groups, -1)
-
-
-def seen(call: Call) -> Tensor:
-    """What a call saw, (b, groups, m, positions)."""
-    layer, a = call.layer, call.inputs
-    b = len(a)
-    if isinstance(layer, nn.Linear):
-        return a.reshape(b, -1, a.shape[-1]).mT[:, None]
-    patches = _patches(layer, a)
-    return patches.reshape(b, layer.groups, -1, patches.shape[-2] * patches.shape[-1])
-
-
-def _is_recorded(module: nn.Module) -> bool:
-    """Linear and Conv2d, subclasses too unless they compute something else."""
-    if isinstance(module, nn.Linear):
-        return type(module).forward is nn.Linear.forward
-    return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
-
-
-def _is_plain(call: Call) -> bool:
-    """Whether the output of a call is (b, n) or (b, n, *positions)."""
-    return call.inputs.ndim == 2 or isinstance(call.layer, nn.Conv2d)
-
-
 def _writer(call: Call, q: int, places: Places) -> Writer:
     """For the block of one call with q cotangents: rows where they are few, products where they are many."""
     inputs, layer = seen(call), call.layer
@@ -267,17 +255,3 @@ def _writer(call: Call, q: int, places: Places) -> Writer:
         return Writer(inputs, channels, q, places, Outer)
     width = channels * (inputs.shape[2] + 1)
     return Writer(inputs, channels, q, places, Rows if len(inputs) * q * width <= LIMIT else Positions)
-
-
-def _patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
-    """What every output position sees, (b, channels, *kernel, *positions), a view of the padded input."""
-    if any(layer._reversed_padding_repeated_twice):
-        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-        a = nn.functional.pad(a, layer._reversed_padding_repeated_twice, mode=mode)
-    a = a.contiguous()
-    b, channels, *extent = a.shape
-    sample, channel, *unit = a.stride()
-    kernel, step, spread = layer.kernel_size, layer.stride, layer.dilation
-    places = [(extent[i] - spread[i] * (kernel[i] - 1) - 1) // step[i] + 1 for i in (0, 1)]
-    strides = [spread[0] * unit[0], spread[1] * unit[1], step[0] * unit[0], step[1] * unit[1]]
-    return a.as_strided((b, channels, *kernel, *places), (sample, channel, *strides))

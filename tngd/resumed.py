@@ -1,11 +1,16 @@
 """What the state of an optimizer has to fit to be loaded: the same parameters, partners and device."""
 
+from dataclasses import fields
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from circuits.errors import InputError
+from circuits.store import sha256
 from tngd.groups import trained
+from tngd.settings import Settings
+from tngd.tiles import TileBoard
 
 PARTS = {"of", "steps", "memory", "tiles", "generator", "inner", "companion"}
 PARTNERS = ("inner", "companion")
@@ -18,7 +23,13 @@ def described(optimizer: Optimizer) -> dict[str, Any]:
         "shapes of the parameters": [list(p.shape) for p in own],
         "numbers": str(own[0].dtype),
         "groups": _sizes(optimizer),
-        "tiles": optimizer.board is not None,
+        "trained parameters": [
+            number
+            for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"])
+            if p.requires_grad
+        ],
+        "loss": [optimizer.loss.name, optimizer.loss.reduction],
+        "board": None if optimizer.board is None else _board(optimizer.board),
         "module": optimizer.model is not None,
         "array": None if optimizer.array is None else optimizer.array.describe(),
     } | {f"{name} optimizer": _partner(getattr(optimizer, name)) for name in PARTNERS}
@@ -26,12 +37,28 @@ def described(optimizer: Optimizer) -> dict[str, Any]:
 
 def check_state(content: dict[str, Any], device: dict[str, Any] | None, own: dict[str, Any]) -> None:
     """InputError unless the device of a state is whole and of an optimizer that is `described` alike."""
-    if not isinstance(device, dict) or not device.keys() >= PARTS or "param_groups" not in content:
+    if not isinstance(device, dict) or not device.keys() >= PARTS or not content.get("param_groups"):
         raise InputError("expected the state_dict of a TNGD optimizer, got one without a whole device in it")
     for what, here in own.items():
         there = device["of"].get(what)
         if there != here:
             raise InputError(f"the state is of another optimizer or model: {what} {there} there, {here} here")
+
+
+def settings_of(groups: list[dict[str, Any]]) -> Settings:
+    """The device's settings, of the first group, which are those of all; InputError for impossible ones."""
+    return Settings(**{field.name: groups[0][field.name] for field in fields(Settings)})
+
+
+def _board(board: TileBoard) -> list[Any]:
+    """What tells copies of a board from others: of what kind they are, and a hash of every number of theirs."""
+    found: list[Tensor] = []
+    for part in (board, board.banks):
+        values = [] if part is None else [getattr(part, field.name) for field in fields(part)]
+        found += [value for value in values if isinstance(value, Tensor)]
+    numbers = b"".join(value.detach().cpu().numpy().tobytes() for value in found)
+    rest = f"{board.quality} {board.dtype} {board.averaged} {board.interface}"
+    return [board.coupling, board.size, board.copies, sha256(numbers + rest.encode())[:16]]
 
 
 def _partner(optimizer: Optimizer | None) -> list[Any] | None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import inf, isinf
+from numbers import Real
 from typing import Any
 
 from circuits.errors import InputError
@@ -34,6 +35,7 @@ class Settings:
             raise InputError(f"curvature must be one of {', '.join(CURVATURES)} or tiles, got {self.curvature!r}")
         if self.start not in STARTS:
             raise InputError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
+        self._check_numbers()
         for name in ("time", "delay", "noise"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must be 0 or above, got {getattr(self, name)}")
@@ -48,8 +50,19 @@ class Settings:
         for name in ("max_norm", "kl_clip", "precondition"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < inf:
                 raise InputError(f"{name} must be above 0 and finite (None for none), got {getattr(self, name)}")
+        if self.tile_curvature not in CURVATURES:
+            raise InputError(f"tile_curvature must be one of {', '.join(CURVATURES)}, got {self.tile_curvature!r}")
         if self.curvature == "tiles":
             self._check_tiles()
+
+    def _check_numbers(self) -> None:
+        optional = ("max_norm", "kl_clip", "precondition")
+        for name in ("damping", "time", "delay", "noise", *optional):
+            value = getattr(self, name)
+            if value is None and name in optional:
+                continue
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise InputError(f"{name} must be a number, got {value!r}")
 
     def _check_counts(self) -> None:
         for name in ("refresh", "adapt", "lanczos", "history"):
@@ -67,8 +80,6 @@ class Settings:
             raise InputError(f"history is a number of batches, 1 or more, got {self.history}")
 
     def _check_tiles(self) -> None:
-        if self.tile_curvature not in CURVATURES:
-            raise InputError(f"tile_curvature must be one of {', '.join(CURVATURES)}, got {self.tile_curvature!r}")
         given: dict[str, Any] = {
             "delay": (self.delay, 0.0),
             "adapt": (self.adapt, 0),

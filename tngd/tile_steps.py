@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
+from tngd.converters import standard_normal
 from tngd.tile_algebra import apply, apply_transposed, cholesky, cholesky_solve, congruence, lower_inverse, slices
 from tngd.tile_solve import LAST, Reading, White, tile_answers
 from tngd.tiles import TileBoard, hold_tiles
@@ -103,7 +104,7 @@ def tile_step(
     g = torch.nn.functional.pad(gradient, (0, tiles * n - len(gradient))).view(tiles, n).T.contiguous()
 
     def white(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+        return standard_normal(like, generator)
 
     parts = []
     for part in slices(P):

@@ -1,0 +1,88 @@
+"""What an optimizer is given, checked before anything is made of it: parameters, groups, devices, other optimizers."""
+
+from collections.abc import Iterable
+from dataclasses import fields
+from math import inf
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from circuits.errors import InputError
+from tngd.array import Array
+from tngd.groups import Groups, trained
+from tngd.settings import Settings
+from tngd.tiles import TileBoard
+
+Optimizer = torch.optim.Optimizer
+KINDS = {
+    "board": (TileBoard, "a TileBoard; make it with tngd.tiles.tile_board of a device"),
+    "array": (Array, "an Array; make it with tngd.array.array_of of a device"),
+    "inner": (Optimizer, "an optimizer that is made already, such as torch.optim.Adam(model.parameters())"),
+    "companion": (Optimizer, "an optimizer that is made already, of other parameters of the same loss"),
+    "seed": (int, "a whole number"),
+}
+
+
+def check_kinds(**given: Any) -> None:
+    """InputError unless every argument that is not None is of the kind its name stands for."""
+    for name, value in given.items():
+        kind, expected = KINDS[name]
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            raise InputError(f"{name} must be {expected}, got {value!r:.80}")
+
+
+def listed(params: Iterable[Any]) -> list[Any]:
+    """Parameters or groups as a list; InputError if there are none."""
+    found = list(params)
+    if not found:
+        raise InputError("there is no parameter to train: the model has none, or all are with the companion")
+    return found
+
+
+def check_parameters(own: list[Tensor]) -> None:
+    """InputError unless there are trained parameters of one dtype and device, float32 or float64."""
+    if not own:
+        raise InputError("no parameter requires a gradient; unfreeze at least one")
+    if len({(p.dtype, p.device) for p in own}) > 1:
+        raise InputError("all parameters must have one dtype and device")
+    if own[0].dtype not in (torch.float32, torch.float64):
+        raise InputError(f"parameters must be float32 or float64, got {own[0].dtype}; convert the model")
+
+
+def check_groups(groups: Groups, inner: Optimizer | None, companion: Optimizer | None) -> None:
+    """InputError if groups do not go together, or other optimizers not with them."""
+    check_one_setting(groups)
+    own = trained(groups)
+    if own:
+        check_parameters(own)
+    _check_partners({id(p) for p in own}, groups, inner, companion)
+
+
+def check_one_setting(groups: Groups) -> None:
+    """InputError if groups differ in what the device, which is one, can have only once, or a rate is impossible."""
+    for group in groups:
+        for name in ("lr", "weight_decay"):
+            value = group[name]
+            if not isinstance(value, Real | Tensor) or not 0 <= value < inf:
+                raise InputError(f"{name} must be a number, 0 or above and finite, got {value!r}")
+    for group in groups[1:]:
+        for field in fields(Settings):
+            if group[field.name] != groups[0][field.name]:
+                raise InputError(
+                    f"{field.name} is the device's, one for all groups, got {groups[0][field.name]} and "
+                    f"{group[field.name]}; groups have their own lr and weight_decay"
+                )
+
+
+def _check_partners(own: set[int], groups: Groups, inner: Optimizer | None, companion: Optimizer | None) -> None:
+    """`inner` has the same parameters, by identity `own`, and `companion` none of them."""
+    if isinstance(inner, torch.optim.LBFGS) or isinstance(companion, torch.optim.LBFGS):
+        raise InputError("LBFGS takes a closure of its own and cannot step beside TNGD; take Adam or SGD")
+    if inner is not None and {id(p) for p in trained(inner.param_groups)} != own:
+        raise InputError("the inner optimizer must have exactly the parameters of TNGD; build it on the same ones")
+    if inner is not None and any(group["weight_decay"] for group in groups):
+        raise InputError("with an inner optimizer weight_decay is the inner one's; give it there")
+    if companion is not None and own & {id(p) for p in trained(companion.param_groups)}:
+        raise InputError("a parameter is trained by TNGD and by its companion; give every parameter to one of them")
