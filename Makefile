@@ -11,8 +11,9 @@ demo: setup
 	@force=; ! grep -qs '"finished": true' runs/fair/run.json || force=--force; \
 	$(BIN)/tngd run fair --out runs/fair $$force
 
+# A process a core, a file at a time: what a file's fixtures make is made once.
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
