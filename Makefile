@@ -11,9 +11,10 @@ demo: setup
 	@force=; ! grep -qs '"finished": true' runs/fair/run.json || force=--force; \
 	$(BIN)/tngd run fair --out runs/fair $$force
 
-# A process a core, a file at a time: what a file's fixtures make is made once.
+# What waits for the clock runs alone; the rest in a process a core, a file at a time: its fixtures are made once.
 test: setup lint
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -m alone
+	$(BIN)/python -m pytest -m "not alone" -n auto --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .

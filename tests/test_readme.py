@@ -77,6 +77,7 @@ def test_commands_print_what_the_readme_shows_and_its_code_runs(tmp_path, monkey
         exec(compile(block, "README.md", "exec"), {})
 
 
+@pytest.mark.alone
 @needs_ngspice
 def test_demo_prints_what_the_readme_shows_within_three_minutes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
