@@ -12,6 +12,7 @@ All values are SI: ohm, henry, farad, siemens, second, joule, volt.
 """
 
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 
@@ -272,3 +273,24 @@ def ideal_conditions(board: Board) -> Conditions:
     unknown = {"winding", "esr", "coupled coils", "strays"}
     dynamic = {"switches"} if board.coupling == "capacitive" else {"pads"}
     return Conditions(off=frozenset(unknown | dynamic))
+
+
+def impossible(board: Board) -> str | None:
+    """What no board can be, of one that was read from a file; None if there is nothing."""
+    poles = {"plain": 1, "differential": 2}
+    if board.kind not in poles or board.coupling not in ("capacitive", "resistive"):
+        return f"its board is {board.coupling} and {board.kind}"
+    if not board.cells or any(len(cell.nodes) != poles[board.kind] for cell in board.cells):
+        return f"its {board.kind} board has a cell without {poles[board.kind]} nodes"
+    above = {"unit": board.unit, "capacitance": board.capacitance, "reading_rms": board.limits.reading_rms}
+    above |= {f"nominal value of {part.name}": part.nominal for part in board.parts if part.nominal is not None}
+    above |= {f"conductance of {source.name}": source.conductance for source in board.sources}
+    above |= {f"unit of {bank.name}": bank.unit for bank in board.banks}
+    tolerances = {f"tolerance of {each.name}": each.tolerance for each in (*board.parts, *board.sources)}
+    for least, values in (("above", above), ("of at least", tolerances)):
+        for name, value in values.items():
+            if not (0 < value < inf or (value == 0 and values is tolerances)):
+                return f"its board has a {name} of {value}, expected one {least} 0"
+    held = {part.element for part in board.parts}
+    bare = [element.name for element in board.elements if element.name not in held]
+    return f"its element {bare[0]} has no part" if bare else None

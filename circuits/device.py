@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from circuits.assembly import Circuit, is_stable
-from circuits.board import REFERENCE_CELSIUS, Board, Program
+from circuits.board import REFERENCE_CELSIUS, Board, Program, impossible
 from circuits.errors import InputError
 from circuits.fitted import (
     Device,
@@ -172,7 +172,10 @@ def load_device(path: Path | str) -> Device:
         raise InputError(f"{place} is damaged ({_word(error)}); make it again with `tngd calibrate`") from None
     if device_hash(device) != seal:
         raise InputError(f"{place} was changed since it was made; make it again with `tngd calibrate`")
-    problem = next(_problems(device), None)
+    try:
+        problem = next(_problems(device), None)
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        problem = f"its board makes no circuit ({type(error).__name__}: {_word(error)})"
     if problem:
         raise InputError(f"{place} is not usable: {problem}; make it again with `tngd calibrate`")
     return device
@@ -187,6 +190,14 @@ def device_hash(device: Device) -> str:
         replace(device, fitted_on={}, held_out={}), exclude={"order"} if device.order is None else None
     )
     return sha256(content)
+
+
+def unstable_copies(device: Device) -> list[str]:
+    """Names of the copies that would run away under the board's own program, none if that is not known."""
+    if not device.values:
+        return []
+    own = _own_program(device)
+    return [copy.name for k, copy in enumerate(device.copies) if not is_stable(predict(device, k, own))]
 
 
 def _check_seal(path: Path, content: dict[str, Any]) -> None:
@@ -246,6 +257,9 @@ def _drawn(copy: FittedCopy, seed: int, number: int) -> FittedCopy:
 
 
 def _problems(device: Device) -> Iterator[str]:
+    wrong = impossible(device.board)
+    if wrong:
+        yield wrong
     names = set(gain_names(device.board))
     cells = len(device.board.cells) if device.board.coupling == "capacitive" else 0
     if not device.copies:
@@ -258,7 +272,7 @@ def _problems(device: Device) -> Iterator[str]:
     unknown = sorted(device.values.keys() - {element.name for element in device.board.elements})
     if unknown or not np.isfinite(list(device.values.values())).all():
         yield f"its program has a value of {unknown[0] if unknown else 'an element'} that the board cannot hold"
-    for k, copy in enumerate(device.copies):
+    for copy in device.copies:
         if set(copy.gains) != names:
             yield f"{copy.name} does not have one gain for each of the board's {len(names)} parts"
         if not len(copy.temperatures) == len(copy.inductances) == cells:
@@ -272,8 +286,8 @@ def _problems(device: Device) -> Iterator[str]:
         for estimate in copy.readout_offsets:
             if not (np.isfinite(estimate.value) and 0 <= estimate.standard_error < np.inf):
                 yield f"{copy.name} has a readout offset of {estimate.value} ± {estimate.standard_error} V"
-        if device.values and not is_stable(predict(device, k, _own_program(device))):
-            yield f"{copy.name} would run away under the board's own program: its drift is unstable"
+    for name in unstable_copies(device):
+        yield f"{name} would run away under the board's own program: its drift is unstable"
 
 
 def _own_program(device: Device) -> Program:

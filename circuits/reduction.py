@@ -19,8 +19,10 @@ from circuits.assembly import Circuit, states
 from circuits.errors import InputError
 from circuits.ou import diffusion, drift, reading_covariance
 
-TIMES = 40  # at which settling is compared
-LONGEST = 8.0  # slowest time constants
+EARLIEST = 0.03  # of the fastest mode's time: from when on settling is compared
+LONGEST = 8.0  # slowest time constants, until when
+PER_OCTAVE = 4
+_Times = tuple[tuple[float, int], ...]  # starts [s], and how many times each is doubled
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +167,8 @@ class _Whole:
     columns: np.ndarray
     covariance: np.ndarray
     balanced: np.ndarray
+    times: _Times
+    course: np.ndarray
 
 
 def _whole(circuit: Circuit) -> _Whole:
@@ -178,7 +182,9 @@ def _whole(circuit: Circuit) -> _Whole:
     covariance = solve_continuous_lyapunov(A / rate, D / rate)
     L = _root(covariance)
     values, V = np.linalg.eigh(L.T @ solve_continuous_lyapunov(A.T / rate, H.T @ H) @ L)
-    return _Whole(A, H, B / unit[:, None], _columns(circuit), covariance, L @ V[:, np.argsort(-values)])
+    times = _times(A)
+    balanced, course = L @ V[:, np.argsort(-values)], _course(A, covariance, H, times)
+    return _Whole(A, H, B / unit[:, None], _columns(circuit), covariance, balanced, times, course)
 
 
 def _readout(circuit: Circuit) -> np.ndarray:
@@ -217,6 +223,7 @@ def _truncated(whole: _Whole, order: int) -> Reduced:
         raise InputError(f"the readings do not see {order} states, or they would be unstable; choose another --order")
     final, kept = whole.readout @ whole.covariance @ whole.readout.T, h @ h.T
     scale = np.linalg.norm(final)
+    gone = (final - whole.course) - (kept - _course(a, np.eye(order), h, whole.times))
     columns, through = np.zeros_like(whole.columns), np.linalg.norm(whole.columns)
     if through:
         columns = h @ np.linalg.solve(a, back @ whole.inputs)
@@ -230,20 +237,25 @@ def _truncated(whole: _Whole, order: int) -> Reduced:
         columns,
         len(whole.drift),
         float(np.linalg.norm(final - kept) / scale),
-        _settling_gap(whole, a, h) / float(scale),
+        float(np.linalg.norm(gone, axis=(1, 2)).max() / scale),
         float(np.linalg.norm(columns - whole.columns) / through) if through else 0.0,
     )
 
 
-def _settling_gap(whole: _Whole, a: np.ndarray, h: np.ndarray) -> float:
-    """The largest of what settling from rest differs by (Frobenius) [V²] if drift a and readout h replace a circuit."""
-    final, kept = whole.readout @ whole.covariance @ whole.readout.T, h @ h.T
-    step = LONGEST / np.linalg.eigvals(whole.drift).real.min() / TIMES
-    full, less = expm(-whole.drift * step), expm(-a * step)
-    P, p = whole.covariance, np.eye(len(a))
-    worst = 0.0
-    for _ in range(TIMES):
-        P, p = full @ P @ full.T, less @ p @ less.T
-        gone = (final - whole.readout @ P @ whole.readout.T) - (kept - h @ p @ h.T)
-        worst = max(worst, float(np.linalg.norm(gone)))
-    return worst
+def _course(A: np.ndarray, covariance: np.ndarray, H: np.ndarray, times: _Times) -> np.ndarray:
+    """H e^{-At} Σ e^{-Aᵀt} Hᵀ (times, n, n): what has not settled yet."""
+    found = []
+    for start, doublings in times:
+        step = expm(-A * start)
+        for _ in range(doublings + 1):
+            found.append(H @ step @ covariance @ step.T @ H.T)
+            step = step @ step
+    return np.array(found)
+
+
+def _times(A: np.ndarray) -> _Times:
+    """Times from before anything moves until all has settled, PER_OCTAVE to a factor of two."""
+    rates = np.linalg.eigvals(A)
+    first, last = EARLIEST / np.abs(rates).max(), LONGEST / rates.real.min()
+    doublings = int(np.ceil(np.log2(last / first)))
+    return tuple((first * 2 ** (k / PER_OCTAVE), doublings) for k in range(PER_OCTAVE))

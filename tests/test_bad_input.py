@@ -488,8 +488,9 @@ def test_board_file_that_is_no_record_is_refused(text, board, refused):
 
 def test_truncated_board_is_refused(board, refused):
     whole = (board / "board.json").read_text()
-    (board / "board.json").write_text(whole[: len(whole) // 2])
-    assert "not readable JSON" in refused("verify", "board")
+    for broken in (whole[: len(whole) // 2], "[" * 100_000, '{"schema": ' + "1" * 5000 + "}"):
+        (board / "board.json").write_text(broken)
+        assert "not readable JSON" in refused("verify", "board")
 
 
 def test_edited_or_missing_netlist_is_refused(board, refused):

@@ -97,7 +97,28 @@ def estimates(*values: float, error: float = 0.0) -> tuple[Estimate, ...]:
     return tuple(Estimate(value, error, True) for value in values)
 
 
+def on_board(**changes):
+    """The same device on a board that differs; a part, source or cell that is changed is the first."""
+
+    def change(device: Device) -> Device:
+        board = device.board
+        several = {name: value for name, value in changes.items() if isinstance(value, dict)}
+        rows = {
+            name: (replace(getattr(board, name)[0], **own), *getattr(board, name)[1:]) for name, own in several.items()
+        }
+        return replace(device, board=replace(board, **(changes | rows)))
+
+    return change
+
+
 IMPOSSIBLE = {
+    "negative unit": (on_board(unit=-1e-9), "unit of -1e-09"),
+    "no capacitance": (on_board(capacitance=0.0), "capacitance of 0"),
+    "source that takes noise away": (on_board(sources={"conductance": -1e-3}), "conductance of .* of -0.001"),
+    "negative tolerance": (on_board(parts={"tolerance": -0.01}), "tolerance of .* of -0.01"),
+    "part of no value": (on_board(parts={"nominal": 0.0, "element": None}), "nominal value of .* of 0"),
+    "cell without nodes": (on_board(cells={"nodes": ()}), "a cell without 2 nodes"),
+    "board of another kind": (on_board(kind="triple"), "capacitive and triple"),
     "readout gains of another size": (lambda d: first(d, readout_gains=estimates(1, 1)), "for each cell"),
     "readout offsets of another size": (lambda d: first(d, readout_offsets=estimates(0)), "for each cell"),
     "negative readout gain": (lambda d: first(d, readout_gains=estimates(1, -1, 1)), "gain of -1"),
@@ -443,3 +464,19 @@ def test_fresh_copies_are_drawn_by_a_seed_and_kept_with_their_spreads(here, work
     assert "one board or more" in refused("draw", "board-1", "--copies", 0, "--out", "none.json")
     assert "observed no kind" in refused("draw", "ideal", "--out", "none.json")
     assert not (here / "none.json").exists()
+
+
+def test_boards_that_would_run_away_are_not_drawn_into_a_file(here, refused):
+    Q = np.linalg.qr(np.random.default_rng(3).standard_normal((3, 3)))[0]
+    made = make_design(Q @ np.diag([1.0, 0.05, 0.01]) @ Q.T, cells="active", tolerance=0.05)  # condition 100, raw
+    device = replace(ideal_device(made.board, 2), values=made.program.values)
+    names, cells = device.copies[0].gains, range(3)
+    spread = []
+    for copy, sign in zip(device.copies, (1, -1), strict=True):
+        apart = [Estimate(1 + 0.05 * sign * (-1) ** k, 0.0, True) for k in range(len(names))]
+        alike = tuple(Estimate(1 + 0.01 * sign * (-1) ** k, 0.0, True) for k in cells)
+        gains = dict(zip(names, apart, strict=True))
+        spread.append(replace(copy, gains=gains, temperatures=alike, inductances=alike))
+    write_json(here / "rough.json", describe_device(replace(device, copies=tuple(spread))))
+    said = refused("draw", "rough.json", "--copies", 200, "--out", "drawn.json")
+    assert "of 200 copies drawn would run away" in said

@@ -617,7 +617,17 @@ def test_bad_input_is_refused_in_one_sentence():
         with pytest.raises(InputError, match=message):
             prepare_steps(process, times)
     with pytest.raises(InputError, match="positive semidefinite diffusion"):
-        prepare_steps(process_of(np.eye(2), np.diag([1.0, -1.0])), [0.0, 1.0])
+        prepare_steps(process_of(np.eye(2), [[1.0, 2.0], [2.0, 1.0]]), [0.0, 1.0])
+    with pytest.raises(InputError, match="without negative variances, got -1"):
+        process_of(np.eye(2), np.diag([1.0, -1.0]))
+    with pytest.raises(InputError, match="all float64 or all float32"):
+        process.to(torch.float16)
+    with pytest.raises(InputError, match="batch axes that broadcast"):
+        replace(process, bias=torch.zeros(3, 4).double(), readout=torch.zeros(2, 2, 4).double())
+    with pytest.raises(InputError, match="at least one time"):
+        transition(process, [])
+    with pytest.raises(InputError, match="a record without gaps"):
+        log_likelihood(process, [0.0, 1.0], torch.full((2, 2), torch.nan).double())
     with pytest.raises(InputError, match=r"expected a record of shape \('…', 2, 2\).*got \(3, 2\)"):
         log_likelihood(process, [0.0, 1.0], torch.zeros(3, 2, dtype=torch.float64))
     twice = process_of(OSCILLATORS, OSCILLATOR_NOISE, H=np.eye(4)[[0, 0]])

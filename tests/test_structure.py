@@ -172,6 +172,7 @@ ORDER = {
         "cli_copies",
         "cli_train",
         "cli",
+        "__main__",
     ],
 }
 OWNERS = {

@@ -24,6 +24,7 @@ from circuits.device import (
     pairs_of,
     parameters_of,
     readout_of,
+    unstable_copies,
 )
 from circuits.ensemble import draw_boards, ensemble
 from circuits.errors import InputError
@@ -100,6 +101,12 @@ def draw_copies(place: str, out: Path, copies: int, seed: int, force: bool = Fal
     device = load_device(place)
     drawn = draw_boards(ensemble(device), device.board, copies, seed)
     made = replace(drawn, interface=device.interface, values=device.values, order=device.order)
+    away = unstable_copies(made)
+    if away:
+        raise InputError(
+            f"{len(away)} of {copies} copies drawn would run away under the board's own program, first {away[0]}; "
+            "parts of this spread do not hold it: design it with a --precondition or a smaller --tolerance"
+        )
     about = {"device": Path(place).name, "device_sha256": device_hash(device), "draw_seed": seed}
     write_json(out, describe_device(made, provenance(**_made_from(place) | about)))
     return made

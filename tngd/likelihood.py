@@ -37,6 +37,8 @@ def log_likelihood(
             f"expected a record of shape {(*batch, '…', len(times), n)}: the axes of the process, times, readings; "
             f"got {tuple(record.shape)}"
         )
+    if not bool(torch.isfinite(record).all()):
+        raise InputError("expected a record without gaps, got readings that are not finite; leave those times out")
     steps, which = distinct_steps(times)
     over = transition(process, steps)
     law = stationary_law(process) if start is None else start

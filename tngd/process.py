@@ -34,12 +34,21 @@ class Process:
     def __post_init__(self) -> None:
         """InputError if the shapes do not fit together, an entry is not finite, or the diffusion not symmetric."""
         d = self.drift.shape[-1]
+        kinds = {part.dtype for part in (self.drift, self.diffusion, self.bias, self.readout)}
+        if kinds not in ({torch.float64}, {torch.float32}):
+            raise InputError(f"expected parts all float64 or all float32, got {', '.join(sorted(map(str, kinds)))}")
         shapes = [tuple(part.shape) for part in (self.drift, self.diffusion, self.bias, self.readout)]
         if [shape[-2:] for shape in shapes[:2]] != [(d, d)] * 2 or any(shape[-1:] != (d,) for shape in shapes[2:]):
             raise InputError(
                 "expected a drift and a diffusion (…, d, d), a bias (…, d) and a readout (…, n, d) of one d, got the "
                 "shapes " + ", ".join(map(str, shapes))
             )
+        try:
+            _ = self.batch
+        except ValueError:
+            raise InputError(
+                "expected batch axes that broadcast, got parts of the shapes " + ", ".join(map(str, shapes))
+            ) from None
         for name in ("drift", "diffusion", "bias", "readout"):
             if not bool(torch.isfinite(getattr(self, name)).all()):
                 raise InputError(f"expected finite entries in the {name}, got inf or nan; check the circuit")
@@ -47,6 +56,9 @@ class Process:
         skew = float((D - D.mT).abs().max())
         if skew > SKEW * float(D.abs().max()):
             raise InputError(f"expected a symmetric diffusion, got entries that differ by {skew:.3g} from their mirror")
+        least = float(D.diagonal(dim1=-2, dim2=-1).min()) if D.numel() else 0.0
+        if least < -SKEW * float(D.abs().max()):
+            raise InputError(f"expected a diffusion without negative variances, got {least:.3g} on its diagonal")
 
     @property
     def batch(self) -> torch.Size:
@@ -98,6 +110,8 @@ def transition(process: Process, times: Tensor | float) -> Transition:
     Exact for every drift, unstable and singular ones included. InputError if a time is negative.
     """
     times = torch.as_tensor(times, dtype=torch.float64, device=process.drift.device)
+    if not times.numel():
+        raise InputError("expected at least one time, got none")
     if not bool((times >= 0).all()) or not bool(torch.isfinite(times).all()):
         raise InputError(f"expected finite times of zero or more, got {float(times.min()):g} s")
     batch, ones = process.batch, (1,) * times.ndim
