@@ -188,3 +188,37 @@ def test_calibration_of_the_readme_is_that_stored():
 def test_tables_of_the_evidence_are_those_stored(setting):
     for row in evidence_rows(setting):
         assert row in README.splitlines(), row
+
+
+def accuracies(study: str, *names: str) -> str:
+    """Mean test accuracies of cells of a study, as the README has them."""
+    cells = json.loads((ROOT / "benchmarks" / "mnist.json").read_text())["studies"][study]["cells"]
+    runs = [[run["records"][-1]["test_accuracy"] for run in cells[name]["seeds"].values()] for name in names]
+    return " / ".join(f"{100 * statistics.mean(each):.1f}" for each in runs)
+
+
+def test_sentences_of_the_evidence_are_those_stored():
+    text, sgn, parts = " ".join(README.split()), ("0.0003", "0.001", "0.003"), ("0.1", "1.0", "5.0")
+    dac = "converter DAC and ADC, full scale, rms {:.1f}, bits {}"
+    for phrase in (
+        f"1 / 8 / 32: {accuracies('history', *(f'T none, batches held {n}, lr 0.03' for n in (1, 8, 32)))} at the same",
+        f"kept: {accuracies('kept-state', *(f'start {s}, delay 0.0, lr 0.03' for s in ('gradient', 'kept')))}, it is",
+        f"∞: {accuracies('time', *(f'curvature ggn, time {t}' for t in (0.0, 0.2, 1.0, 5.0, 50.0, 'inf')))}, with the",
+        f"10⁻¹ at t = 1: {accuracies('noise', *(f'noise {n}, lr 0.03' for n in (0.0, 0.001, 0.01, 0.1)))}: it does",
+        f"bits: {accuracies('bits', *(dac.format(4, n) for n in (4, 6, 8, 12)))} at a full scale of 4 rms",
+        f"clips, {accuracies('bits', *(dac.format(16, n) for n in (4, 6, 8, 12)))} at 16",
+        f"{accuracies('sign', *(f'step sign of the natural gradient, lr {lr}' for lr in sgn))} and",
+        f"and {accuracies('sign', *(f'step sign of the gradient, lr {lr}' for lr in sgn))}; Adam itself",
+        f"tiles {accuracies('tolerance', *(f'device tiles, preconditioned, parts ±{t}%' for t in parts))}",
+    ):
+        assert phrase.strip() in text, phrase
+
+
+def test_question_answering_of_the_readme_is_that_stored():
+    content = json.loads((ROOT / "benchmarks" / "squad.json").read_text())
+    loss = {method["name"]: f"{method['final']['batch_loss']['mean']:.3f}" for method in content["methods"]}
+    text = " ".join(README.split())
+    assert f"epoch is {loss['adam']}: TNGD's is {loss['tngd']}, TNGD-Adam's {loss['tngd-adam']}" in text
+    assert f"ends at {loss['tngd-adam-paper']}, sign descent with the same step size at {loss['sign:lr=0.001']}" in text
+    assert min(loss, key=loss.get) == "adam"
+    assert f"| {content['cpu_s'] / 60:.0f} | `squad.json` |" in text
