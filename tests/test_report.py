@@ -107,7 +107,7 @@ def test_figures_are_those_of_the_records(page):
     ]
     assert kfac[1].startswith(f"{np.mean(epochs):.2f} (")
     gains = [100 * (run["records"][-1][name] - others[s]["records"][-1][name]) for s, run in runs.items()]
-    half = 2.7764451 * np.std(gains, ddof=1) / 5**0.5  # Student's t, 97.5 %, 4 degrees of freedom
+    half = 2.2621572 * np.std(gains, ddof=1) / 10**0.5  # Student's t, 97.5 %, 9 degrees of freedom
     assert kfac[4] == f"+{np.mean(gains):.2f} ± {half:.2f}"
 
 
