@@ -254,6 +254,7 @@ TUNED: dict[str, dict[str, Settings]] = {  # the best of `tngd train mnist --tun
         "adam": {"lr": 0.005, "beta2": 0.99},
         "tngd-refresh": {"lr": 0.03, "damping": 0.03},
         "tngd-preconditioned": {"lr": 0.03, "precondition": 0.1},
+        "tngd-tiles-mc": {"lr": 0.03, "damping": 0.1},
         "k-fac": {"lr": 0.01, "damping": 0.1},
     },
 }

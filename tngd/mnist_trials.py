@@ -48,6 +48,7 @@ class Data:
     genuine: bool
 
 
+SAMPLED_TILES = ("tngd-tiles-mc-ideal", "tngd-tiles-mc", "tngd-tiles-mc-worst")
 SETTINGS = {
     "paper": Setting("small", 10_000, 10_000),
     # Of ten times the network and six times the images, the methods that cost a few Adam steps a step.
@@ -56,7 +57,7 @@ SETTINGS = {
         60_000,
         10_000,
         seeds=3,
-        methods=("sgd", "adam", "k-fac", "tngd-refresh", "tngd-preconditioned"),
+        methods=("sgd", "adam", "k-fac", "tngd-refresh", "tngd-preconditioned", *SAMPLED_TILES),
         schedule="cosine",
     ),
     "study": Setting("small", 4000, 10_000, epochs=3, seeds=3),
