@@ -24,7 +24,11 @@ SKEW = 1e-5  # of the largest entry, by which a diffusion may fail to be symmetr
 
 @dataclass(frozen=True, eq=False)
 class Process:
-    """An OU process with any leading batch axes; times in seconds unless the drift was scaled."""
+    """An OU process with any leading batch axes; times in seconds unless the drift was scaled.
+
+    In float64; in float32 (`to`) laws are off by up to 1e-5 of their size, and a mode 1e6 times as slow as the fastest
+    is refused.
+    """
 
     drift: Tensor  # (…, d, d), A, 1/s
     diffusion: Tensor  # (…, d, d), D

@@ -25,7 +25,7 @@ WARM = 31 * 2**20  # bytes; see Recorder
 Block = Outer | Positions | Rows
 Places = tuple[int | None, int | None]
 TOLERANCE = 1e-3  # of a layer's gradient: recorded against autograd's, float32 networks of any depth
-NEGLIGIBLE = 1e-5  # of the whole gradient: what is below it is rounding in float32
+NEGLIGIBLE = 1e-5  # of the largest gradient: what is below it is rounding in float32
 GOLDEN = (5**0.5 - 1) / 2  # whose multiples lie apart, modulo 1
 
 
@@ -144,9 +144,10 @@ class Recorder:
         even = torch.cos(number * number).to(outputs)
         weight = 0.5 + (number[:, :1] * GOLDEN % 1).to(outputs)
         plain, weighted = (self.gradients(outputs, calls, each) for each in (even, weight * even))
-        for call, one, other in zip(calls, plain, weighted, strict=True):
+        sizes = [float(G.norm()) for G in weighted]
+        for call, one, other, size in zip(calls, plain, weighted, sizes, strict=True):
             gap = other - weight.view(b, *[1] * (other.ndim - 1)) * one
-            if float(gap.norm()) > TOLERANCE * float(other.norm()):
+            if float(gap.norm()) > TOLERANCE * size + NEGLIGIBLE * max(sizes):
                 raise InputError(
                     f"samples of the batch mix or change places after layer {self.modules[call.layer]!r}; keep samples "
                     "first, apart and in order, or give TNGD the parameters without the model (exact, slow)"
