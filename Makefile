@@ -13,7 +13,7 @@ demo: setup
 
 # What waits for the clock runs alone; the rest in a process a core, a file at a time: its fixtures are made once.
 test: setup lint
-	$(BIN)/python -m pytest -m alone tests/test_readme.py
+	$(BIN)/python -m pytest -m alone tests
 	$(BIN)/python -m pytest -m "not alone" -n auto --dist loadfile
 
 lint: setup
