@@ -291,6 +291,6 @@ def impossible(board: Board) -> str | None:
         for name, value in values.items():
             if not (0 < value < inf or (value == 0 and values is tolerances)):
                 return f"its board has a {name} of {value}, expected one {least} 0"
-    held = {part.element for part in board.parts}
+    held = {part.element for part in board.parts} | {name for bank in board.banks for name in bank.elements}
     bare = [element.name for element in board.elements if element.name not in held]
     return f"its element {bare[0]} has no part" if bare else None
