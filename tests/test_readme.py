@@ -146,7 +146,9 @@ def evidence_rows(setting: str) -> list[str]:
             values = [scale * records[-1][name] for records in runs.values()]
             error = statistics.stdev(values) / len(values) ** 0.5
             said.append(f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}")
-        times = [first_at(records, ends["adam"][s][-1]["train_loss"]) for s, records in runs.items()]
+        times = [
+            first_at(records, ends["adam"][s][-1]["train_loss"]) for s, records in runs.items() if s in ends["adam"]
+        ]
         said.append("" if None in times else f"{statistics.mean(times):.1f}")
         said.append(f"{statistics.mean(sum(r['cpu_s'] for r in records) for records in runs.values()):.0f}")
         rows.append(f"| {content['methods'][key]['what']['title']} | {' | '.join(said)} |")
@@ -222,3 +224,40 @@ def test_question_answering_of_the_readme_is_that_stored():
     assert f"ends at {loss['tngd-adam-paper']}, sign descent with the same step size at {loss['sign:lr=0.001']}" in text
     assert min(loss, key=loss.get) == "adam"
     assert f"| {content['cpu_s'] / 60:.0f} | `squad.json` |" in text
+
+
+def stored_rows(name: str) -> list[dict]:
+    return [json.loads(line) for line in (ROOT / "benchmarks" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def cost_rows() -> list[str]:
+    """The table of benchmarks/optimizer.jsonl: steps in those of Adam, on both networks."""
+    found: dict[str, list[float]] = {}
+    for row in stored_rows("optimizer"):
+        if "times_adam" in row:
+            found.setdefault(row["method"], []).append(row["times_adam"])
+    digits = {name: 0 if max(times) >= 100 else 1 for name, times in found.items()}
+    return [f"| {name} | {' | '.join(f'{t:.{digits[name]}f}' for t in times)} |" for name, times in found.items()]
+
+
+def speed_sentences() -> list[str]:
+    """What the engine and tiles take, from the stored benchmarks."""
+    held = [row["ratio"] for row in stored_rows("speed") if row["recipe"] == "held trrandom"]
+    boards = next(r for r in stored_rows("process") if r["what"] == "boards: paths" and r["dtype"] == "float32")
+    tiles = {(row["what"], row.get("time")): row["cpu_ms"] for row in stored_rows("tiles") if row["dtype"] == "float32"}
+    thermox = [row["cpu_ratio"] for row in stored_rows("thermox") if "cpu_ratio" in row]
+    return [
+        f"{' / '.join(f'{ratio:,}' for ratio in held)} times as many effective samples a second as ngspice at 8 / 16",
+        f"{' / '.join(f'{ratio:.1f}' for ratio in thermox)} times the speed of thermox",
+        f"1,000 exact steps of 1,024 boards of 16 states take {boards['cpu_ms']:.0f} ms",
+        f"4,096 tiles are programmed and solved in {tiles['capacitive', 'inf']:.1f} ms",
+        f"after a finite time in {tiles['resistive', '5.0']:.1f} ms",
+    ]
+
+
+def test_costs_of_the_readme_are_those_stored():
+    for row in cost_rows():
+        assert row in README.splitlines(), row
+    text = " ".join(README.split())
+    for phrase in speed_sentences():
+        assert phrase in text, phrase
