@@ -144,8 +144,8 @@ def evidence_rows(setting: str) -> list[str]:
                 f"{len(runs)} of {len(content['methods'][key]['seeds'])}"]  # fmt: skip
         for name, scale, digits in (("train_loss", 1, 3), ("test_loss", 1, 3), ("test_accuracy", 100, 2)):
             values = [scale * records[-1][name] for records in runs.values()]
-            error = statistics.stdev(values) / len(values) ** 0.5
-            said.append(f"{statistics.mean(values):.{digits}f} ± {error:.{digits}f}")
+            error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}" if len(values) > 1 else ""
+            said.append(f"{statistics.mean(values):.{digits}f}{error}")
         times = [
             first_at(records, ends["adam"][s][-1]["train_loss"]) for s, records in runs.items() if s in ends["adam"]
         ]
