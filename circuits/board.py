@@ -286,11 +286,11 @@ def impossible(board: Board) -> str | None:
     above |= {f"nominal value of {part.name}": part.nominal for part in board.parts if part.nominal is not None}
     above |= {f"conductance of {source.name}": source.conductance for source in board.sources}
     above |= {f"unit of {bank.name}": bank.unit for bank in board.banks}
-    tolerances = {f"tolerance of {each.name}": each.tolerance for each in (*board.parts, *board.sources)}
-    for least, values in (("above", above), ("of at least", tolerances)):
-        for name, value in values.items():
-            if not (0 < value < inf or (value == 0 and values is tolerances)):
-                return f"its board has a {name} of {value}, expected one {least} 0"
+    least = {f"tolerance of {each.name}": each.tolerance for each in (*board.parts, *board.sources)}
+    wrong = [f"{name} of {value}, expected one above 0" for name, value in above.items() if not 0 < value < inf]
+    wrong += [f"{name} of {value}, expected 0 or more" for name, value in least.items() if not 0 <= value < inf]
+    if wrong:
+        return f"its board has a {wrong[0]}"
     held = {part.element for part in board.parts} | {name for bank in board.banks for name in bank.elements}
     bare = [element.name for element in board.elements if element.name not in held]
     return f"its element {bare[0]} has no part" if bare else None

@@ -151,6 +151,7 @@ def test_switch_nodes_reduce_away_and_coils_do_not():
     whole = predict(ideal_device(made.board), 0, made.program)
     assert states(whole) > 30
     assert choose_order([whole], 2e-3).order == 16
+    assert choose_order([whole], 1e-3).order == 17  # what settles first is off by 1.3e-3 with 16
     assert reduce_order(whole, 8).covariance_error > 0.1
 
 

@@ -177,6 +177,7 @@ def test_what_an_optimizer_is_given_is_of_the_right_kind():
         ({"kl_clip": True}, "kl_clip must be a number"),
         ({"lr": "fast"}, "lr must be a number"),
         ({"seed": 1.5}, "seed must be a whole number"),
+        ({"seed": None}, "seed must be a whole number"),
         ({"tile_curvature": "x"}, "tile_curvature must be one of"),
         ({"inner": torch.optim.Adam(model.parameters()), "weight_decay": 0.1}, "is the inner one's"),
     ):

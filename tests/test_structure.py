@@ -98,6 +98,7 @@ ORDER = {
         "ensemble",
     ],
     "tngd": [
+        "__main__",
         "folded",
         "sheets",
         "checkpoint",
@@ -172,7 +173,6 @@ ORDER = {
         "cli_copies",
         "cli_train",
         "cli",
-        "__main__",
     ],
 }
 OWNERS = {

@@ -12,8 +12,13 @@ def main() -> None:
         # Loaded here, for loading takes a second in which somebody may think better of it.
         importlib.import_module("tngd.cli").main()
     except KeyboardInterrupt:
-        print("tngd: interrupted; call the same command again: finished steps and chunks are kept", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        end_interrupted()
+
+
+def end_interrupted() -> None:
+    """Say how to go on, and end."""
+    print("tngd: interrupted; call the same command again: finished steps and chunks are kept", file=sys.stderr)
+    sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

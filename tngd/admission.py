@@ -26,10 +26,11 @@ KINDS = {
 
 
 def check_kinds(**given: Any) -> None:
-    """InputError unless every argument that is not None is of the kind its name stands for."""
+    """InputError unless every argument is of the kind its name stands for; all but a seed may be None."""
     for name, value in given.items():
         kind, expected = KINDS[name]
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        missing = value is None and name != "seed"
+        if not missing and (not isinstance(value, kind) or isinstance(value, bool)):
             raise InputError(f"{name} must be {expected}, got {value!r:.80}")
 
 

@@ -21,6 +21,7 @@ from circuits.population import COPIES
 from circuits.review import review_lines
 from circuits.store import read_json
 from tngd import cli_copies, cli_train, verbs
+from tngd.__main__ import INTERRUPTED, end_interrupted
 from tngd.options import (
     At,
     Copies,
@@ -37,7 +38,6 @@ from tngd.options import (
 from tngd.stages import Stages
 from tngd.tables import calibration_lines, more_tables, show, training_table, verification_table
 
-INTERRUPTED = 130
 CHOICES = Choices()
 
 app = typer.Typer(
@@ -274,7 +274,7 @@ def main() -> None:
     except OSError as error:
         code = _refuse(f"the system says {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
     if code == INTERRUPTED:  # typer turns Ctrl-C into this code
-        print("tngd: interrupted; call the same command again: finished steps and chunks are kept", file=sys.stderr)
+        end_interrupted()
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -48,7 +48,7 @@ class Data:
     genuine: bool
 
 
-SAMPLED_TILES = ("tngd-tiles-mc-ideal", "tngd-tiles-mc", "tngd-tiles-mc-worst")
+ON_TILES = ("tngd-tiles-mc-ideal", "tngd-tiles-mc", "tngd-tiles-mc-worst")
 SETTINGS = {
     "paper": Setting("small", 10_000, 10_000),
     # Of ten times the network and six times the images, the methods that cost a few Adam steps a step.
@@ -57,7 +57,7 @@ SETTINGS = {
         60_000,
         10_000,
         seeds=3,
-        methods=("sgd", "adam", "k-fac", "tngd-refresh", "tngd-preconditioned", *SAMPLED_TILES),
+        methods=("sgd", "adam", "k-fac", "tngd-refresh", "tngd-preconditioned", *ON_TILES),
         schedule="cosine",
     ),
     "study": Setting("small", 4000, 10_000, epochs=3, seeds=3),

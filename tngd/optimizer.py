@@ -219,7 +219,7 @@ class TNGD(torch.optim.Optimizer):
         content = deepcopy(state_dict) if isinstance(state_dict, dict) else {}
         device = content.pop("device", None)
         check_state(content, device, described(self))
-        settings_of(content["param_groups"])
+        settings_of(content["param_groups"])  # refuses impossible ones while nothing is changed yet
         super().load_state_dict(content)
         self._recorder = None
         self._steps = device["steps"]
