@@ -154,7 +154,9 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(settings, dtype, tmp_pa
 
     def build(seed):
         model = network(seed, dtype)
-        return model, TNGD(model, lr=0.1, seed=seed, inner=adam(model) if adam else None, **settings)
+        return model, TNGD(
+            model, seed=seed, inner=adam(model) if adam else None, **({} if adam else {"lr": 0.1}), **settings
+        )
 
     def run(model, optimizer, data):
         return [float(optimizer.step(lambda x=x, y=y: (model(x), y))) for x, y in data]

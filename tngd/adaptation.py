@@ -8,7 +8,8 @@ both changes are in the rounding of the loss, ρ is no number and λ stays. With
 lowered below what the precision resolves beside m, nor raised where A is λI to as many digits.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import inf, isfinite, isnan, nan
 
 import torch
@@ -35,14 +36,24 @@ def random_state(parameter: Tensor) -> tuple[Tensor, list[Tensor]]:
 def reduction_ratio(
     batch: Batch, factor: Factor, change: Tensor, closures: tuple[Callable, ...], loss: Loss, random: tuple
 ) -> float:
-    """ρ of the step `change` (N,), already made; calls the closures again, with the random numbers of before."""
+    """ρ of the step `change` (N,), already made; calls the closures again, with the random numbers of before.
+
+    Buffers of modules (running means) are afterwards as they were. InputError if it is another batch the second time.
+    """
     predicted = batch.gradient @ change + factor.forward(change).square().sum() / 2
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(), torch.no_grad(), _same_buffers():
         torch.set_rng_state(random[0])
         if random[1]:
             torch.cuda.set_rng_state_all(random[1])
+        results = [closure() for closure in closures]
+        for before, (_, again) in zip(batch.targets, results, strict=True):
+            if not torch.equal(before, again):
+                raise InputError(
+                    "adapt compares the loss of one batch before and after the step, and the closure returned other "
+                    "targets the second time; draw the batch outside it. The step was made, the damping is as it was"
+                )
         try:
-            after = float(joined_value(closures, loss))
+            after = float(joined_value(results, loss))
         except InputError:  # the step is made: that the loss has no value after it is the worst there is to say of it
             after = inf
     rise, expected = after - float(batch.value), float(predicted)
@@ -61,6 +72,25 @@ def adapted(damping: float, ratio: float, steps: int, factor: Factor, gradient: 
     if ratio > GOOD:
         return min(damping, max(damping * change, resolved * largest))
     return max(damping, min(damping / change, largest / resolved))
+
+
+@contextmanager
+def _same_buffers() -> Iterator[None]:
+    """Give the modules that are called inside their buffers back."""
+    kept: dict[tuple[int, str], tuple[torch.nn.Module, str, Tensor, Tensor]] = {}
+
+    def keep(module: torch.nn.Module, _: tuple) -> None:
+        for name, value in module._buffers.items():
+            if value is not None:
+                kept.setdefault((id(module), name), (module, name, value, value.clone()))
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for module, name, value, before in kept.values():
+            module._buffers[name] = value.copy_(before)
 
 
 def _largest(factor: Factor, vector: Tensor) -> float:

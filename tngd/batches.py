@@ -17,13 +17,17 @@ from tngd.recorder import Recorder
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Loss, gradient (N,), gradients of a companion's parameters, factor (None if not asked for), counted samples."""
+    """Loss, gradient (N,), gradients of a companion's parameters, factor (None if not asked for), counted samples.
+
+    `targets`: those of its micro-batches.
+    """
 
     value: Tensor
     gradient: Tensor
     companion: tuple[Tensor, ...]
     factor: Factor | None
     count: float
+    targets: tuple[Tensor, ...]
 
 
 def evaluate_batch(
@@ -71,7 +75,7 @@ def evaluate_batch(
         factor = None
         if kind is not None:
             factor = _factor(outputs, targets, value, trained, loss, kind, recorder, calls, generator)
-    return Batch(value.detach(), gradient, rest, factor, float((weights > 0).sum()))
+    return Batch(value.detach(), gradient, rest, factor, float((weights > 0).sum()), (targets,))
 
 
 def join_batches(parts: list[Batch], loss: Loss) -> Batch:
@@ -94,12 +98,12 @@ def join_batches(parts: list[Batch], loss: Loss) -> Batch:
         ),
         factor,
         total,
+        tuple(targets for part in parts for targets in part.targets),
     )
 
 
-def joined_value(closures: Sequence[Callable[[], tuple[Tensor, Tensor]]], loss: Loss) -> Tensor:
-    """The loss of the joined batch of all closures; InputError if it is not finite, or refuses what they return."""
-    results = [closure() for closure in closures]
+def joined_value(results: Sequence[tuple[Tensor, Tensor]], loss: Loss) -> Tensor:
+    """The loss of the joined batch of outputs and targets; InputError if it is not finite, or refuses them."""
     counts = [float((loss.weights(*result) > 0).sum()) for result in results]
     # A mean over no sample is not a number.
     values = [_value(loss, *result) if count else 0.0 for result, count in zip(results, counts, strict=True)]

@@ -19,11 +19,23 @@ class Call:
     shape: torch.Size
 
 
+def operations(outputs: Tensor) -> frozenset[str]:
+    """The names of all operations in the graph of outputs."""
+    todo, met, names = [outputs.grad_fn], {outputs.grad_fn}, set()
+    while todo:
+        node = todo.pop()
+        names.add(node.name())
+        new = {before for before, _ in node.next_functions if before is not None} - met
+        met |= new
+        todo += new
+    return frozenset(names)
+
+
 def by_position(call: Call, gradient: Tensor) -> Tensor:
     """The gradient (b, *) at the output of a call as (b, groups, n, positions)."""
     layer, b = call.layer, len(gradient)
     if isinstance(layer, nn.Linear):
-        return gradient.reshape(b, -1, gradient.shape[-1]).mT[:, None]
+        return _places(gradient).mT[:, None]
     return gradient.reshape(b, layer.groups, layer.out_channels // layer.groups, -1)
 
 
@@ -32,7 +44,7 @@ def seen(call: Call) -> Tensor:
     layer, a = call.layer, call.inputs
     b = len(a)
     if isinstance(layer, nn.Linear):
-        return a.reshape(b, -1, a.shape[-1]).mT[:, None]
+        return _places(a).mT[:, None]
     patches = _patches(layer, a)
     return patches.reshape(b, layer.groups, -1, patches.shape[-2] * patches.shape[-1])
 
@@ -47,6 +59,11 @@ def is_recorded(module: nn.Module) -> bool:
 def is_plain(call: Call) -> bool:
     """Whether the output of a call is (b, n) or (b, n, *positions)."""
     return call.inputs.ndim == 2 or isinstance(call.layer, nn.Conv2d)
+
+
+def _places(values: Tensor) -> Tensor:
+    """Values (b, *, n) as (b, positions, n), n = 0 too."""
+    return values[:, None] if values.ndim == 2 else values.flatten(1, -2)
 
 
 def _patches(layer: nn.Conv2d, a: Tensor) -> Tensor:

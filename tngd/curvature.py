@@ -82,21 +82,33 @@ def curvature_factor(outputs: Tensor, parameters: Sequence[Tensor], loss: Loss) 
     return explicit_rows(outputs, parameters, loss.root(outputs.detach()) / len(outputs) ** 0.5)
 
 
-def explicit_rows(outputs: Tensor, parameters: Sequence[Tensor], S: Tensor) -> Tensor:
-    """R (b q, N) for any graph, samples that mix included, by one backward pass a row: time grows with b²."""
+def explicit_rows(outputs: Tensor, parameters: Sequence[Tensor], S: Tensor, names: Sequence[str] = ()) -> Tensor:
+    """R (b q, N) for any graph, samples that mix included, by one backward pass a row: time grows with b².
+
+    InputError, with the `names` of the parameters, if an operation has no batched backward pass.
+    """
     b, d = outputs.shape
     blocks = []
     for samples in torch.arange(b, device=outputs.device).split(ROWS):
         rows = torch.zeros(len(samples), S.shape[1], b, d, dtype=outputs.dtype, device=outputs.device)
         rows[torch.arange(len(samples), device=outputs.device), :, samples, :] = S[samples]
-        gradients = torch.autograd.grad(
-            outputs,
-            parameters,
-            grad_outputs=rows.reshape(-1, b, d),
-            is_grads_batched=True,
-            retain_graph=True,
-            allow_unused=True,
-        )
+        try:
+            gradients = torch.autograd.grad(
+                outputs,
+                parameters,
+                grad_outputs=rows.reshape(-1, b, d),
+                is_grads_batched=True,
+                retain_graph=True,
+                allow_unused=True,
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            which = ", ".join(names) or f"of shapes {', '.join(str(tuple(p.shape)) for p in parameters)}"
+            raise InputError(
+                f"no curvature for parameters {which}: an operation behind them has no batched backward pass; give "
+                "them to a companion optimizer"
+            ) from error
         count = len(samples) * S.shape[1]
         flat = [
             outputs.new_zeros(count, p.numel()) if g is None else g.reshape(count, -1)

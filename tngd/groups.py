@@ -10,13 +10,18 @@ Groups = list[dict[str, Any]]
 
 
 def members(groups: Groups) -> list[tuple[dict[str, Any], Tensor]]:
-    """Every trained parameter with its group, in the order of the flat vector."""
-    return [(group, p) for group in groups for p in group["params"] if p.requires_grad]
+    """Every trained parameter with its group, in the order of the flat vector; empty ones are not in it."""
+    return [(group, p) for group in groups for p in group["params"] if p.requires_grad and not _is_empty(p)]
 
 
 def trained(groups: Groups) -> list[Tensor]:
     """The parameters of members."""
     return [parameter for _, parameter in members(groups)]
+
+
+def identities(parameters: Sequence[Tensor]) -> list[tuple[Any, ...]]:
+    """What tells whether a device still is that of these parameters: which, of what shapes and numbers, and where."""
+    return [(id(p), tuple(p.shape), p.dtype, p.device) for p in parameters]
 
 
 def flat(parameters: Sequence[Tensor]) -> Tensor:
@@ -83,3 +88,7 @@ def left_to(model: torch.nn.Module, companion: torch.optim.Optimizer | None) -> 
     groups = companion.param_groups if isinstance(companion, torch.optim.Optimizer) else []
     taken = {id(p) for group in groups for p in group["params"]}
     return [p for p in model.parameters() if id(p) not in taken]
+
+
+def _is_empty(parameter: Tensor) -> bool:
+    return not torch.nn.parameter.is_lazy(parameter) and not parameter.numel()

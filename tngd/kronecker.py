@@ -84,13 +84,19 @@ class Metric:
         return total
 
     def factor(self, factor: Factor) -> Factor:
-        """R Mᵀ, (r, N)."""
+        """R Mᵀ, (r, N), of a factor in whatever blocks."""
         places = {(change.weight, change.bias): change for change in self.changes}
-        blocks = []
+        owners = {offset: change for place, change in places.items() for offset in place if offset is not None}
+        blocks: list[Block] = []
+        loose: dict[int, list[Rows]] = {}  # rows of a change's weight and bias apart, by the offset of the weight
         for block in factor.blocks:
             for part in (block,) if _place(block) in places else apart(block):
-                known = places.get(_place(part))
-                blocks.append(part if known is None else _changed_block(part, known))
+                known, owner = places.get(_place(part)), owners.get(part.offsets[0])
+                if known is None and owner is not None:
+                    loose.setdefault(owner.weight, []).extend(apart(part.rows()))
+                else:
+                    blocks.append(part if known is None else _changed_block(part, known))
+        blocks += [_changed_block(_whole(parts, owners[weight]), owners[weight]) for weight, parts in loose.items()]
         return Factor(tuple(blocks), factor.rank, factor.size)
 
 
@@ -106,10 +112,14 @@ def nearest_products(factor: Factor, shapes: Mapping[int, tuple[int, int]]) -> t
 
 
 def averaged(old: tuple[Product, ...], new: tuple[Product, ...], share: float) -> tuple[Product, ...]:
-    """The running mean of layers seen before, 1 - share the new; layers not in `new` stay."""
-    known = {(product.weight, product.bias): product for product in old}
+    """The running mean of layers seen before, 1 - share the new; layers not in `new` stay.
+
+    Where the new ones cut the parameters otherwise (of layers that share some), the old ones of the same parameters go.
+    """
+    cut = {offset: _key(product) for product in new for offset in _key(product) if offset is not None}
+    known = {_key(each): each for each in old if all(cut.get(k, _key(each)) == _key(each) for k in _key(each))}
     for product in new:
-        key = product.weight, product.bias
+        key = _key(product)
         if key in known:
             means = {
                 name: getattr(product, name).lerp(getattr(known[key], name), share)
@@ -124,6 +134,19 @@ def averaged(old: tuple[Product, ...], new: tuple[Product, ...], share: float) -
 def metric_of(products: tuple[Product, ...], damping: float) -> Metric:
     """M of the products with damping δ > 0."""
     return Metric(tuple(_change(product, damping) for product in products))
+
+
+def _key(product: Product) -> tuple[int, int | None]:
+    return product.weight, product.bias
+
+
+def _whole(parts: list[Rows], change: Change) -> Rows:
+    """Rows of the weight and bias of a change from those of either, zero where there are none."""
+    n, m = change.shape
+    places, like = ((change.weight, n * m), (change.bias, n)), parts[0].matrix
+    known = {part.places[0]: part.matrix for part in parts}
+    matrix = [known[place] if place in known else like.new_zeros(len(like), place[1]) for place in places]
+    return Rows(torch.cat(matrix, dim=1), places)
 
 
 def _is_layer(block: Block, shapes: Mapping[int, tuple[int, int]]) -> bool:

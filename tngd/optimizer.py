@@ -18,17 +18,17 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from tngd.adaptation import adapted, random_state, reduction_ratio
-from tngd.admission import check_groups, check_kinds, check_one_setting, check_parameters, listed
+from tngd.admission import RATE, check_groups, check_kinds, check_one_setting, check_parameters, check_step, listed
 from tngd.array import Array
 from tngd.batches import Batch, evaluate_batch, join_batches
 from tngd.converters import standard_normal
 from tngd.descent import shortened, take_step
 from tngd.gram import all_finite
-from tngd.groups import flat, left_to, matrix_shapes, step_along, trained
+from tngd.groups import flat, identities, left_to, matrix_shapes, step_along, trained
 from tngd.losses import CROSS_ENTROPY, Loss, as_loss
-from tngd.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, placed, trimmed, unpacked_memory
+from tngd.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, trimmed
 from tngd.recorder import Recorder
-from tngd.resumed import check_state, described, settings_of
+from tngd.resumed import check_state, described, settings_of, unpacked_device
 from tngd.settings import Settings
 from tngd.tile_blocks import tile_blocks
 from tngd.tile_solve import Reading, check_reading
@@ -63,7 +63,7 @@ class TNGD(torch.optim.Optimizer):
         kl_clip: the largest ½ δᵀRᵀR δ of a step δ; longer ones are shortened. TNGD's own weight decay is not part of
             δ, an inner optimizer's is.
         adapt: every so many steps the damping follows the ratio of the actual to the predicted change of the loss
-            (Levenberg-Marquardt; calls the closure once more); 0 keeps it fixed.
+            (Levenberg-Marquardt; calls the closure once more, for the same batch); 0 keeps it fixed.
         lanczos: Lanczos steps in place of the eigenvectors of K: for large b, approximate.
         tile_curvature: what tiles are blocks of: "ggn", "mc" (much cheaper: one backward pass, not one a class) or
             "empirical".
@@ -79,8 +79,9 @@ class TNGD(torch.optim.Optimizer):
     `step(closure)`: the closure returns (outputs, targets), outputs (b, d) still attached to their graph; the optimizer
     takes gradients itself, and neither reads nor needs `.grad`; with an inner optimizer or a companion it leaves there
     what these took. Several closures are micro-batches: the step is that of their joined batch. Returns the loss. A
-    step that raises InputError has changed nothing. `state_dict` holds the device's state and random numbers: a resumed
-    run is the uninterrupted one. Freezing parameters restarts the device. `last`: what the device did in the last step.
+    step that raises InputError has changed nothing (but where adapt meets another batch). `state_dict` holds the
+    device's state and random numbers: a resumed run is the uninterrupted one. Other trained parameters, or of another
+    precision, restart the device. `last`: what the device did in the last step.
 
     The full-size array of the paper, with the spread that calibration found, 8-bit elements, both passes apart:
 
@@ -95,7 +96,7 @@ class TNGD(torch.optim.Optimizer):
         self,
         params: torch.nn.Module | Iterable[Any],
         board: TileBoard | None = None,
-        lr: float = 0.05,
+        lr: float = RATE,
         damping: float = 1e-2,
         refresh: int | None = None,
         loss: Loss | torch.nn.Module = CROSS_ENTROPY,
@@ -119,7 +120,7 @@ class TNGD(torch.optim.Optimizer):
         inner: torch.optim.Optimizer | None = None,
         companion: torch.optim.Optimizer | None = None,
     ):
-        check_kinds(board=board, array=array, inner=inner, companion=companion, seed=seed)
+        check_kinds(board=board, array=array, model=model, inner=inner, companion=companion, seed=seed)
         if isinstance(params, torch.nn.Module):
             model, params = params, left_to(params, companion)
         curvature = curvature or ("ggn" if board is None else "tiles")
@@ -146,14 +147,14 @@ class TNGD(torch.optim.Optimizer):
         self._steps = 0
         self._memory: Memory | None = None
         self._tiles: TileFactors | None = None
-        self._identities: list[int] = []
+        self._identities: list[tuple[Any, ...]] = []
         self._recorder: Recorder | None = None
         self._generator = torch.Generator().manual_seed(seed)
 
     def step(self, closure: Closure, *more: Closure) -> Tensor:
         """One update; see the class."""
         settings, own, closures = self._settings(), self._trained(), (closure, *more)
-        check_parameters(own)
+        check_step(closures, own)
         drawn = self._generator.get_state()
         adapts = settings.adapt and self._steps % settings.adapt == 0
         random = random_state(own[0]) if adapts else None
@@ -164,21 +165,18 @@ class TNGD(torch.optim.Optimizer):
             batch = self._evaluate(closures, own, settings)
             with torch.no_grad():
                 direction, memory, tiles, last = self._directed(batch, settings)
+                start = flat(own) if adapts else None
+                factor = None if memory is None else memory.history.joined
+                scale = take_step(self.param_groups, direction, self.inner, factor, settings.kl_clip)
         except BaseException:
             self._generator.set_state(drawn)
             self._memory, self._tiles, self._identities, self._recorder = before
             raise
-        with torch.no_grad():
-            self._memory, self._tiles, self.last = memory, tiles, last
-            before = flat(own) if adapts else None
-            factor = None if memory is None else memory.history.joined
-            scale = take_step(self.param_groups, direction, self.inner, factor, settings.kl_clip)
-            if self.inner is not None and settings.kl_clip is not None:
-                self.last = replace(last, scale=scale)
-            self._steps += 1
+        self._memory, self._tiles, self._steps = memory, tiles, self._steps + 1
+        self.last = last if self.inner is None or settings.kl_clip is None else replace(last, scale=scale)
         try:
             if adapts:  # before the companion's step, whose part in the change of the loss is not the model's
-                ratio = reduction_ratio(batch, factor, flat(own) - before, closures, self.loss, random)
+                ratio = reduction_ratio(batch, factor, flat(own) - start, closures, self.loss, random)
                 self.last = replace(self.last, ratio=ratio)
                 damping = adapted(settings.damping, ratio, settings.adapt, memory.history.uploaded, batch.gradient)
                 for group in self.param_groups:
@@ -220,33 +218,30 @@ class TNGD(torch.optim.Optimizer):
         device = content.pop("device", None)
         check_state(content, device, described(self))
         settings_of(content["param_groups"])  # refuses impossible ones while nothing is changed yet
-        super().load_state_dict(content)
-        self._recorder = None
-        self._steps = device["steps"]
-        place = self._trained()[0].device
-        self._memory = unpacked_memory(placed(device["memory"], place), self.array)
-        self._tiles = None if device["tiles"] is None else TileFactors(**placed(device["tiles"], place))
-        self._generator.set_state(device["generator"])
+        memory, tiles, generator = unpacked_device(device, self.array, self._trained()[0].device)
         for name in ("inner", "companion"):
             if device[name] is not None:
                 getattr(self, name).load_state_dict(device[name])
+        super().load_state_dict(content)
+        self._memory, self._tiles, self._steps, self._recorder = memory, tiles, device["steps"], None
+        self._generator.set_state(generator)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes with it; torch's own list has nothing of a subclass."""
         own = {name: value for name, value in vars(self).items() if name in OWN}
-        same = self._identities == [id(p) for p in self._trained()]
+        same = self._identities == identities(self._trained())
         return super().__getstate__() | own | {"_identities": same, "_recorder": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         # Copies of parameters have other identities. Zero is that of none, and so a new start.
-        self._identities = [id(p) for p in self._trained()] if state.get("_identities", True) else [0]
+        self._identities = identities(self._trained()) if state.get("_identities", True) else [(0,)]
 
     def _trained(self) -> list[Tensor]:
         return trained(self.param_groups)
 
     def _settings(self) -> Settings:
-        check_one_setting(self.param_groups)
+        check_one_setting(self.param_groups, self.inner)
         found = settings_of(self.param_groups)
         if (found.curvature == "tiles") != (self.board is not None):
             raise InputError(f"a board is for curvature 'tiles', which needs one, got curvature={found.curvature!r}")
@@ -256,13 +251,13 @@ class TNGD(torch.optim.Optimizer):
 
     def _follow(self, own: list[Tensor]) -> None:
         """A recorder for these parameters; a device that held others starts anew."""
-        identities = [id(p) for p in own]
-        if identities != self._identities:
+        known = identities(own)
+        if known != self._identities:
             check_groups(self.param_groups, self.inner, self.companion)
             if self._identities:
                 self._memory = self._tiles = None
-            self._identities, self._recorder = identities, None
-        if self._recorder is None and self.model is not None:
+            self._identities, self._recorder = known, None
+        if self.model is not None and not (self._recorder and self._recorder.holds()):
             self._recorder = Recorder(self.model, own)
 
     def _evaluate(self, closures: tuple[Closure, ...], own: list[Tensor], settings: Settings) -> Batch:
@@ -282,7 +277,8 @@ class TNGD(torch.optim.Optimizer):
         """Direction (N,) and what the device remembers and did."""
         g = batch.gradient
         if settings.max_norm is not None:
-            g = g * (settings.max_norm / g.norm()).clamp(max=1)
+            norm = torch.linalg.vector_norm(g, dtype=torch.float64)  # the square of a float32 may be none
+            g = g * (settings.max_norm / norm).clamp(max=1).to(g.dtype)
         if settings.curvature == "tiles":
             # Small blocks, ill-conditioned ones among them: made and solved in the board's own precision.
             fine = g.to(self.board.dtype)

@@ -2,8 +2,9 @@
 
 Hooks keep the input a of every call of a layer and its place in the graph; backward passes from the outputs, one for
 each of the q cotangents a sample has or, along a chain (tngd.folded), one for all, give the gradients at those places
-for all samples at once. That is right while samples do not mix; it is checked, with fewer and fewer of the curvatures,
-and that nothing else used the layers' parameters. Parameters of other layers get explicit rows, a backward pass each.
+for all samples at once. That is right while samples do not mix; it is checked with the first curvature of every kind of
+graph (the operations in it, which modules train) and then with fewer and fewer, and that nothing else used the layers'
+parameters. Parameters of other layers get explicit rows, a backward pass each.
 """
 
 from collections import Counter
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
-from tngd.calls import Call, by_position, is_plain, is_recorded, seen
+from tngd.calls import Call, by_position, is_plain, is_recorded, operations, seen
 from tngd.curvature import evaluated, explicit_rows
 from tngd.folded import folded_gradients, way_down
 from tngd.gram import Factor, Outer, Positions, Rows, apart
@@ -41,6 +42,7 @@ class Recorder:
             self.offsets[id(p)] = start
             start += p.numel()
         self.modules = {module: name for name, module in model.named_modules()}
+        self.model, self.owned = model, _owned(model)
         owners: dict[int, list[nn.Module]] = {}
         for module in self.modules:
             for p in module._parameters.values():
@@ -49,11 +51,15 @@ class Recorder:
         self.recorded = {k for k, found in owners.items() if all(map(is_recorded, found))}
         places = {module: self._offsets_of(module) for module in self.modules if is_recorded(module)}
         self.places = {module: found for module, found in places.items() if found != (None, None)}
-        self.seen: Counter[bool] = Counter()  # curvatures, by whether the batch had several samples
+        self.seen: Counter[int] = Counter()  # curvatures, by the kind of graph
         self._refuse_sparse()
         # A block just under 32 MB, taken and freed untouched: from then on glibc keeps memory of that size for the next
         # step, which would else fault in all its pages again, a tenth of its time. Elsewhere it does nothing.
         torch.empty(WARM, dtype=torch.uint8)
+
+    def holds(self) -> bool:
+        """Whether the modules still are those of the model, with the same parameters."""
+        return self.owned == _owned(self.model)
 
     def refuse_mixing(self) -> None:
         """InputError where a layer mixes samples by design."""
@@ -71,6 +77,9 @@ class Recorder:
         calls: list[Call] = []
 
         def keep(layer: nn.Module, inputs: tuple, named: dict, output: Tensor) -> None:
+            seen_by = inputs[0] if inputs else named["input"]
+            if seen_by.layout != torch.strided:
+                raise InputError(f"layer {self.modules[layer]!r} took a sparse input; make it dense first")
             if output.dtype != layer.weight.dtype:
                 raise InputError(
                     f"layer {self.modules[layer]!r} computed in {output.dtype} and its parameters are "
@@ -78,7 +87,7 @@ class Recorder:
                 )
             if torch.is_grad_enabled() and output.requires_grad:
                 edge = torch.autograd.graph.get_gradient_edge(output)
-                calls.append(Call(layer, (inputs[0] if inputs else named["input"]).detach(), edge, output.shape))
+                calls.append(Call(layer, seen_by.detach(), edge, output.shape))
 
         handles = [layer.register_forward_hook(keep, with_kwargs=True) for layer in self.places]
         try:
@@ -129,13 +138,15 @@ class Recorder:
     def check(self, outputs: Tensor, calls: list[Call]) -> None:
         """InputError, naming a layer, if samples mix or change places, or a layer's parameters are used outside it.
 
-        It takes a few backward passes, so it is made with the first, second, fourth, eighth … curvature.
+        It takes a few backward passes, so it is made with the first, second, fourth, eighth … curvature of a kind of
+        graph: the set of its operations, which modules train, and whether the batch has several samples, for one alone
+        cannot show that samples mix.
         """
-        several = len(outputs) > 1  # counted apart: one sample alone cannot show that samples mix
-        taken = self.seen[several]
+        kind = hash((operations(outputs), tuple(module.training for module in self.modules), len(outputs) > 1))
+        taken = self.seen[kind]
         if not taken & (taken + 1):
             self._check(outputs, calls)
-        self.seen[several] += 1  # not if it was refused: the next one is checked then
+        self.seen[kind] += 1  # not if it was refused: the next one is checked then
 
     def _check(self, outputs: Tensor, calls: list[Call]) -> None:
         b, d = outputs.shape
@@ -203,14 +214,7 @@ class Recorder:
         return Factor(tuple(blocks), S.shape[0] * S.shape[1], self.size)
 
     def _explicit(self, outputs: Tensor, parameters: list[Tensor], S: Tensor) -> dict[int, Rows]:
-        try:
-            matrix = explicit_rows(outputs, parameters, S)
-        except RuntimeError as error:
-            names = ", ".join(repr(self.names.get(id(p), "?")) for p in parameters)
-            raise InputError(
-                f"no curvature for parameters {names}: their layers have no batched backward pass; give them to a "
-                "companion optimizer"
-            ) from error
+        matrix = explicit_rows(outputs, parameters, S, [repr(self.names.get(id(p), "?")) for p in parameters])
         rows = apart(Rows(matrix, tuple((self.offsets[id(p)], p.numel()) for p in parameters)))
         return {row.offsets[0]: row for row in rows}
 
@@ -221,6 +225,11 @@ class Recorder:
                     f"layer {name!r} ({type(module).__name__}) has sparse gradients; build it with sparse=False, or "
                     "give its parameters to a companion optimizer"
                 )
+
+
+def _owned(model: nn.Module) -> list[int]:
+    """The identities of all modules, each before those of its own parameters."""
+    return [id(each) for module in model.modules() for each in (module, *module._parameters.values())]
 
 
 def _beside(blocks: Sequence[Rows]) -> Rows:

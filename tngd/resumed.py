@@ -3,13 +3,18 @@
 from dataclasses import fields
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from circuits.errors import InputError
 from circuits.store import sha256
+from tngd.array import Array
 from tngd.groups import trained
+from tngd.losses import Loss
+from tngd.memory import Memory, placed, unpacked_memory
 from tngd.settings import Settings
+from tngd.tile_steps import TileFactors
 from tngd.tiles import TileBoard
 
 PARTS = {"of", "steps", "memory", "tiles", "generator", "inner", "companion"}
@@ -28,7 +33,7 @@ def described(optimizer: Optimizer) -> dict[str, Any]:
             for number, p in enumerate(p for group in optimizer.param_groups for p in group["params"])
             if p.requires_grad
         ],
-        "loss": [optimizer.loss.name, optimizer.loss.reduction],
+        "loss": _loss(optimizer.loss),
         "board": None if optimizer.board is None else _board(optimizer.board),
         "module": optimizer.model is not None,
         "array": None if optimizer.array is None else optimizer.array.describe(),
@@ -39,6 +44,10 @@ def check_state(content: dict[str, Any], device: dict[str, Any] | None, own: dic
     """InputError unless the device of a state is whole and of an optimizer that is `described` alike."""
     if not isinstance(device, dict) or not device.keys() >= PARTS or not content.get("param_groups"):
         raise InputError("expected the state_dict of a TNGD optimizer, got one without a whole device in it")
+    wanted = {"lr", "weight_decay", *(field.name for field in fields(Settings))}
+    missing = {name for group in content["param_groups"] for name in wanted - group.keys()}
+    if missing:
+        raise InputError(f"the state has no {', '.join(sorted(missing))}; it is of another version, or damaged")
     for what, here in own.items():
         there = device["of"].get(what)
         if there != here:
@@ -48,6 +57,27 @@ def check_state(content: dict[str, Any], device: dict[str, Any] | None, own: dic
 def settings_of(groups: list[dict[str, Any]]) -> Settings:
     """The device's settings, of the first group, which are those of all; InputError for impossible ones."""
     return Settings(**{field.name: groups[0][field.name] for field in fields(Settings)})
+
+
+def unpacked_device(
+    device: dict[str, Any], array: Array | None, place: torch.device
+) -> tuple[Memory | None, TileFactors | None, Tensor]:
+    """What the device of a state remembers, on a device of torch's, and its generator; InputError if it is damaged."""
+    try:
+        memory = unpacked_memory(placed(device["memory"], place), array)
+        tiles = None if device["tiles"] is None else TileFactors(**placed(device["tiles"], place))
+        torch.Generator().set_state(device["generator"])
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise InputError(
+            f"the device in the state is damaged ({type(error).__name__}: {error}); take another"
+        ) from error
+    return memory, tiles, device["generator"]
+
+
+def _loss(loss: Loss) -> list[Any]:
+    """Name, reduction, and what else torch's criterion was given."""
+    given = getattr(loss.value, "keywords", {})
+    return [loss.name, loss.reduction, *(given[name] for name in ("ignore_index", "label_smoothing") if name in given)]
 
 
 def _board(board: TileBoard) -> list[Any]:

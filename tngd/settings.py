@@ -8,6 +8,7 @@ from typing import Any
 from circuits.errors import InputError
 from tngd.curvature import CURVATURES
 
+LONGEST = 1e100  # a finite time whose square is a number
 STARTS = ("gradient", "zero", "kept")
 
 
@@ -44,6 +45,9 @@ class Settings:
             raise InputError(
                 f"damping must be above 0{'' if endless else ', or 0 for a finite time'}, got {self.damping}"
             )
+        for name in ("time", "delay"):
+            if LONGEST < getattr(self, name) < inf:
+                raise InputError(f"{name} must be up to {LONGEST:g} or inf, got {getattr(self, name)}")
         if isinf(self.noise):
             raise InputError("noise must be finite, got inf")
         self._check_counts()

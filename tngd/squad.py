@@ -210,7 +210,8 @@ def build(settings: dict[str, float], model: nn.Module, curvature: str, seed: in
         return inner or torch.optim.SGD(own, lr=lr)
     device = {name: settings[name] for name in PRECONDITIONED if name in settings}
     device |= {name: int(device[name]) for name in ("refresh", "history") if name in device}
-    return TNGD(model, lr=lr, curvature=curvature, loss=SPAN, seed=seed, inner=inner, **device)
+    rate = {} if inner else {"lr": lr}
+    return TNGD(model, curvature=curvature, loss=SPAN, seed=seed, inner=inner, **rate, **device)
 
 
 def figures(model: nn.Module, tokens: Tokens) -> dict[str, float]:
