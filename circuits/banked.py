@@ -74,7 +74,7 @@ def calibrate_programs(
     )
     wanted = training.evidence[0].frequencies
     if route == "exact":
-        shown = run_programs(board, training.programs, design.copies, wanted, folder, progress)
+        shown = run_programs(board, training.programs, design.copies, wanted, folder, progress, spectra_only=True)
     else:
         shown = sample_programs(board, training.programs, design.copies, samples, seed, folder, progress)
     known = training.evidence if route == "exact" else _sampled_evidence(model, draws, training, shown[0])

@@ -14,7 +14,7 @@ import numpy as np
 from circuits.assembly import source_power
 from circuits.board import Board, Conditions, Copy, Program
 from circuits.copies import gains_of
-from circuits.exact import ExactRun, exact_run
+from circuits.exact import ExactRun, Spectra, exact_run, spectral_run
 from circuits.jobs import Progress, run_all, silent
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
@@ -29,9 +29,9 @@ MOST_CHUNKS = 10_000  # of one program
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What a copy showed under a program: its exact run, on a resistive board its solutions, and its deck's hash."""
+    """What a copy showed under a program: its exact run or spectra alone, a resistive board's solutions, a hash."""
 
-    exact: ExactRun
+    exact: ExactRun | Spectra
     solved: SolveRun | None
     sha256: str
 
@@ -53,14 +53,16 @@ def run_programs(
     wanted: np.ndarray,
     folder: Path | None = None,
     progress: Progress = silent,
+    spectra_only: bool = False,
 ) -> list[list[Shown]]:
     """What every copy (outer) showed under every program (inner), with spectra near `wanted` (f,) [Hz], each once.
 
-    Raises SimulationError if a run fails twice; finished ones stay in `folder`.
+    `spectra_only`: without the covariance, which takes most of the time. Raises SimulationError if a run fails twice;
+    finished ones stay in `folder`.
     """
     shown: dict[tuple[int, int], Shown] = {}
     jobs = {
-        (c, p): partial(_run, board, program, copy, wanted, folder)
+        (c, p): partial(_run, board, program, copy, wanted, folder, spectra_only)
         for c, copy in enumerate(copies)
         for p, program in enumerate(programs)
     }
@@ -122,19 +124,24 @@ def _chunk(
     return chunk.moments.mean(axis=0), name
 
 
-def _run(board: Board, program: Program, copy: Copy, wanted: np.ndarray, folder: Path | None) -> Shown:
+def _run(
+    board: Board, program: Program, copy: Copy, wanted: np.ndarray, folder: Path | None, spectra_only: bool
+) -> Shown:
     circuit = circuit_text(board, program, copy, Conditions())
     version = ngspice_version(find_ngspice())
-    name = sha256(f"{version} {wanted.tolist()} {program.energy!r} {circuit}")
+    name = sha256(f"{version} {spectra_only} {wanted.tolist()} {program.energy!r} {circuit}")
     path = folder and folder / f"{name[:32]}.npz"
     if path and path.is_file():
         with contextlib.suppress(*UNREADABLE, KeyError, TypeError), path.open("rb") as stream:
-            return Shown(*exact_from(dict(np.load(stream, allow_pickle=False))), name)
+            kept = dict(np.load(stream, allow_pickle=False))
+            exact, solved = exact_from(kept)
+            return Shown(exact or Spectra(kept["frequencies"], kept["spectra"]), solved, name)
     power = source_power(board, program, gains_of(board, [copy])[0], Conditions())
-    exact = exact_run(board, program, circuit, wanted, power)
+    exact = (spectral_run if spectra_only else exact_run)(board, program, circuit, wanted, power)
     frequencies, first = np.unique(exact.frequencies, return_index=True)
     exact = replace(exact, frequencies=frequencies, spectra=exact.spectra[first])
     made = Shown(exact, solve_run(board, program, circuit) if board.inputs else None, name)
     if path:
-        write_npz(path, **exact_arrays(made.exact, made.solved))
+        whole, spectra = (None, vars(exact)) if spectra_only else (exact, {})
+        write_npz(path, **exact_arrays(whole, made.solved), **spectra)
     return made

@@ -41,6 +41,14 @@ class ExactRun:
 
 
 @dataclass(frozen=True, eq=False)
+class Spectra:
+    """Spectra (f, n, n) [V²/Hz] of the readings, one-sided, at `frequencies` (f,) [Hz]."""
+
+    frequencies: np.ndarray
+    spectra: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Integral:
     """A density (f, n, n) [V²/Hz] at `frequency` (f,) [Hz], its integral (n, n) [V²], and that one's relative error."""
 
@@ -59,8 +67,19 @@ def exact_run(
     """
     own = source_power(board, program) if power is None else power
     found = converged(board, program, lambda *grid: _measure(board, circuit, own, *grid))
-    nearest = np.abs(np.log(found.frequency[:, None] / wanted)).argmin(axis=0)
+    nearest = _nearest(found.frequency, wanted)
     return ExactRun(found.value, found.error, found.frequency[nearest], found.density[nearest])
+
+
+def spectral_run(
+    board: Board, program: Program, circuit: str, wanted: np.ndarray, power: np.ndarray | None = None
+) -> Spectra:
+    """Only the spectra that `exact_run` keeps, in a fraction of its time: its grid, over the decades of `wanted`."""
+    own = source_power(board, program) if power is None else power
+    low, high = 10.0 ** np.floor(np.log10(wanted.min())), 10.0 ** (np.floor(np.log10(wanted.max())) + 1)
+    frequency, density = _measure(board, circuit, own, float(low), float(high), POINTS)
+    nearest = _nearest(frequency, wanted)
+    return Spectra(frequency[nearest], density[nearest])
 
 
 def converged(board: Board, program: Program, measure: Measure) -> Integral:
@@ -104,6 +123,11 @@ def integrate(frequency: np.ndarray, density: np.ndarray) -> np.ndarray:
     low = constant * _tail(step) + (y[0] - constant) * _tail(3 * step)
     total = (y.sum(axis=0) + high + low) * step
     return (total.real + total.real.T) / 2
+
+
+def _nearest(frequency: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Which points of a grid (f,) are nearest to those wanted (w,), by their ratio."""
+    return np.abs(np.log(frequency[:, None] / wanted)).argmin(axis=0)
 
 
 def _tail(step: float) -> float:

@@ -26,7 +26,7 @@ from scipy.linalg import cho_factor, cho_solve
 from circuits.covariances import CovarianceEvidence
 from circuits.errors import InputError
 from circuits.evidence import Evidence, flattened
-from circuits.exact import ExactRun
+from circuits.exact import ExactRun, Spectra
 from circuits.jobs import Progress, side_by_side
 from circuits.lagged import LaggedEvidence
 from circuits.pairs import PairModel
@@ -35,6 +35,7 @@ from circuits.solve import SolveRun
 MOST_STEPS = 100
 MOST_ROUNDS = 20  # of the components of variance
 SETTLED = 1e-5  # of a prior deviation: a step below it ends the fit
+ROUGH = 0.1  # the same while data are doubted more than they will be
 NOTHING = 1e-6  # change of χ² that ends it too: rounding may keep what hardly shows on the move
 STEADY = 0.01  # relative change of a component of variance, below which it is found
 DOUBTS = (1e4, 1e2, 10.0, 1.0)  # data are doubted more at first, lest parts that hardly show take up a curvature
@@ -80,7 +81,7 @@ def plain_fit(
     return Fit(values, covariance, before, after, np.zeros(0), rows, checks, 1.0, 0.0, 1.0)
 
 
-def observed(evidence: Evidence, exact: ExactRun, solved: SolveRun | None) -> tuple[Evidence, np.ndarray]:
+def observed(evidence: Evidence, exact: ExactRun | Spectra, solved: SolveRun | None) -> tuple[Evidence, np.ndarray]:
     """The data (data,) of one run, and what was expected of it at the frequencies it really had."""
     data = [flattened(exact.spectra[None])[0]]
     if evidence.columns:
@@ -112,7 +113,7 @@ def fit(model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray],
     at = _evaluated(given, known, x)
     before = _linearised(given, spreads, known, at, scale)
     for doubt in DOUBTS:
-        at, _, _ = _descended(given, spreads, known, at, replace(scale, doubt=doubt))
+        at, _, _ = _descended(given, spreads, known, at, replace(scale, doubt=doubt), ROUGH)
     for _ in range(MOST_ROUNDS):
         at, state, settled = _descended(given, spreads, known, at, scale)
         if not settled:
@@ -206,9 +207,14 @@ def _evaluated(given: Sequence[_Given], known: int, x: np.ndarray) -> _Evaluated
 
 
 def _descended(
-    given: Sequence[_Given], spreads: np.ndarray, known: int, at: _Evaluated, scale: _Scale
+    given: Sequence[_Given],
+    spreads: np.ndarray,
+    known: int,
+    at: _Evaluated,
+    scale: _Scale,
+    settled: float = SETTLED,
 ) -> tuple[_Evaluated, _State, bool]:
-    """The minimum from there on, and whether steps have died out."""
+    """The minimum from there on, to a step this small, and whether steps have died out."""
     state, damping = _linearised(given, spreads, known, at, scale), 0.0
     for _ in range(MOST_STEPS):
         H = state.normal + damping * np.diag(np.diag(state.normal))
@@ -217,7 +223,7 @@ def _descended(
         x[:known] = np.maximum(x[:known], SMALLEST)
         trial = _evaluated(given, known, x)
         found = _linearised(given, spreads, known, trial, scale)
-        small = np.abs(step).max(initial=0.0) < SETTLED or abs(found.cost - state.cost) < NOTHING
+        small = np.abs(step).max(initial=0.0) < settled or abs(found.cost - state.cost) < NOTHING
         if found.cost <= state.cost or small:
             at, state, damping = trial, found, damping / 10 if damping > 1e-6 else 0.0
         else:

@@ -70,7 +70,8 @@ def side_by_side(
     with threadpool_limits(limits=1, user_api="blas"):
         if len(jobs) == 1:
             return [jobs[0](stop)]
-        executor = ThreadPoolExecutor(os.cpu_count() or 1)
+        # More threads than cores, lest the last of a few long jobs is alone on one of them.
+        executor = ThreadPoolExecutor(2 * (os.cpu_count() or 1))
         try:
             running = [executor.submit(job, stop) for job in jobs]
             for future in as_completed(running):

@@ -201,7 +201,7 @@ def code_program(board: Board, codes: np.ndarray, name: str) -> Program:
     circuit = nominal_circuit(board, draft)
     held = circuit.capacitance if board.coupling == "capacitive" else circuit.conductance
     M = circuit.readout @ held @ circuit.readout.T / board.nodes_per_cell / board.unit
-    return levelled(board, replace(draft, target=(M + M.T) / 2))
+    return levelled(board, replace(draft, target=(M + M.T) / 2), circuit)
 
 
 def essential(name: str) -> bool:

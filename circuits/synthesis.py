@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from circuits.assembly import nominal_circuit
+from circuits.assembly import Circuit, nominal_circuit
 from circuits.board import Board, Program
 from circuits.choices import BoardError, Choices
 from circuits.coding import coded, needed_range
@@ -164,9 +164,12 @@ def check_limits(board: Board, values: dict[str, float], at_most: int = 1) -> No
     )
 
 
-def levelled(board: Board, draft: Program) -> Program:
-    """The program with noise level, sampling period and settling time for the element values it has."""
-    circuit = nominal_circuit(board, draft)
+def levelled(board: Board, draft: Program, circuit: Circuit | None = None) -> Program:
+    """The program with noise level, sampling period and settling time for the element values it has.
+
+    `circuit` is its nominal one, if that is known already.
+    """
+    circuit = circuit or nominal_circuit(board, draft)
     H = circuit.readout
     capacitive = board.coupling == "capacitive"
     held = circuit.capacitance / board.capacitance if capacitive else circuit.conductance / board.unit

@@ -7,7 +7,7 @@ from threading import Event
 import numpy as np
 import pytest
 from cases import M_MATRIX
-from compare import FALSE_ALARM
+from compare import FALSE_ALARM, assert_close
 from conftest import needs_ngspice
 from scipy.stats import norm
 
@@ -201,26 +201,39 @@ def _scores_of(made, found) -> np.ndarray:
 
 
 @needs_ngspice
-def test_finished_runs_are_kept_and_failed_ones_tried_twice(tmp_path, monkeypatch):
+@pytest.mark.parametrize("only", [False, True])
+def test_finished_runs_are_kept_and_failed_ones_tried_twice(only, tmp_path, monkeypatch):
     made = make_design(M_MATRIX, choices=Choices(bank_bits=2), copies=1)
     programs = [random_program(made.board, np.random.default_rng(k), f"p{k}") for k in range(2)]
-    first = run_programs(made.board, programs, made.copies, np.array([1e6]), tmp_path)[0]
+    wanted = made.board, programs, made.copies, np.array([4e5, 1e6, 3e7]), tmp_path, silent, only
+    first = run_programs(*wanted)[0]
     tried = []
 
     def fails(*_):
         tried.append(1)
         raise SimulationError("no result")
 
-    monkeypatch.setattr(bench, "exact_run", fails)
-    again = run_programs(made.board, programs, made.copies, np.array([1e6]), tmp_path)[0]
+    monkeypatch.setattr(bench, "spectral_run" if only else "exact_run", fails)
+    again = run_programs(*wanted)[0]
     for before, after in zip(first, again, strict=True):
-        assert (after.exact.covariance == before.exact.covariance).all()
+        assert only or (after.exact.covariance == before.exact.covariance).all()
+        assert (after.exact.frequencies == before.exact.frequencies).all()
         assert (after.exact.spectra == before.exact.spectra).all()
     assert not tried
     (tmp_path / f"{first[1].sha256[:32]}.npz").write_bytes(b"damaged")
     with pytest.raises(SimulationError, match="no result"):
-        run_programs(made.board, programs, made.copies, np.array([1e6]), tmp_path)
+        run_programs(*wanted)
     assert len(tried) == 2
+
+
+@needs_ngspice
+def test_spectra_alone_are_those_of_the_exact_run():
+    made = make_design(M_MATRIX, choices=Choices(bank_bits=2), copies=1)
+    programs = [random_program(made.board, np.random.default_rng(3), "p")]
+    wanted = made.board, programs, made.copies, np.array([4e5, 1e6, 3e7, 1e9]), None, silent
+    (whole,), (alone,) = (run_programs(*wanted, only)[0] for only in (False, True))
+    assert_close(alone.exact.frequencies, whole.exact.frequencies, 1e-12)
+    assert_close(alone.exact.spectra, whole.exact.spectra, 1e-10)
 
 
 def test_copies_fitted_side_by_side_are_those_fitted_alone_to_the_last_bit():
