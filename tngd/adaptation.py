@@ -11,6 +11,7 @@ lowered below what the precision resolves beside m, nor raised where A is λI to
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf, isfinite, isnan, nan
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,14 +35,21 @@ def random_state(parameter: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def reduction_ratio(
-    batch: Batch, factor: Factor, change: Tensor, closures: tuple[Callable, ...], loss: Loss, random: tuple
+    batch: Batch,
+    factor: Factor,
+    change: Tensor,
+    closures: tuple[Callable, ...],
+    loss: Loss,
+    random: tuple,
+    model: torch.nn.Module | None = None,
 ) -> float:
     """ρ of the step `change` (N,), already made; calls the closures again, with the random numbers of before.
 
-    Buffers of modules (running means) are afterwards as they were. InputError if it is another batch the second time.
+    Buffers of the model's modules (running means) are afterwards as they were. InputError if it is another batch the
+    second time.
     """
     predicted = batch.gradient @ change + factor.forward(change).square().sum() / 2
-    with torch.random.fork_rng(), torch.no_grad(), _same_buffers():
+    with torch.random.fork_rng(), torch.no_grad(), _same_buffers(model):
         torch.set_rng_state(random[0])
         if random[1]:
             torch.cuda.set_rng_state_all(random[1])
@@ -75,20 +83,23 @@ def adapted(damping: float, ratio: float, steps: int, factor: Factor, gradient: 
 
 
 @contextmanager
-def _same_buffers() -> Iterator[None]:
-    """Give the modules that are called inside their buffers back."""
+def _same_buffers(model: torch.nn.Module | None) -> Iterator[None]:
+    """Give all modules their buffers back that they have on entry; without a model those that are called inside."""
     kept: dict[tuple[int, str], tuple[torch.nn.Module, str, Tensor, Tensor]] = {}
 
-    def keep(module: torch.nn.Module, _: tuple) -> None:
+    def keep(module: torch.nn.Module, *_: Any) -> None:
         for name, value in module._buffers.items():
             if value is not None:
                 kept.setdefault((id(module), name), (module, name, value, value.clone()))
 
-    handle = torch.nn.modules.module.register_module_forward_pre_hook(keep)
+    hook = None if model else torch.nn.modules.module.register_module_forward_pre_hook(keep)
+    for module in model.modules() if model else ():
+        keep(module)
     try:
         yield
     finally:
-        handle.remove()
+        if hook:
+            hook.remove()
         for module, name, value, before in kept.values():
             module._buffers[name] = value.copy_(before)
 

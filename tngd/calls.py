@@ -19,16 +19,15 @@ class Call:
     shape: torch.Size
 
 
-def operations(outputs: Tensor) -> frozenset[str]:
-    """The names of all operations in the graph of outputs."""
-    todo, met, names = [outputs.grad_fn], {outputs.grad_fn}, set()
+def operations(outputs: Tensor) -> frozenset[type]:
+    """The kinds of all operations in the graph of outputs."""
+    todo, met = [outputs.grad_fn], {outputs.grad_fn}
     while todo:
-        node = todo.pop()
-        names.add(node.name())
-        new = {before for before, _ in node.next_functions if before is not None} - met
-        met |= new
-        todo += new
-    return frozenset(names)
+        for before, _ in todo.pop().next_functions:
+            if before is not None and before not in met:
+                met.add(before)
+                todo.append(before)
+    return frozenset(map(type, met))
 
 
 def by_position(call: Call, gradient: Tensor) -> Tensor:

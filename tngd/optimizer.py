@@ -176,7 +176,7 @@ class TNGD(torch.optim.Optimizer):
         self.last = last if self.inner is None or settings.kl_clip is None else replace(last, scale=scale)
         try:
             if adapts:  # before the companion's step, whose part in the change of the loss is not the model's
-                ratio = reduction_ratio(batch, factor, flat(own) - start, closures, self.loss, random)
+                ratio = reduction_ratio(batch, factor, flat(own) - start, closures, self.loss, random, self.model)
                 self.last = replace(self.last, ratio=ratio)
                 damping = adapted(settings.damping, ratio, settings.adapt, memory.history.uploaded, batch.gradient)
                 for group in self.param_groups:

@@ -239,9 +239,8 @@ def _stretch(
 
 
 def _groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The parameter groups of an optimizer and of its inner one."""
-    inner = getattr(optimizer, "inner", None)
-    return [*optimizer.param_groups, *(inner.param_groups if inner is not None else ())]
+    """The parameter groups whose lr counts: those of an inner optimizer, where there is one."""
+    return (getattr(optimizer, "inner", None) or optimizer).param_groups
 
 
 def _numbered(trial: Trial, number: int) -> dict[str, Any]:
