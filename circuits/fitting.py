@@ -110,17 +110,18 @@ def fit(model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray],
     draws = given[0].columns.shape[1]
     spreads = np.concatenate([model.spreads, np.ones(draws)])
     x, scale = np.concatenate([np.ones(known), np.zeros(draws)]), _Scale(SHARE if draws else 0.0)
-    at = _evaluated(given, known, x)
-    before = _linearised(given, spreads, known, at, scale)
-    for doubt in DOUBTS:
-        at, _, _ = _descended(given, spreads, known, at, replace(scale, doubt=doubt), ROUGH)
+    start = _evaluated(given, known, x)
+    before = _linearised(given, spreads, known, start, scale)
+    at, state, settled = _from_doubt(given, spreads, known, start, scale, ROUGH)
+    if not settled:  # a narrow valley, to be followed all the way
+        at, state, settled = _from_doubt(given, spreads, known, start, scale, SETTLED)
     for _ in range(MOST_ROUNDS):
-        at, state, settled = _descended(given, spreads, known, at, scale)
         if not settled:
             raise InputError("the fit did not settle; do the runs belong to this board?")
         last, scale = scale, _found_scale(given, state, scale)
         if max(abs(scale.share - last.share) - STEADY * last.share, abs(scale.noise / last.noise - 1) - STEADY) <= 0:
             break
+        at, state, settled = _descended(given, spreads, known, at, scale)
     errors, excess = _errors(given, state, known, last)
     own = errors[:, :known] * model.spreads
     return Fit(
@@ -204,6 +205,15 @@ def _variance(given: _Given, scale: _Scale) -> tuple[np.ndarray, np.ndarray]:
 
 def _evaluated(given: Sequence[_Given], known: int, x: np.ndarray) -> _Evaluated:
     return _Evaluated(x, tuple(each.at(x[:known]) for each in given))
+
+
+def _from_doubt(
+    given: Sequence[_Given], spreads: np.ndarray, known: int, at: _Evaluated, scale: _Scale, settled: float
+) -> tuple[_Evaluated, _State, bool]:
+    """`_descended` from far away: with data doubted less and less, to steps so small each time."""
+    for doubt in DOUBTS:
+        at, _, _ = _descended(given, spreads, known, at, replace(scale, doubt=doubt), settled)
+    return _descended(given, spreads, known, at, scale)
 
 
 def _descended(

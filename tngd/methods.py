@@ -256,6 +256,7 @@ TUNED: dict[str, dict[str, Settings]] = {  # the best of `tngd train mnist --tun
         "tngd-preconditioned": {"lr": 0.03, "precondition": 0.1},
         "tngd-tiles-mc": {"lr": 0.03, "damping": 0.1},
         "ngd": {"lr": 0.3, "damping": 0.03},
+        "cg-ngd": {"lr": 0.1, "damping": 0.03},
         "k-fac": {"lr": 0.01, "damping": 0.1},
     },
 }
