@@ -159,7 +159,7 @@ def calibration_rows() -> list[str]:
     stored = [json.loads(line) for line in (ROOT / "benchmarks" / "calibration.jsonl").read_text().splitlines()]
     fits = [
         f"| {row['board']} | {row['worst_error']:.1e} | {row['improvement']:,.0f} | "
-        f"{100 * row['coverage_95']:.0f} % of {row['intervals']} |"
+        f"{100 * row['coverage_95']:.0f} % of {row['intervals']} | {row['seconds']:.0f} |"
         for row in stored
         if "board" in row
     ]
