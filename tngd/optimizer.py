@@ -10,6 +10,7 @@ instead (tngd.tile_steps).
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import asdict, replace
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -286,7 +287,8 @@ class TNGD(torch.optim.Optimizer):
             how = settings.refresh, Reading(settings.time, settings.noise), settings.start
             direction, tiles, last = tile_step(self.board, P, fine, self._tiles, *how, self._generator)
             return direction.to(g.dtype), None, tiles, last
-        white, shapes = lambda: standard_normal(g, self._generator), matrix_shapes(self._trained(), self.model)
+        shapes = {} if settings.precondition is None else matrix_shapes(self._trained(), self.model)
+        white = partial(standard_normal, g, self._generator)
         memory, read = advance(self._memory, settings, g, batch.factor, white, self.array, shapes)
         limit, factor = settings.kl_clip if self.inner is None else None, memory.history.joined
         direction, scale = shortened(self.param_groups, read.state, factor, limit)

@@ -8,7 +8,7 @@ parameters. Parameters of other layers get explicit rows, a backward pass each.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -42,7 +42,7 @@ class Recorder:
             self.offsets[id(p)] = start
             start += p.numel()
         self.modules = {module: name for name, module in model.named_modules()}
-        self.model, self.owned = model, _owned(model)
+        self.owned = _owned(self.modules)
         owners: dict[int, list[nn.Module]] = {}
         for module in self.modules:
             for p in module._parameters.values():
@@ -59,7 +59,7 @@ class Recorder:
 
     def holds(self) -> bool:
         """Whether the modules still are those of the model, with the same parameters."""
-        return self.owned == _owned(self.model)
+        return self.owned == _owned(self.modules)
 
     def refuse_mixing(self) -> None:
         """InputError where a layer mixes samples by design."""
@@ -227,9 +227,9 @@ class Recorder:
                 )
 
 
-def _owned(model: nn.Module) -> list[int]:
-    """The identities of all modules, each before those of its own parameters."""
-    return [id(each) for module in model.modules() for each in (module, *module._parameters.values())]
+def _owned(modules: Iterable[nn.Module]) -> list[int]:
+    """The identities of the parameters and parts of every module."""
+    return [id(each) for one in modules for each in (*one._parameters.values(), *one._modules.values())]
 
 
 def _beside(blocks: Sequence[Rows]) -> Rows:
