@@ -99,13 +99,14 @@ def test_a_layer_parametrized_later_is_right_in_its_first_step():
     assert_close(before - after, np.linalg.solve(J.T @ H.numpy() @ J + 0.1 * np.eye(len(g)), g), 1e-10)
 
 
+KEEPING = {"refresh": 5}, {"history": 3}, {"start": "kept", "time": 1.0, "delay": 0.1}
+
+
 @pytest.mark.parametrize(
-    "settings", [{"refresh": 5}, {"history": 3}, {"start": "kept", "time": 1.0, "delay": 0.1}, {"precondition": 0.1}]
+    ("of", "settings"),
+    [*(("parameters", each) for each in KEEPING), *(("module", each) for each in (*KEEPING, {"precondition": 0.1}))],
 )
-@pytest.mark.parametrize("of", ["module", "parameters"])
-def test_other_numbers_or_sizes_restart_the_device(settings, of):
-    if of == "parameters" and "precondition" in settings:
-        pytest.skip("it needs the module")
+def test_other_numbers_or_sizes_restart_the_device(of, settings):
     model, data = network().float(), batches(3)
 
     def steps(optimizer, count, dtype):

@@ -92,8 +92,8 @@ def _same_buffers(model: torch.nn.Module | None) -> Iterator[None]:
             if value is not None:
                 kept.setdefault((id(module), name), (module, name, value, value.clone()))
 
-    hook = None if model else torch.nn.modules.module.register_module_forward_pre_hook(keep)
-    for module in model.modules() if model else ():
+    hook = None if model is not None else torch.nn.modules.module.register_module_forward_pre_hook(keep)
+    for module in () if model is None else model.modules():
         keep(module)
     try:
         yield
