@@ -45,42 +45,6 @@ class Page(HTMLParser):
 
 
 @needs_ngspice
-def test_run_does_everything_and_says_where_the_report_is(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "fair"
-    assert command(monkeypatch, "run", "fair", "--out", str(out), *SHORT) == 0
-    printed = capsys.readouterr()
-    assert printed.out.splitlines()[-1] == str(out / "report.html")
-    assert "Relative error of the inverse" in printed.out
-    assert "train digits" in printed.err
-    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    each = {"board.json", "verification.json", "statistics.npz", "device.json"}
-    each |= {"bom.csv", "board.net", "schematic.svg", "design.md", "lib/spu_cells.lib"}
-    each |= {f"netlists/{deck}.cir" for deck in ("nominal", "copy-1", "copy-2", "copy-3")}
-    assert files == {f"{kind}/{name}" for kind in ("raw", "preconditioned") for name in each} | {
-        "fisher-zero.npy",
-        "fisher-zero.json",
-        "fisher-fit.npy",
-        "fisher-fit.json",
-        "factor-zero.npy",
-        "training.json",
-        "report.html",
-        "run.json",
-    }
-    page = Page((out / "report.html").read_text())
-    assert not page.outside
-    assert page.svgs >= 12
-    for word in ("Preconditioned programming", "copy-3", "Training: fair", "Training: digits", "sha256", "ngspice"):
-        assert word in page.text
-    assert not re.search(r"\bnan\b|\bNone\b|Undefined", page.text)
-    raw, preconditioned = (
-        json.loads((out / kind / "verification.json").read_text()) for kind in ("raw", "preconditioned")
-    )
-    assert "negative" in raw["step"]
-    assert "negative" not in preconditioned["step"]
-    assert raw["population"]["single_median"] > 8 * preconditioned["population"]["single_median"]
-
-
-@needs_ngspice
 def test_verbs_alone_give_the_same_as_the_chain(tmp_path, monkeypatch):
     chain, alone = tmp_path / "chain", tmp_path / "alone"
     assert command(monkeypatch, "run", "wine", "--out", str(chain), *SHORT) == 0
@@ -112,7 +76,9 @@ def test_verbs_alone_give_the_same_as_the_chain(tmp_path, monkeypatch):
 
 
 @needs_ngspice
-def test_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+def test_interrupted_run_goes_on_where_it_stopped_does_everything_and_says_where_the_report_is(
+    tmp_path, monkeypatch, capsys
+):
     out = tmp_path / "fair"
     with monkeypatch.context() as patch:
         patch.setattr(learning, "train", _interrupt)
@@ -124,7 +90,36 @@ def test_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys)
     assert "other options" in capsys.readouterr().err
     assert command(monkeypatch, "run", "fair", "--out", str(out), *SHORT) == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert (out / "report.html").is_file()
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[-1] == str(out / "report.html")
+    assert "Relative error of the inverse" in printed.out
+    assert "train digits" in printed.err
+    files = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    each = {"board.json", "verification.json", "statistics.npz", "device.json"}
+    each |= {"bom.csv", "board.net", "schematic.svg", "design.md", "lib/spu_cells.lib"}
+    each |= {f"netlists/{deck}.cir" for deck in ("nominal", "copy-1", "copy-2", "copy-3")}
+    assert files == {f"{kind}/{name}" for kind in ("raw", "preconditioned") for name in each} | {
+        "fisher-zero.npy",
+        "fisher-zero.json",
+        "fisher-fit.npy",
+        "fisher-fit.json",
+        "factor-zero.npy",
+        "training.json",
+        "report.html",
+        "run.json",
+    }
+    page = Page((out / "report.html").read_text())
+    assert not page.outside
+    assert page.svgs >= 12
+    for word in ("Preconditioned programming", "copy-3", "Training: fair", "Training: digits", "sha256", "ngspice"):
+        assert word in page.text
+    assert not re.search(r"\bnan\b|\bNone\b|Undefined", page.text)
+    raw, preconditioned = (
+        json.loads((out / kind / "verification.json").read_text()) for kind in ("raw", "preconditioned")
+    )
+    assert "negative" in raw["step"]
+    assert "negative" not in preconditioned["step"]
+    assert raw["population"]["single_median"] > 8 * preconditioned["population"]["single_median"]
 
 
 def _interrupt(*_, **__):
