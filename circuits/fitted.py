@@ -78,3 +78,10 @@ class Device:
         if not 0 <= copy < len(self.copies):
             raise InputError(f"the device has copies 0 to {len(self.copies) - 1}, got {copy}")
         return process(self.board, self.copies[copy], self.interface, made, ambient, bias, seed, self.order)
+
+
+def checked(device: Device) -> Device:
+    """The same; InputError if it is none, as a preset's name or a path is."""
+    if not isinstance(device, Device):
+        raise InputError(f"expected a device, got {device!r:.80}; read one with circuits.device.load_device")
+    return device

@@ -11,7 +11,9 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from circuits.errors import InputError
+from tngd.array import array_of
 from tngd.optimizer import TNGD
+from tngd.tiles import tile_board
 
 
 class Tied(nn.Module):
@@ -268,6 +270,13 @@ def test_arguments_that_cannot_be(given, words):
     parameters = network().parameters()
     with pytest.raises(InputError, match=words):
         TNGD(parameters, **given)
+
+
+@pytest.mark.parametrize("make", [tile_board, lambda device: array_of(device, (24, 53))])
+@pytest.mark.parametrize("given", ["board-1", None])
+def test_what_is_no_device_is_refused(make, given):
+    with pytest.raises(InputError, match=r"expected a device, got .*load_device"):
+        make(given)
 
 
 def test_what_cannot_be_trained_and_what_cannot_be_called():

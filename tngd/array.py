@@ -29,6 +29,7 @@ from circuits.board import REFERENCE_CELSIUS
 from circuits.device import Device, readout_of, temperature_coefficients
 from circuits.ensemble import WIDEST, element_spread
 from circuits.errors import InputError
+from circuits.fitted import checked
 from circuits.interface import Converter
 from tngd.converters import convert, root_mean_square
 from tngd.gram import Factor
@@ -117,7 +118,7 @@ def array_of(
     by the temperature coefficient of their kind, and the parts that close a stage's loop do not.
     InputError if nothing is known of the elements.
     """
-    board, interface = device.board, device.interface
+    board, interface = checked(device).board, device.interface
     if calibrated:
         spread = element_spread(device, seed)
         mean, deviation = spread.mean, spread.deviation

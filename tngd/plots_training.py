@@ -70,11 +70,12 @@ def learning_curves(comparison: dict[str, Any]) -> str:
             axes.set_yscale("log")
             axes.set_xscale("log" if along == "cpu_s" else "linear")
             axes.set_title(LABELS[value], fontsize=9)
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            axes.yaxis.set_minor_formatter(NullFormatter())
+            for axis in (axes.yaxis, axes.xaxis) if along == "cpu_s" else (axes.yaxis,):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.set_minor_formatter(NullFormatter())
             if along == "epoch":
-                axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+                axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         for row, group in zip(rows, groups, strict=True):
             for axes, (value, along) in zip(row, PANELS, strict=True):
                 for name in (name for name in names if name not in group):

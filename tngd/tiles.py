@@ -22,6 +22,7 @@ from torch import Tensor
 from circuits.device import Device, by_pairs, draw_device, pairs_of, parameters_of, quality_factor, readout_of
 from circuits.elements import GROUND_MINIMUM
 from circuits.errors import InputError
+from circuits.fitted import checked
 from circuits.interface import IDEAL, Interface
 from circuits.ladder import SCALING_LIMIT, SLACK_MINIMUM
 from circuits.pairs import part_gains
@@ -124,7 +125,7 @@ def tile_board(
     `interface` takes the place of the device's own. Readings have their gains; their offsets are subtracted, and only
     move the full scale of an ADC that reads a covariance.
     """
-    board = device.board
+    board = checked(device).board
     if board.kind != "differential":
         raise InputError(
             "tiles need differential cells, which hold both signs, but the device has plain cells; "
