@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
@@ -70,10 +71,9 @@ def learning_curves(comparison: dict[str, Any]) -> str:
             axes.set_yscale("log")
             axes.set_xscale("log" if along == "cpu_s" else "linear")
             axes.set_title(LABELS[value], fontsize=9)
-            for axis in (axes.yaxis, axes.xaxis) if along == "cpu_s" else (axes.yaxis,):
-                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-                axis.set_minor_formatter(NullFormatter())
+            _mark(axes.yaxis, (1, 2, 5))
+            if along == "cpu_s":
+                _mark(axes.xaxis, (1, 3))
             if along == "epoch":
                 axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         for row, group in zip(rows, groups, strict=True):
@@ -146,6 +146,13 @@ def squad_dots(result: dict[str, Any]) -> str:
         panels[0].set_yticks(range(len(methods)), [words(method["name"]) for method in methods], fontsize=8)
         panels[0].set_ylim(len(methods) - 0.4, -0.6)
         return svg(figure)
+
+
+def _mark(axis: Axis, numbers: tuple[int, ...]) -> None:
+    """Label these multiples of powers of ten on a logarithmic axis, as plain numbers."""
+    axis.set_major_locator(LogLocator(subs=numbers))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _dots(axes: Axes, row: int, found: list[float], k: int) -> None:
