@@ -156,6 +156,7 @@ ORDER = {
         "mnist_results",
         "mnist_trials",
         "squad",
+        "helper",
         "training",
         "tuning",
         "evidence",

@@ -6,8 +6,10 @@ rows), and which copy comes first.
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite, nan
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,10 @@ from torch import Tensor
 
 from circuits.device import Device, device_hash, ideal_device
 from circuits.errors import InputError
-from circuits.jobs import Progress, one_of, silent
+from circuits.jobs import Progress, silent
 from circuits.store import sha256
 from tngd.comparison import mean_and_error
+from tngd.helper import Pool, helpers
 from tngd.tasks import TASKS, Method, Task, optimal_loss, split_rows
 from tngd.tiles import TileBoard, tile_board
 from tngd.trial import Draws, Outcome, Trial, one_thread, run_trial, trial_hash
@@ -63,22 +66,26 @@ def train(
     if len(device.board.cells) != 8:
         raise InputError(f"training uses 8 x 8 tiles, but the device has {len(device.board.cells)} cells")
     budget = steps or task.steps
-    boards = {
-        "calibrated": tile_board(device),
-        "ideal": tile_board(ideal_device(device.board, len(device.copies))),
-    }
-    jobs, results, files = seeds * len(task.methods), [], []
-    with one_thread():
-        for k, method in enumerate(task.methods):
-            runs = []
-            for seed in range(seeds):
-                board = boards.get(method.boards, boards["ideal"]).turned(seed)
-                trial = task_trial(task, method, board, seed, budget, device_hash(device))
-                files += [] if kept is None else [kept / f"{trial_hash(trial)[:16]}.npz"]
-                run = run_trial(trial, files[-1] if files else None, one_of(progress, k * seeds + seed, jobs))
-                runs.append(_trained(run, trial))
-            results.append(_summary(method, runs))
-    _clear(files)
+    order = partial(ordered_trials, name, device, seeds, budget, kept)
+    trials = order()
+    counted, told = [0] * len(trials), Lock()
+
+    def say(job: int, done: int, total: int, what: str) -> None:
+        with told:
+            counted[job] = done
+            progress(sum(counted), len(trials) * total, what)
+
+    pool, outcomes = Pool(len(trials)), {}
+    with one_thread(), helpers(order, pool, 0 if kept is None else budget * len(trials), say) as wait:
+        while (job := pool.take()) is not None:
+            outcomes[job] = run_trial(*trials[job], partial(say, job))
+            counted[job] = budget
+        wait()
+        for job in set(range(len(trials))) - set(outcomes):  # finished by a helper, or left undone
+            outcomes[job] = run_trial(*trials[job], partial(say, job))
+    runs = [_trained(outcomes[job], trial) for job, (trial, _) in enumerate(trials)]
+    results = [_summary(method, runs[k * seeds : (k + 1) * seeds]) for k, method in enumerate(task.methods)]
+    _clear([file for _, file in trials if file])
     return {
         "task": name,
         "model": str(task.model()),
@@ -92,6 +99,21 @@ def train(
         "device": device_hash(device),
         "methods": results,
     }
+
+
+def ordered_trials(
+    name: str, device: Device, seeds: int, steps: int, kept: Path | None
+) -> list[tuple[Trial, Path | None]]:
+    """All trials of a comparison, method by method, and where each is kept."""
+    task, own = TASKS[name](), device_hash(device)
+    ideal = tile_board(ideal_device(device.board, len(device.copies)))
+    boards = {"calibrated": tile_board(device)}
+    trials = [
+        task_trial(task, method, boards.get(method.boards, ideal).turned(seed), seed, steps, own)
+        for method in task.methods
+        for seed in range(seeds)
+    ]
+    return [(trial, kept and kept / f"{trial_hash(trial)[:16]}.npz") for trial in trials]
 
 
 def check_budget(seeds: int, steps: int | None) -> None:
