@@ -8,6 +8,7 @@ process would have to load them and be sent everything first, and start a script
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
+from contextlib import closing
 from itertools import islice
 from threading import Event
 from typing import TypeVar
@@ -45,13 +46,14 @@ def run_all(
     todo, done = list(jobs), 0
     for _ in range(TRIALS):
         failed: dict[Hashable, SimulationError] = {}
-        for key, result, error in _finished(jobs, todo):
-            if error:
-                failed[key] = error
-                continue
-            collect(key, result)
-            done += 1
-            progress(done, len(jobs), words(key))
+        with closing(_finished(jobs, todo)) as finished:  # nothing more is begun after an error in here
+            for key, result, error in finished:
+                if error:
+                    failed[key] = error
+                    continue
+                collect(key, result)
+                done += 1
+                progress(done, len(jobs), words(key))
         todo = [key for key in todo if key in failed]
         if not todo:
             return

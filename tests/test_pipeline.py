@@ -5,12 +5,15 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from threading import Event
+from time import sleep
 
 import numpy as np
 import pytest
 from conftest import needs_ngspice
 
 from circuits.device import describe_device, ideal_device
+from circuits.errors import InputError
 from circuits.fisher import named_fisher
 from circuits.layout import build_board
 from circuits.store import write_json
@@ -124,6 +127,38 @@ def test_interrupted_run_goes_on_where_it_stopped_does_everything_and_says_where
 
 def _interrupt(*_, **__):
     raise KeyboardInterrupt
+
+
+@needs_ngspice
+def test_error_on_one_board_ends_the_other_is_said_once_and_the_run_goes_on_afterwards(tmp_path, monkeypatch, capsys):
+    out, real = tmp_path / "fair", laboratory.verify
+    other, told = Event(), []
+
+    def failing(folder, inquiry, force, progress):
+        if folder.name == "raw":
+            assert other.wait(60)
+            raise InputError("no such thing")
+
+        def watched(*word):
+            other.set()
+            told.append(word)
+            sleep(0.5)
+            progress(*word)
+
+        return real(folder, inquiry, force=force, progress=watched)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(laboratory, "verify", failing)
+        assert command(patch, "run", "fair", "--out", str(out), *SHORT) == 2
+    error = capsys.readouterr().err
+    assert error.count("no such thing") == 1
+    assert "calibrate" not in error
+    assert not (out / "preconditioned" / "verification.json").exists()
+    assert len(told) < 8
+    kept = {path: path.stat().st_mtime_ns for path in out.rglob("board.json")}
+    assert len(kept) == 2
+    assert command(monkeypatch, "run", "fair", "--out", str(out), *SHORT) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
 @needs_ngspice

@@ -178,7 +178,7 @@ ORDER = {
 }
 OWNERS = {
     "PySpice": {"circuits/netlist.py"},
-    "subprocess": {"circuits/ngspice.py", "circuits/pcb.py"},
+    "subprocess": {"circuits/ngspice.py", "circuits/pcb.py", "tngd/helper.py"},
     "skidl": {"circuits/kicad_writer.py"},
     "schemdraw": {"circuits/schematic.py"},
     "matplotlib": {"tngd/plots.py", "tngd/plots_training.py"},

@@ -9,8 +9,10 @@ options it belongs to.
 
 import shutil
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 
 from circuits.design import check_options
 from circuits.errors import InputError, UnstableCopyError
@@ -23,6 +25,7 @@ from tngd.training import check_budget
 
 SCHEMA = "tngd.run/1"
 Stage = Callable[[str], Progress]
+Step = tuple[str, bool, Callable[[Progress], object]]
 
 
 @dataclass(frozen=True)
@@ -47,17 +50,56 @@ def run(options: Options, out: Path, force: bool, stage: Stage) -> Path:
     check_budget(options.seeds, options.steps)
     find_ngspice()
     _open_folder(options, out, force)
-    for text, done, work in _steps(options, out):
-        if not done:
-            work(stage(text))
+    _do(_matrices(options, out), stage)
+    _do(_designs(options, out), stage)  # drawings of circuits are made one at a time
+    _side_by_side([_board(options, out, kind) for kind in ("raw", "preconditioned")], stage)
+    _do(_trainings(options, out), stage)
     stage("report")
     report = learning.report(out)
     write_json(out / "run.json", _content(options, finished=True))
     return report
 
 
-def _steps(options: Options, out: Path) -> Iterator[tuple[str, bool, Callable[[Progress], object]]]:
-    """Every step but the report: what it is called, whether it is done, and the work."""
+def _do(steps: Iterator[Step], stage: Stage) -> None:
+    for text, done, work in steps:
+        if not done:
+            work(stage(text))
+
+
+def _side_by_side(chains: list[Iterator[Step]], stage: Stage) -> None:
+    """Do chains of steps at once, each in order; an error in one, or Ctrl-C, ends the others at their next progress.
+
+    Much of a step is work of one core, and ngspice runs in processes of its own.
+    """
+    stop = Event()
+
+    def stoppable(text: str) -> Progress:
+        if stop.is_set():
+            raise _StoppedError
+        told = stage(text)
+
+        def progress(done: int, total: int, what: str) -> None:
+            if stop.is_set():
+                raise _StoppedError
+            told(done, total, what)
+
+        return progress
+
+    with ThreadPoolExecutor(len(chains)) as executor:
+        try:
+            running = [executor.submit(_do, chain, stoppable) for chain in chains]
+            for chain in as_completed(running):
+                chain.result()
+        finally:
+            stop.set()
+
+
+class _StoppedError(Exception):
+    """Ends a chain whose results nobody waits for any more."""
+
+
+def _matrices(options: Options, out: Path) -> Iterator[Step]:
+    """What each step is called, whether it is done, and the work."""
     name = options.name
     zero, fit, factor = out / "fisher-zero.npy", out / "fisher-fit.npy", out / "factor-zero.npy"
     yield (
@@ -70,15 +112,26 @@ def _steps(options: Options, out: Path) -> Iterator[tuple[str, bool, Callable[[P
         fit.with_suffix(".json").exists(),
         lambda _: verbs.fisher(name, "fit", fit, None, True),
     )
+
+
+def _designs(options: Options, out: Path) -> Iterator[Step]:
+    fit, factor = out / "fisher-fit.npy", out / "factor-zero.npy"
     for kind, precondition in (("raw", None), ("preconditioned", str(factor))):
         folder, refused = out / kind, out / f"{kind}-refused.json"
         designed = folder.exists() or refused.exists()
         yield f"{kind}: design", designed, _designing(options, fit, folder, precondition, refused)
-        if not refused.exists():
-            yield f"{kind}: verify", (folder / "verification.json").exists(), _verifying(options, folder)
-            yield f"{kind}: calibrate", (folder / "device.json").exists(), _calibrating(folder)
+
+
+def _board(options: Options, out: Path, kind: str) -> Iterator[Step]:
+    folder = out / kind
+    if not (out / f"{kind}-refused.json").exists():
+        yield f"{kind}: verify", (folder / "verification.json").exists(), _verifying(options, folder)
+        yield f"{kind}: calibrate", (folder / "device.json").exists(), _calibrating(folder)
+
+
+def _trainings(options: Options, out: Path) -> Iterator[Step]:
     training, device = out / "training.json", out / "preconditioned" / "device.json"
-    for task in (name, "digits"):
+    for task in (options.name, "digits"):
         yield f"train {task}", _trained(training, task), _training(options, task, device, training)
 
 
