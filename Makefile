@@ -22,9 +22,10 @@ lint: setup
 
 setup: system $(STAMP)
 
+# -qq: errors alone; an index that lacks a package is a warning for every one of them.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev]'
+	$(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt torch==2.13.0 -e '.[dev]'
 	touch $@
 
 # ngspice, its shared library and the venv module come from the system. Debian and Ubuntu: installed here.
