@@ -15,7 +15,7 @@ from circuits.board import Board, Program, RoundingCost
 from circuits.choices import Choices
 from circuits.grids import round_to_series
 from circuits.rounding import round_to_grid
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 
 TARGETS = 12
 SIZE = 8
@@ -44,7 +44,7 @@ def stale_factor(P: np.ndarray, seed: int) -> np.ndarray:
 def rounded(P: np.ndarray, seed: int, grid: str, exact: tuple[Board, Program]) -> RoundingCost:
     """What the search and the nearest values cost."""
     if "banks" in grid:
-        return design(P, stale_factor(P, seed), choices=Choices(bank_bits=BITS))[1].rounding
+        return board_and_program(P, stale_factor(P, seed), choices=Choices(bank_bits=BITS))[1].rounding
     if grid[0] == "E":
         return round_to_series(*exact, grid, np.zeros_like(P)).rounding
     return round_to_grid(*exact, bank_grid(exact[1]), grid).cost
@@ -62,7 +62,7 @@ def main() -> None:
     results = []
     for condition in (10, 30, 100):
         targets = {seed: target(condition, seed) for seed in range(1000, 1000 + TARGETS)}
-        exact = {seed: design(P) for seed, P in targets.items()}
+        exact = {seed: board_and_program(P) for seed, P in targets.items()}
         for grid in GRIDS:
             start = time.perf_counter()
             found = [rounded(P, seed, grid, exact[seed]) for seed, P in targets.items()]

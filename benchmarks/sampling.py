@@ -22,7 +22,7 @@ from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.ou import effective_samples
 from circuits.sampled import BLOCK, CHUNK, HELD, STEPPED, chunk_deck, chunk_seed, chunks_law, recipe_for, run_chunk
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 
 SIZES = (8, 16, 32, 64)
 READINGS = {8: 20_000, 16: 10_000, 32: 4000, 64: 1000}
@@ -74,7 +74,7 @@ def _watch(stop: threading.Event, peaks: list[int]) -> None:
 
 
 def compare(size: int, kind: str, readings: int, repeats: int) -> dict:
-    board, program = design(target(size, kind), cells=kind)
+    board, program = board_and_program(target(size, kind), cells=kind)
     text, circuit = circuit_text(board, program, nominal_copy(board), Conditions()), nominal_circuit(board, program)
     chosen = recipe_for(board, program)
     other = HELD if chosen.stepped else STEPPED

@@ -25,7 +25,7 @@ from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.ou import effective_samples
 from circuits.sampled import CHUNK, HELD, STEPPED, chunk_deck, chunk_seed, chunks_law, recipe_for
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 from tngd.paths import draws_of
 from tngd.process import circuit_process, reading_law, stationary_law
 
@@ -42,7 +42,7 @@ def engine(circuit, seed: int) -> float:
 
 def compare(size: int, repeats: int) -> Iterator[dict]:
     """A row for each recipe."""
-    board, program = design(target(size, "plain"), cells="plain")
+    board, program = board_and_program(target(size, "plain"), cells="plain")
     copy = draw_copies(board, 0, 1)[0]
     circuit = assemble(board, program, copy, Conditions())
     text, chosen = circuit_text(board, program, copy, Conditions()), recipe_for(board, program)

@@ -22,7 +22,9 @@ from process import against, timed
 from torch import Tensor
 
 from circuits.choices import Choices
-from circuits.device import Device, Estimate, ideal_device
+from circuits.device import ideal_device
+from circuits.estimated import Estimate
+from circuits.fitted import Device
 from circuits.layout import build_board
 from tngd.tile_algebra import slices
 from tngd.tile_solve import Reading, tile_answers

@@ -17,9 +17,10 @@ from circuits.bench import Sampled, Shown, run_programs, sample_programs
 from circuits.copies import codes
 from circuits.covariances import covariance_evidence
 from circuits.design import Design
-from circuits.device import Device, copy_of
+from circuits.device import copy_of
 from circuits.errors import InputError
-from circuits.fitted import gain_names
+from circuits.estimated import gain_names
+from circuits.fitted import Device
 from circuits.fitting import Fit, Known, fit_all, observed
 from circuits.heldout import HeldOut
 from circuits.jobs import Progress, silent
@@ -82,7 +83,7 @@ def calibrate_programs(
     fits = fit_all(model, matched, progress)
     held_out, judged = validate(design, model, fits, draws, wanted, folder, progress, targets, codes)
     copies = tuple(copy_of(board, name, model, f.values, f.covariance) for name, f in fits.items())
-    about = _summary(design, model, training, fits, [*shown, *judged])
+    about = _programs_summary(design, model, training, fits, [*shown, *judged])
     about |= {"route": route} | ({"samples": samples} if route == "sampled" else {})
     device = Device(board, copies, about, asdict(held_out), values=dict(design.program.values))
     return Programmed(device, model, fits, training, held_out)
@@ -106,7 +107,7 @@ def _matched(known: Sequence[Known], runs: Sequence[Shown] | Sequence[Sampled]) 
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _summary(
+def _programs_summary(
     design: Design,
     model: PairModel,
     training: Training,

@@ -19,7 +19,7 @@ from circuits.board import Conditions, ideal_conditions
 from circuits.design import Design
 from circuits.solve import predicted_columns
 
-MOST_NODES = 600  # of a circuit whose impedances are taken with every parasitic in it
+MOST_COLUMNS = 600  # of a circuit whose impedances are taken with every parasitic in it
 MOST_COPIES = 3  # that are compared with the nominal board
 
 
@@ -46,7 +46,7 @@ def bringup(design: Design, frequencies: np.ndarray, bias: float) -> Bringup:
     board, program = design.board, design.program
     nominal = nominal_circuit(board, program)
     conditions, circuit = Conditions(), nominal_circuit(board, program, Conditions())
-    if circuit.capacitance.shape[-1] > MOST_NODES:
+    if circuit.capacitance.shape[-1] > MOST_COLUMNS:
         conditions, circuit = ideal_conditions(board), nominal
     own = len(board.nodes)
     impedances = _impedances(circuit, frequencies)[:, :own].T

@@ -22,9 +22,10 @@ from circuits.assembly import Circuit, assemble_gains, is_stable
 from circuits.board import Board, Conditions, Program
 from circuits.copies import draw_gains
 from circuits.design import Design
-from circuits.device import Device, copy_of
+from circuits.device import copy_of
 from circuits.errors import InputError, SimulationError
-from circuits.fitted import by_pairs, gain_names
+from circuits.estimated import by_pairs, gain_names
+from circuits.fitted import Device
 from circuits.fitting import Fit, plain_fit
 from circuits.inversion import inversion, triangle
 from circuits.jobs import Progress, silent
@@ -66,22 +67,22 @@ def calibrate(
     if by_pairs(board):
         fits, model = fit_pairs(design, measured, route, progress), pair_model(board)
         copies = tuple(copy_of(board, name, model, found.values, found.covariance) for name, found in fits.items())
-        return Device(board, copies, _summary(design, route, fits), values=dict(program.values)), fits
+        return Device(board, copies, _runs_summary(design, route, fits), values=dict(program.values)), fits
     layout = layout_of(design)
     check_runs(design, [measured[copy.name] for copy in design.copies], route)
     prior = prior_of(board, layout)
-    discrepancy = _discrepancy(design, layout, measured) if route == "exact" else None
+    discrepancy = drawn_discrepancy(design, layout, measured) if route == "exact" else None
     fits = {}
     for k, copy in enumerate(design.copies):
         progress(k, len(design.copies), f"fitting {copy.name}")
         if route == "exact":
-            misfit = _exact_misfit(board, program, layout, measured[copy.name], discrepancy)
+            misfit = exact_misfit(board, program, layout, measured[copy.name], discrepancy)
         else:
-            misfit = _sampled_misfit(board, program, layout, measured[copy.name])
-        fits[copy.name] = _fit(misfit, prior)
+            misfit = sampled_misfit(board, program, layout, measured[copy.name])
+        fits[copy.name] = fit_misfit(misfit, prior)
         progress(k + 1, len(design.copies), f"fitting {copy.name}")
     copies = tuple(fitted_copy(board, name, layout, fit) for name, fit in fits.items())
-    return Device(board, copies, _summary(design, route, fits), values=dict(design.program.values)), fits
+    return Device(board, copies, _runs_summary(design, route, fits), values=dict(design.program.values)), fits
 
 
 def validated(
@@ -150,7 +151,7 @@ def _flatten(covariance: np.ndarray, spectra: np.ndarray) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def _discrepancy(design: Design, layout: Layout, measured: dict[str, Run]) -> np.ndarray:
+def drawn_discrepancy(design: Design, layout: Layout, measured: dict[str, Run]) -> np.ndarray:
     """Full minus reduced statistics of copies drawn from the prior, (draws, data)."""
     board, program = design.board, design.program
     frequencies = measured[design.copies[0].name].exact.frequencies
@@ -165,7 +166,7 @@ def _discrepancy(design: Design, layout: Layout, measured: dict[str, Run]) -> np
     )
 
 
-def _exact_misfit(board: Board, program: Program, layout: Layout, run: Run, discrepancy: np.ndarray) -> Misfit:
+def exact_misfit(board: Board, program: Program, layout: Layout, run: Run, discrepancy: np.ndarray) -> Misfit:
     data = _flatten(run.exact.covariance, run.exact.spectra) - discrepancy.mean(axis=0)
     sigma = np.sqrt(discrepancy.var(axis=0) + FLOOR**2)
 
@@ -178,7 +179,7 @@ def _exact_misfit(board: Board, program: Program, layout: Layout, run: Run, disc
     return Misfit(misfit, deviations.T @ deviations / len(deviations) + np.diag((FLOOR / sigma) ** 2))
 
 
-def _sampled_misfit(board: Board, program: Program, layout: Layout, run: Run) -> Misfit:
+def sampled_misfit(board: Board, program: Program, layout: Layout, run: Run) -> Misfit:
     nominal = model_circuit(board, program, layout, np.ones(len(layout.names)))
     law = chunks_law(run.recipe, nominal, program.period, run.moments.samples)
     whiten = np.linalg.cholesky(law.covariance)
@@ -193,7 +194,7 @@ def _sampled_misfit(board: Board, program: Program, layout: Layout, run: Run) ->
     return Misfit(misfit, np.eye(len(data)))
 
 
-def _fit(misfit: Misfit, prior: np.ndarray) -> Fit:
+def fit_misfit(misfit: Misfit, prior: np.ndarray) -> Fit:
     start = np.ones(len(prior))
 
     def residuals(theta: np.ndarray) -> np.ndarray:
@@ -212,7 +213,7 @@ def _fit(misfit: Misfit, prior: np.ndarray) -> Fit:
     return replace(found, excess=float(np.sqrt(max(found.residuals @ found.residuals / expected, 1.0))))
 
 
-def _summary(design: Design, route: str, fits: dict[str, Fit]) -> dict[str, Any]:
+def _runs_summary(design: Design, route: str, fits: dict[str, Fit]) -> dict[str, Any]:
     model, found = paired(design, route, fits)
     return {
         "route": route,

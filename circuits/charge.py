@@ -31,7 +31,7 @@ EDGE = 0.1  # of the pulse: rise and fall
 INSTANTS = 31  # from the end of the pulse to the end of the window
 STEPS = 100  # of the simulator in a window, at least
 ACCURACY = 1e-6  # relative, of the simulator's step control; readings come out to some 1e-5
-LONG = 1_000_000  # readings of a record beside which the memory of the noise is nothing
+LONG_NOISE_RECORD = 1_000_000  # readings of a record beside which the memory of the noise is nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +89,7 @@ def charge_run(board: Board, program: Program, circuit: str) -> ChargeRun:
 
     The packets make the largest reading about the largest the board may have. InputError for a resistive board.
     """
-    _check(board)
+    check_capacitive(board)
     charge, times = _charge(board, program), _times(board, program)
     deck = quiet(circuit, board) + _generator(board, times) + _analysis(board, charge, times)
     plots = run_deck(deck, board.nodes, "charge", len(board.cells))
@@ -110,7 +110,7 @@ def charge_law(board: Board, circuit: Circuit, charge: float, times: np.ndarray)
     balanced, (scale, _) = matrix_balance(A, permute=False, separate=True)  # volts and webers are of any size
     W = circuit.readout.T / board.nodes_per_cell
     B = np.concatenate([np.linalg.solve(circuit.capacitance, W), np.zeros((len(A) - m, W.shape[1]))])
-    x = _after_pulse(balanced, B / scale[:, None] * _peak(charge, times), times[0])
+    x = _after_pulse(balanced, B / scale[:, None] * peak_current(charge, times), times[0])
     states = expm(-balanced * (times - times[0])[:, None, None]) @ x  # (t, m + l, n)
     return (circuit.readout * scale[:m] @ states[:, :m]).transpose(2, 0, 1)
 
@@ -121,30 +121,30 @@ def charge_readout(design: Design, runs: dict[str, ChargeRun], ambient: float = 
     InputError for a resistive board.
     """
     board, program = design.board, design.program
-    _check(board)
+    check_capacitive(board)
     rule = inversion(design)
     circuits = assemble_many(board, program, design.specimens, Conditions(ambient))
     charge, times = runs["nominal"].charge, runs["nominal"].times
     laws = [charge_law(board, circuits[k], charge, times) for k in range(len(design.specimens))]
-    best = int(_errors(design, rule, charge, laws[0]).argmin())
+    best = int(_inverse_errors(design, rule, charge, laws[0]).argmin())
     wait = START_UP * program.settling
     board_time = len(board.cells) * (wait + float(times[best]))
     samples = int((board_time - wait) / program.period)
     results = []
     for k, copy in enumerate(design.specimens):
         run = runs[copy.name]
-        errors = _errors(design, rule, run.charge, run.readings)
+        errors = _inverse_errors(design, rule, run.charge, run.readings)
         difference = np.abs(run.readings - laws[k]).max() / np.abs(laws[k]).max()
         noise = _by_noise(design, rule, circuits[k], samples, float(errors[best]))
         results.append(ChargeResult(copy.name, float(errors[best]), tuple(errors.tolist()), float(difference), *noise))
     nominal, *copies = results
-    peak, pulse, instant = _peak(charge, times), float(times[0]), float(times[best])
+    peak, pulse, instant = peak_current(charge, times), float(times[0]), float(times[best])
     return ChargeReadout(
         charge, peak, pulse, tuple(times.tolist()), instant, board_time, samples, nominal, tuple(copies)
     )
 
 
-def _check(board: Board) -> None:
+def check_capacitive(board: Board) -> None:
     if board.coupling != "capacitive":
         raise InputError(
             "charges are read from capacitive boards, where capacitors hold the matrix, got a resistive one; "
@@ -185,7 +185,7 @@ def _generator(board: Board, times: np.ndarray) -> str:
 def _analysis(board: Board, charge: float, times: np.ndarray) -> str:
     """One transient for every cell, each from rest; tolerances follow the size of the board's charges."""
     saved = " ".join(f"v({node})" for node in board.nodes)
-    current = _peak(charge, times)
+    current = peak_current(charge, times)
     end, step = float(times[-1]), float(times[-1]) / STEPS
     tolerances = {"chgtol": charge, "abstol": current, "vntol": board.limits.reading_rms}
     options = " ".join(f"{name}={ACCURACY * 1e-3 * size!r}" for name, size in tolerances.items())
@@ -203,7 +203,7 @@ def _shares(board: Board) -> list[tuple[float, ...]]:
     return [(1.0,) if len(cell.nodes) == 1 else (0.5, -0.5) for cell in board.cells]
 
 
-def _peak(charge: float, times: np.ndarray) -> float:
+def peak_current(charge: float, times: np.ndarray) -> float:
     """Current [A] at the top of a trapezoid of this area."""
     return float(charge / ((1 - EDGE) * times[0]))
 
@@ -225,7 +225,7 @@ def _after_pulse(A: np.ndarray, B: np.ndarray, pulse: float) -> np.ndarray:
     return x
 
 
-def _errors(design: Design, rule: Inversion, charge: float, readings: np.ndarray) -> np.ndarray:
+def _inverse_errors(design: Design, rule: Inversion, charge: float, readings: np.ndarray) -> np.ndarray:
     """Relative errors (t,) of P⁻¹ = Xᵀ M⁻¹ X read at every time."""
     X = design.program.mapping
     columns = readings.transpose(1, 2, 0)  # (t, reading, packet)
@@ -245,6 +245,6 @@ def _by_noise(
         expected = float(np.hypot(floor, rule.spread(law_of_records(rho, np.array([samples])))))
     if aim <= floor:
         return expected, floor, None
-    spread = rule.spread(law_of_records(rho, np.array([LONG])))
-    needed = LONG * spread**2 / (aim**2 - floor**2)
+    spread = rule.spread(law_of_records(rho, np.array([LONG_NOISE_RECORD])))
+    needed = LONG_NOISE_RECORD * spread**2 / (aim**2 - floor**2)
     return expected, floor, float(START_UP * design.program.settling + np.ceil(needed) * period)

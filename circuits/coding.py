@@ -21,7 +21,7 @@ from circuits.rounding import refitted, round_to_grid
 from circuits.target import two_digits
 
 HEADROOM = 2.0  # of the largest coupling of the first target: others will need more
-NEAR = 4  # codes that are considered for a coupling
+NEAR_CODES = 4  # codes that are considered for a coupling
 PASSES = 4
 MOST_ERROR = 0.1  # of the nominal inverse: beyond it the target is lost
 NEWTON_STEPS = 200
@@ -109,7 +109,7 @@ def _rounded(board: Board, exact: Program, load: np.ndarray) -> Program:
     grid = [_near(value / banks[e].unit, 2 ** banks[e].bits - 1) * banks[e].unit for e, value in exact.values.items()]
     bits = board.banks[0].bits
     name = f"banks of {bits} bit{'s' * (bits != 1)}"
-    rounding = round_to_grid(board, exact, np.array(grid).reshape(len(grid), NEAR), name, load)
+    rounding = round_to_grid(board, exact, np.array(grid).reshape(len(grid), NEAR_CODES), name, load)
     if not rounding.cost.error < MOST_ERROR:
         raise CoarseBankError(
             f"{name} are too coarse for the target: the nominal inverse would be off by {rounding.cost.error:.0%}"
@@ -125,6 +125,6 @@ def _banks(board: Board) -> dict[str, Bank]:
 
 def _near(exact: float, most: int) -> np.ndarray:
     """The NEAR whole numbers from 0 to `most` nearest to `exact`, nearest first; some twice if there are fewer."""
-    start = int(np.clip(np.floor(exact) - 1, 0, max(most - NEAR + 1, 0)))
-    near = np.arange(start, start + NEAR).clip(max=most)
+    start = int(np.clip(np.floor(exact) - 1, 0, max(most - NEAR_CODES + 1, 0)))
+    near = np.arange(start, start + NEAR_CODES).clip(max=most)
     return near[np.argsort(np.abs(near - exact), kind="stable")]

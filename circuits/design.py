@@ -24,7 +24,7 @@ from circuits.netlist import check_name, noise_amplitude
 from circuits.ou import nominal_hold_correction
 from circuits.parasitics import Parasitics, check_parasitics
 from circuits.store import provenance, read_json, sha256
-from circuits.synthesis import design as synthesise
+from circuits.synthesis import board_and_program as synthesise
 from circuits.synthesis import reprogram
 from circuits.target import DOUBLINGS, least_damping, two_digits
 

@@ -17,16 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 from circuits.assembly import Circuit, is_stable
 from circuits.board import REFERENCE_CELSIUS, Board, Program, impossible
 from circuits.errors import InputError
-from circuits.fitted import (
-    Device,
-    Estimate,
-    FittedCopy,
-    by_pairs,
-    gain_names,
-    nominal_cell,
-    nominal_values,
-    pairs_of,
-)
+from circuits.estimated import Estimate, FittedCopy, by_pairs, gain_names, nominal_cell, nominal_values, pairs_of
+from circuits.fitted import Device
 from circuits.interface import Interface
 from circuits.pairs import PairModel
 from circuits.prediction import known_coefficients

@@ -12,7 +12,7 @@ from circuits.board import Board, Program
 from circuits.choices import SMALLEST_PART
 from circuits.rounding import round_to_grid
 
-NEAR = 4  # values of the grid that are considered for an element
+NEAR_VALUES = 4  # values of the grid that are considered for an element
 
 
 def round_to_series(board: Board, program: Program, series: str, load: np.ndarray) -> Program:
@@ -63,7 +63,7 @@ def series_near(value: float, series: str) -> np.ndarray:
     [47.0, 51.0, 43.0, 56.0]
     """
     candidates = _decades(value, series, 1)
-    near = candidates[np.argsort(np.abs(candidates - abs(value)), kind="stable")[:NEAR]]
+    near = candidates[np.argsort(np.abs(candidates - abs(value)), kind="stable")[:NEAR_VALUES]]
     return np.sign(value) * near
 
 
@@ -91,6 +91,6 @@ def _splits(value: float, series: str, resistive: bool, parallel: bool, floor: f
         i, j = np.unravel_index(k, off.shape)
         smaller, larger = sorted((float(first[i]), float(second[j])))
         found.setdefault(round((larger + smaller) / size, 12), (np.sign(value) * larger, np.sign(value) * smaller))
-        if len(found) == NEAR:
+        if len(found) == NEAR_VALUES:
             break
     return [(float(larger), float(smaller)) for larger, smaller in found.values()]

@@ -20,8 +20,10 @@ import numpy as np
 from circuits.board import REFERENCE_CELSIUS
 from circuits.covariances import covariance_evidence, with_readout
 from circuits.design import Design
-from circuits.device import Device, Estimate, FittedCopy, copy_of
+from circuits.device import copy_of
 from circuits.errors import InputError
+from circuits.estimated import Estimate, FittedCopy
+from circuits.fitted import Device
 from circuits.fitting import Fit, Known, fit
 from circuits.jobs import Progress, silent
 from circuits.lagged import lagged_evidence
@@ -80,7 +82,7 @@ def calibrate_measured(
         evidence, shown = _evidence(model, design, each, law, draws, place)
         fits[each.summary.name] = fit(model, [evidence], [evidence.data(shown)])
     copies = tuple(_copy(design, model, len(parts.names), fits[each.summary.name], each) for each in recorded)
-    about = _summary(design, model, recorded, fits, place)
+    about = _readings_summary(design, model, recorded, fits, place)
     return Measured(Device(board, copies, about, values=dict(design.program.values)), model, fits)
 
 
@@ -126,7 +128,7 @@ def _copy(design: Design, model: PairModel, known: int, found: Fit, recorded: Re
     )
 
 
-def _summary(
+def _readings_summary(
     design: Design, model: PairModel, recorded: Sequence[Recorded], fits: dict[str, Fit], place: slice | None
 ) -> dict[str, Any]:
     first = next(iter(fits.values()))

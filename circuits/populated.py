@@ -12,11 +12,11 @@ import numpy as np
 from circuits.assembly import Circuit
 from circuits.board import Board, Program
 from circuits.design import Design
-from circuits.device import Estimate, FittedCopy, reduced_circuit
-from circuits.fitted import by_pairs
+from circuits.estimated import Estimate, FittedCopy, by_pairs
 from circuits.fitting import Fit, plain_fit
 from circuits.leavings import DRAWS, FEW
 from circuits.pairs import PairModel, pair_model
+from circuits.specimen import reduced_circuit
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,17 @@ import numpy as np
 from circuits.board import Board, Conditions, Element, Program
 from circuits.calibration import calibrate, validated
 from circuits.design import Design, make_design
-from circuits.device import PRESETS, describe_device, ideal_device, reduced_circuit
+from circuits.device import PRESETS, describe_device, ideal_device
+from circuits.estimated import Estimate, FittedCopy
 from circuits.fisher import named_fisher
-from circuits.fitted import Device, Estimate, FittedCopy
+from circuits.fitted import Device
 from circuits.interface import board_interface
 from circuits.jobs import Progress, silent
 from circuits.measurement import Plan, measure
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.ou import reading_covariance
+from circuits.specimen import reduced_circuit
 from circuits.store import provenance, sha256
 from circuits.target import check_target, inverse_factor
 

@@ -20,9 +20,10 @@ import numpy as np
 from circuits.board import Bank, Board, Copy, Program
 from circuits.coding import row_sum_scaling
 from circuits.copies import codes
-from circuits.device import Device, pairs_of, parameters_of
 from circuits.elements import element_values
 from circuits.errors import InputError
+from circuits.estimated import pairs_of
+from circuits.fitted import Device
 from circuits.interface import source_power
 from circuits.ladder import plan
 from circuits.leavings import delayed_leavings, draw_pairs, drawn_spectra
@@ -30,6 +31,7 @@ from circuits.ou import reading_covariance
 from circuits.pairs import Half, PairModel, half_circuit, half_of, part_gains
 from circuits.response import impedance, spread_stamps
 from circuits.rounding import round_to_grid
+from circuits.specimen import parameters_of
 from circuits.synthesis import levelled
 
 NEAR = 4  # codes that are considered for a coupling

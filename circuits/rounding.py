@@ -80,11 +80,11 @@ def refitted(board: Board, program: Program, load: np.ndarray) -> Rounding:
 
 def held_matrix(board: Board, values: dict[str, float]) -> np.ndarray:
     """What elements of these values hold, (n, n) [F or S]: Σ value s sᵀ."""
-    stamps = _stamps(board, values)
+    stamps = element_stamps(board, values)
     return np.einsum("e,ea,eb->ab", np.array(list(values.values())), stamps, stamps, optimize=True)
 
 
-def _stamps(board: Board, names: Iterable[str]) -> np.ndarray:
+def element_stamps(board: Board, names: Iterable[str]) -> np.ndarray:
     """s of every element, (elements, n): (1, ∓1) for straight and crossed couplings, √2 for a negative element."""
     elements = {element.name: element for element in board.elements}
     chosen = [elements[name] for name in names]
@@ -99,7 +99,7 @@ def _stamps(board: Board, names: Iterable[str]) -> np.ndarray:
 def _problem(board: Board, program: Program, load: np.ndarray) -> _Problem:
     i, j = np.triu_indices(len(board.cells))
     weight = np.where(i == j, 1.0, np.sqrt(2))
-    stamps = _stamps(board, program.values) / np.sqrt(board.unit)
+    stamps = element_stamps(board, program.values) / np.sqrt(board.unit)
     return _Problem(stamps, load / board.unit, program.mapping, np.linalg.inv(program.target), (i, j), weight)
 
 

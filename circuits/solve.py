@@ -57,7 +57,7 @@ def solve_run(board: Board, program: Program, circuit: str) -> SolveRun:
 
 def predicted_columns(board: Board, circuit: Circuit, bias: float) -> np.ndarray:
     """What `columns` has to be for a circuit: H G⁻¹ times the currents, (…, n, n) [V]."""
-    return circuit.readout @ np.linalg.solve(circuit.conductance, _currents(board, circuit)) * bias
+    return circuit.readout @ np.linalg.solve(circuit.conductance, input_currents(board, circuit)) * bias
 
 
 def solved_inverse(board: Board, program: Program, columns: np.ndarray, bias: float) -> np.ndarray:
@@ -75,7 +75,7 @@ def circuit_inverses(design: Design, rule: Inversion, circuits: Circuit) -> np.n
 
 def predicted_settling(board: Board, circuit: Circuit, bias: float, times: np.ndarray) -> np.ndarray:
     """What `settling` has to be for a circuit whose times are equally spaced, (times, n) [V]."""
-    final = np.linalg.solve(circuit.conductance, _currents(board, circuit).sum(axis=1)) * bias
+    final = np.linalg.solve(circuit.conductance, input_currents(board, circuit).sum(axis=1)) * bias
     decay = expm(-np.linalg.solve(circuit.capacitance, circuit.conductance) * times[0])
     left, settling = final, []
     for _ in times:
@@ -90,7 +90,7 @@ def quiet(circuit: str, board: Board) -> str:
     return "\n".join(line for line in circuit.splitlines() if line.split(" ")[0] not in noisy) + "\n"
 
 
-def _currents(board: Board, circuit: Circuit) -> np.ndarray:
+def input_currents(board: Board, circuit: Circuit) -> np.ndarray:
     """Current into every node for a unit of bias into each cell, (m, n)."""
     row = {node: k for k, node in enumerate(board.nodes)}  # the cells' own nodes come first in a circuit
     into = np.zeros((circuit.conductance.shape[-1], len(board.cells)))

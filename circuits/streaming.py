@@ -19,7 +19,7 @@ LEAST = 2 * BLOCK  # readings of a copy
 STEP = 0.01  # relative, how far a time step may be from a whole number of periods
 LONGEST = 1e15  # periods in a step that can be counted
 LARGEST = 1e3  # volts that such a board can read; instruments write 9.9e37 when overloaded
-MOST_BLOCKS = 1024  # kept of a copy: when they are full, pairs of them are added up
+MOST_KEPT_BLOCKS = 1024  # kept of a copy: when they are full, pairs of them are added up
 MOST_LAGS = 5e7  # numbers in the lagged covariances: 400 MB
 KEPT = 17  # outermost values of a cell and side: clipping is looked for at all of them but the innermost
 PIECE = 1000  # rows that are sorted at a time
@@ -101,8 +101,8 @@ class BlockMoments:
     def __init__(self, cells: int):
         self.origin: np.ndarray | None = None
         self.total = self.doubled = 0
-        self.readings = np.zeros(MOST_BLOCKS, dtype=int)
-        self.sums, self.products = np.zeros((MOST_BLOCKS, cells)), np.zeros((MOST_BLOCKS, cells, cells))
+        self.readings = np.zeros(MOST_KEPT_BLOCKS, dtype=int)
+        self.sums, self.products = np.zeros((MOST_KEPT_BLOCKS, cells)), np.zeros((MOST_KEPT_BLOCKS, cells, cells))
 
     def add(self, y: np.ndarray) -> None:
         """Take in the next readings (readings, n)."""
@@ -111,9 +111,9 @@ class BlockMoments:
         self.origin = y[0].copy() if self.origin is None else self.origin
         block = (self.total + np.arange(len(y))) // BLOCK
         self.total += len(y)
-        while block[-1] >> self.doubled >= MOST_BLOCKS:
+        while block[-1] >> self.doubled >= MOST_KEPT_BLOCKS:
             for kept in (self.readings, self.sums, self.products):
-                kept[: MOST_BLOCKS // 2], kept[MOST_BLOCKS // 2 :] = kept[::2] + kept[1::2], 0
+                kept[: MOST_KEPT_BLOCKS // 2], kept[MOST_KEPT_BLOCKS // 2 :] = kept[::2] + kept[1::2], 0
             self.doubled += 1
         edges = np.flatnonzero(np.diff(block)) + 1
         for slot, z in zip(block[np.r_[0, edges]] >> self.doubled, np.split(y - self.origin, edges), strict=True):

@@ -31,7 +31,7 @@ MOST_BITS = 12
 SMALLEST_PIVOT = 1e-13  # of M, relative to its largest eigenvalue: below it rounding decides whether M is definite
 
 
-def design(
+def board_and_program(
     target: np.ndarray,
     congruence: np.ndarray | None = None,
     name: str = "board",

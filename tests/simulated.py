@@ -4,8 +4,10 @@ import numpy as np
 
 from circuits.assembly import assemble
 from circuits.board import Conditions
-from circuits.device import Device, Estimate, ideal_device
+from circuits.device import ideal_device
+from circuits.estimated import Estimate
 from circuits.exact import ExactRun
+from circuits.fitted import Device
 from circuits.layout import build_board
 from circuits.measurement import spectral_frequencies
 from circuits.moments import Moments

@@ -15,8 +15,10 @@ from simulated import rough_device
 from small_network import batches, network
 from torch import nn
 
-from circuits.device import Device, Estimate, ideal_device
+from circuits.device import ideal_device
 from circuits.errors import InputError
+from circuits.estimated import Estimate
+from circuits.fitted import Device
 from circuits.interface import Converter, Interface
 from circuits.interface import convert as numpy_convert
 from circuits.layout import build_board

@@ -18,8 +18,9 @@ from circuits.bench import run_programs
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.design import make_design
-from circuits.device import SCHEMA, describe_device, device_hash, load_device, pairs_of, predict
+from circuits.device import SCHEMA, describe_device, device_hash, load_device, predict
 from circuits.errors import InputError, SimulationError
+from circuits.estimated import pairs_of
 from circuits.evidence import flattened
 from circuits.fitting import fit, fit_all
 from circuits.handover import write_design

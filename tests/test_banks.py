@@ -30,7 +30,7 @@ from circuits.ou import estimate_law, joint_chi_square, reading_covariance, spec
 from circuits.pcb import pcb_netlist
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.solve import predicted_columns, solve_run
-from circuits.synthesis import design, reprogram
+from circuits.synthesis import board_and_program, reprogram
 from circuits.target import inverse_factor
 
 FOUR_BITS = Choices(bank_bits=4)
@@ -238,7 +238,7 @@ def test_resistive_banks_solve_in_ngspice_as_their_codes_say():
 
 @needs_ngspice
 def test_sampled_run_with_switches_follows_the_law_of_its_copy():
-    board, program = design(M_MATRIX, choices=Choices(bank_bits=4))
+    board, program = board_and_program(M_MATRIX, choices=Choices(bank_bits=4))
     copy, samples = draw_copies(board, 3, 1)[0], 20_000
     text = circuit_text(board, program, copy, Conditions())
     moments = run_chunk(board, program, chunk_deck(board, program, text, 17, samples), samples).moments

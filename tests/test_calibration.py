@@ -32,7 +32,7 @@ from circuits.pairs import pair_model
 from circuits.populated import Layout, element_means, model_circuit
 from circuits.solve import SolveRun, predicted_columns
 from circuits.store import write_json
-from circuits.synthesis import design as synthesise
+from circuits.synthesis import board_and_program as synthesise
 from tngd import laboratory
 from tngd.laboratory import Inquiry
 from tngd.tables import calibration_lines

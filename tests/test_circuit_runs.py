@@ -23,7 +23,7 @@ from circuits.ngspice import run_deck
 from circuits.ou import estimate_law, joint_chi_square, reading_covariance, spectrum
 from circuits.parasitics import Parasitics
 from circuits.sampled import BLOCK, CHUNK, chunk_deck, run_chunk
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 
 pytestmark = needs_ngspice
 SAMPLES = 20_000
@@ -54,7 +54,7 @@ def test_nominal_boards_of_random_targets_invert_them(size, condition):
 @pytest.mark.parametrize("name", [name for name in TARGETS if "1e6" not in name and "breast-cancer, raw" not in name])
 def test_exact_run_of_a_copy_is_the_lyapunov_solution_of_its_own_values(name):
     target, congruence, _ = TARGETS[name]
-    board, program = design(target, congruence, tolerance=0.001 if "1e4" in name else 0.01)
+    board, program = board_and_program(target, congruence, tolerance=0.001 if "1e4" in name else 0.01)
     copy = draw_copies(board, 2, 1)[0]
     run = exact_run(board, program, circuit_text(board, program, copy, Conditions()), np.array([8e5, 1.6e6]))
     circuit = assemble(board, program, copy, Conditions())
@@ -64,7 +64,7 @@ def test_exact_run_of_a_copy_is_the_lyapunov_solution_of_its_own_values(name):
 
 @pytest.mark.parametrize("congruence", [None, FAIR_FACTOR])
 def test_sampled_run_follows_the_law_of_its_copy(congruence):
-    board, program = design(FAIR, congruence)
+    board, program = board_and_program(FAIR, congruence)
     copy = draw_copies(board, 3, 1)[0]
     deck = chunk_deck(board, program, circuit_text(board, program, copy, Conditions()), 17, SAMPLES)
     moments = run_chunk(board, program, deck, SAMPLES).moments
@@ -95,7 +95,7 @@ def test_the_grid_reaches_the_fast_modes_that_parasitics_make(name):
 
 def test_a_long_record_shows_no_bias_beyond_the_held_noise_law():
     # 400,000 readings of one cell: the variance is known to 0.2 %, the hold takes 3 % away.
-    board, program = design(np.array([[1.0]]))
+    board, program = board_and_program(np.array([[1.0]]))
     copy = nominal_copy(board)
     samples = 400_000
     deck = chunk_deck(board, program, circuit_text(board, program, copy, Conditions()), 5, samples)
@@ -107,7 +107,7 @@ def test_a_long_record_shows_no_bias_beyond_the_held_noise_law():
 
 
 def test_noise_follows_its_seed():
-    board, program = design(np.array([[1.0, 0.2], [0.2, 0.7]]))
+    board, program = board_and_program(np.array([[1.0, 0.2], [0.2, 0.7]]))
     text = circuit_text(board, program, nominal_copy(board), Conditions())
 
     def record(seed: int) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_noise_follows_its_seed():
 
 
 def test_noise_of_different_seeds_is_independent():
-    board, program = design(np.array([[1.0]]))
+    board, program = board_and_program(np.array([[1.0]]))
     text = circuit_text(board, program, nominal_copy(board), Conditions())
     x, y = (
         run_deck(chunk_deck(board, program, text, seed, SAMPLES), board.nodes, "chunk", 1)[0].voltages[:SAMPLES, 0]

@@ -27,7 +27,8 @@ from circuits.device import (
 )
 from circuits.ensemble import element_spread
 from circuits.errors import InputError
-from circuits.fitted import Device, Estimate, FittedCopy
+from circuits.estimated import Estimate, FittedCopy
+from circuits.fitted import Device
 from circuits.interface import Converter, Interface, board_interface, converted_law
 from circuits.layout import build_board
 from circuits.ou import reading_covariance, reading_covariances

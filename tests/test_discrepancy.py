@@ -21,8 +21,8 @@ from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.covariances import covariance_evidence
 from circuits.design import make_design
 from circuits.device import predict
+from circuits.estimated import gain_names
 from circuits.evidence import flattened
-from circuits.fitted import gain_names
 from circuits.fitting import fit
 from circuits.heldout import held_out_programs, measured_inverse, predicted, principal_scores, question
 from circuits.leavings import LEAVINGS_SEED, delayed_leavings, draw_pairs, drawn_spectra, lagged_leavings

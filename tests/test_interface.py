@@ -11,7 +11,7 @@ from circuits.choices import TEMPCO
 from circuits.errors import InputError
 from circuits.interface import IDEAL, Converter, Interface, board_interface, convert, converted_law, source_power
 from circuits.layout import build_board
-from circuits.synthesis import design as synthesise
+from circuits.synthesis import board_and_program as synthesise
 
 
 def slow(value: float, bits: int, full_scale: float) -> tuple[float, bool]:

@@ -18,7 +18,7 @@ from circuits.inversion import inversion
 from circuits.ladder import passive_damping, plan
 from circuits.ou import decay_time, reading_covariance, reading_covariances, settling_time
 from circuits.sensitivity import expected_error, part_sensitivities
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 
 KINDS = {"plain": "plain", "differential": "differential", "active": "differential"}
 
@@ -74,7 +74,7 @@ def test_signs_that_do_not_balance_are_named():
 @pytest.mark.parametrize("condition", [10, 1e4])
 def test_large_boards_hold_their_targets(size, condition):
     target = random_target(size, condition, size)
-    board, program = design(target)
+    board, program = board_and_program(target)
     circuit = nominal_circuit(board, program)
     H = circuit.readout
     seen = board.nodes_per_cell * np.linalg.inv(H @ np.linalg.inv(circuit.capacitance) @ H.T)
@@ -132,7 +132,7 @@ def test_expected_error_is_that_of_many_copies(congruence):
 
 def test_settling_time_of_nominal_boards_in_closed_form():
     for target, congruence, _ in TARGETS.values():
-        board, program = design(target, congruence)
+        board, program = board_and_program(target, congruence)
         circuit = nominal_circuit(board, program)
         assert settling_time(circuit) == pytest.approx(decay_time(circuit), rel=1e-6)
         assert program.settling == settling_time(circuit)

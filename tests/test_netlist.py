@@ -22,7 +22,7 @@ from circuits.handover import decks
 from circuits.netlist import check_name
 from circuits.ou import held_covariance
 from circuits.store import sha256
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 NETLISTS = Path(__file__).parents[1] / "netlists"
@@ -33,7 +33,7 @@ REFERENCE_DECKS = runpy.run_path(str(NETLISTS / "write_netlists.py"))["reference
 @pytest.mark.parametrize("name", TARGETS)
 def test_deck_and_assembly_agree(name):
     target, congruence, _ = TARGETS[name]
-    board, program = design(target, congruence, choices=Choices(source_tolerance=0.1))
+    board, program = board_and_program(target, congruence, choices=Choices(source_tolerance=0.1))
     for copy, ambient in ((nominal_copy(board), 27.0), (draw_copies(board, 4, 1)[0], 70.0)):
         conditions = Conditions(ambient)
         read = read_deck(circuit_of(deck(board, program, copy, conditions, 1000)))
@@ -64,7 +64,7 @@ def test_copies_keep_their_parts_whatever_is_programmed():
 
 
 def test_a_part_outside_cells_and_elements_is_in_the_deck_when_its_cause_is_on():
-    board, program = design(FAIR)
+    board, program = board_and_program(FAIR)
     stray = Part("Cstray1", "C", ("p1", "n4"), "stray", 5e-12, tolerance=0.2, cause="stray")
     series = Part("Rleak", "R", ("p2", "0"), "leak", 1e6, cause="leak")
     board = replace(board, parts=(*board.parts, stray, series))
@@ -77,7 +77,7 @@ def test_a_part_outside_cells_and_elements_is_in_the_deck_when_its_cause_is_on()
         pick = np.ix_(*[[read["nodes"].index(node) for node in board.nodes]] * 2)
         assert_close(read["C"][pick], circuit.capacitance, 1e-15, "C")
         assert_close(read["G"][pick], circuit.conductance, 1e-15, "G")
-    assert copy.gains["Rp1"] == draw_copies(design(FAIR)[0], 0, 1)[0].gains["Rp1"]
+    assert copy.gains["Rp1"] == draw_copies(board_and_program(FAIR)[0], 0, 1)[0].gains["Rp1"]
 
 
 def test_header_states_target_seed_version_and_expected_covariance():

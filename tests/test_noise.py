@@ -20,7 +20,7 @@ from circuits.netlist import circuit_text
 from circuits.noise import noise_run
 from circuits.ou import reading_covariance
 from circuits.parasitics import Parasitics
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 HARD = TARGETS["random, condition 1e4"][0]
@@ -53,7 +53,7 @@ BOARDS = {
 def drawn(target, congruence, choices=None, parasitics=None):
     """Board, program, the circuit of its first copy, its matrices, and the power of its sources."""
     tolerance = 0.001 if target is HARD else 0.01
-    board, program = design(target, congruence, tolerance=tolerance, choices=choices, parasitics=parasitics)
+    board, program = board_and_program(target, congruence, tolerance=tolerance, choices=choices, parasitics=parasitics)
     copy = draw_copies(board, 2, 1)[0]
     text = circuit_text(board, program, copy, Conditions())
     power = source_power(board, program, gains_of(board, [copy])[0], Conditions())

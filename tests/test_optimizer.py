@@ -17,8 +17,9 @@ from tngd.baselines import ExactNGD, woodbury
 from tngd.curvature import curvature_factor
 from tngd.losses import CROSS_ENTROPY, LOGISTIC
 from tngd.optimizer import TNGD
+from tngd.tasks import TASKS, Method
 from tngd.tiles import tile_board
-from tngd.training import TASKS, Method, train_once
+from tngd.training import train_once
 
 IDEAL = tile_board(ideal_device(build_board(8, "differential"), 3))
 

@@ -14,11 +14,11 @@ from circuits.assembly import Circuit, assemble_gains, nominal_circuit
 from circuits.board import Conditions
 from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.exact import integrate
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 
 
 def copies_of(target, congruence=None, count=3):
-    board, program = design(target, congruence)
+    board, program = board_and_program(target, congruence)
     return program, assemble_gains(board, program, draw_gains(board, 5, count), Conditions())
 
 
@@ -36,7 +36,7 @@ def small_circuit() -> Circuit:
 @pytest.mark.parametrize("name", [name for name, (target, *_) in TARGETS.items() if len(target) <= 4])
 def test_nominal_covariance_is_the_inverse_matrix(name):
     target, congruence, _ = TARGETS[name]
-    board, program = design(target, congruence)
+    board, program = board_and_program(target, congruence)
     covariance = ou.reading_covariance(nominal_circuit(board, program))
     scale = board.nodes_per_cell * program.energy / board.unit
     assert_close(covariance, scale * np.linalg.inv(program.matrix), 1e-11)
@@ -94,14 +94,14 @@ def test_held_noise_law_by_quadrature():
 
 @pytest.mark.parametrize("congruence", [None, FAIR_FACTOR])
 def test_hold_correction_by_modes_is_that_of_the_whole_board(congruence):
-    board, program = design(FAIR, congruence)
+    board, program = board_and_program(FAIR, congruence)
     circuit = nominal_circuit(board, program)
     lost = ou.reading_covariance(circuit) - ou.held_covariance(circuit, program.period)
     assert_close(ou.nominal_hold_correction(circuit, program.period), lost, 1e-9)
 
 
 def test_held_noise_becomes_white_with_the_first_order_bias():
-    board, program = design(np.array([[1.0]]))
+    board, program = board_and_program(np.array([[1.0]]))
     circuit = nominal_circuit(board, program)
     white = ou.reading_covariance(circuit)[0, 0]
     for bias in (1e-3, 1e-5):
@@ -210,7 +210,7 @@ def test_short_records_get_no_p_value():
 
 
 def test_spread_of_inductors_changes_nothing():
-    board, program = design(FAIR)
+    board, program = board_and_program(FAIR)
     gains = gains_of(board, [nominal_copy(board)])[0]
     inductors = [k for k, part in enumerate(board.parts) if part.kind == "L"]
     gains[inductors] = np.random.default_rng(0).uniform(0.9, 1.1, 16)

@@ -17,8 +17,9 @@ from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.copies import codes
 from circuits.design import make_design
-from circuits.device import Device, copy_of
+from circuits.device import copy_of
 from circuits.errors import InputError
+from circuits.fitted import Device
 from circuits.heldout import measured_inverse
 from circuits.layout import build_board
 from circuits.ou import reading_covariance

@@ -21,7 +21,7 @@ from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.ou import reading_covariance
 from circuits.rounding import round_to_grid
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 
 SMALL = [name for name, (target, *_) in TARGETS.items() if np.linalg.cond(target) < 200]
 
@@ -51,7 +51,7 @@ def test_rounded_board_has_the_error_it_says_and_values_of_the_series(name, seri
 
 
 def test_nearest_error_is_that_of_the_nearest_values():
-    board, program = design(FAIR, FAIR_FACTOR)
+    board, program = board_and_program(FAIR, FAIR_FACTOR)
     grid = np.array([series_near(value, "E24") for value in program.values.values()])
     cost = round_to_grid(board, program, grid, "E24").cost
     nearest = type(program)(**{**program.__dict__, "values": dict(zip(program.values, grid[:, 0], strict=True))})
@@ -66,7 +66,7 @@ def test_nearest_error_is_that_of_the_nearest_values():
 def test_search_beats_nearest_values_on_four_bit_banks(condition, bar):
     gains = []
     for seed in range(5):
-        board, program = design(unit(random_target(8, condition, 500 + seed)))
+        board, program = board_and_program(unit(random_target(8, condition, 500 + seed)))
         exact = np.array(list(program.values.values()))
         step = np.abs(exact).max() / 15
         near = step * (np.floor(exact / step)[:, None] + np.array([-1, 0, 1, 2]))
@@ -77,7 +77,7 @@ def test_search_beats_nearest_values_on_four_bit_banks(condition, bar):
 
 
 def test_small_problem_is_solved_as_well_as_by_trying_everything():
-    board, program = design(np.array([[1.0, 0.23], [0.23, 0.61]]))
+    board, program = board_and_program(np.array([[1.0, 0.23], [0.23, 0.61]]))
     grid = np.array([series_near(value, "E6")[:3] for value in program.values.values()])
     chosen = round_to_grid(board, program, grid, "E6")
     inverse = np.linalg.inv(program.target)

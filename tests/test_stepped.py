@@ -40,7 +40,7 @@ from circuits.sampled import (
     run_chunk,
 )
 from circuits.stepped import UNIT, alternating_currents, memory, stepped_estimate_law, stepped_lagged_covariances
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 
 RESISTIVE, BANKS = Choices(coupling="resistive"), Choices(bank_bits=3)
 NO_CAPACITOR = Parasitics(winding=0.5, coupled_coils=0.05, stray=3e-12)  # between winding and inductor there is none
@@ -72,7 +72,7 @@ def specimen(name: str, factor: float = 1.0):
     The period is made `factor` times as long once the deck is written: its sources say a density, not a period.
     """
     target, congruence, choices, parasitics = BOARDS[name]
-    board, program = design(target, congruence, choices=choices, parasitics=parasitics)
+    board, program = board_and_program(target, congruence, choices=choices, parasitics=parasitics)
     copy = draw_copies(board, 3, 1)[0]
     text = circuit_text(board, program, copy, Conditions())
     program = replace(program, period=factor * program.period)
@@ -154,7 +154,7 @@ def test_law_of_unequal_temperatures_by_brute_linear_algebra():
 @pytest.mark.parametrize("a", [0.5, 0.9])
 def test_shorter_memory_of_the_currents_costs_a_bias(a):
     # The closed form of the module's docstring; a = 1 is what is used, and has none.
-    board, program = design(M_MATRIX)
+    board, program = board_and_program(M_MATRIX)
     read = read_deck(circuit_text(board, program, nominal_copy(board), Conditions()))
     h, r = program.period, (1 - a) / (1 + a)
     found = twin_of_lagged(read, board, h, 500, 1, a)[0]
@@ -241,7 +241,7 @@ def test_sampled_run_follows_the_law_of_its_copy(name, factor, samples):
 @needs_ngspice
 @pytest.mark.parametrize(("size", "signs"), [(32, False), (33, False), (32, True)])
 def test_large_boards_follow_the_law(size, signs):
-    board, program = design(m_matrix(size, signs))
+    board, program = board_and_program(m_matrix(size, signs))
     assert board.kind == ("differential" if signs else "plain")
     copy, samples = draw_copies(board, 1, 1)[0], 2500 if signs else 7500
     text = circuit_text(board, program, copy, Conditions())
@@ -316,11 +316,11 @@ def test_results_name_their_recipe():
 
 @needs_ngspice
 def test_recipe_for_the_installed_ngspice():
-    large, small = design(m_matrix(32)), design(M_MATRIX)
+    large, small = board_and_program(m_matrix(32)), board_and_program(M_MATRIX)
     assert recipe_for(*small) == HELD
     assert recipe_for(*large).stepped
     # The resistance of a capacitor and the input beside it make modes a million times faster than a period.
-    stiff = design(m_matrix(32), parasitics=Parasitics(esr=0.05))
+    stiff = board_and_program(m_matrix(32), parasitics=Parasitics(esr=0.05))
     assert recipe_for(*stiff) == Recipe("held trrandom, as parasitics are too fast for filesource")
     text = circuit_text(*stiff, nominal_copy(stiff[0]), Conditions())
     with pytest.raises(InputError, match="parasitics too fast for the recipe 'filesource'"):
@@ -344,7 +344,7 @@ def test_recipe_falls_back_to_what_this_ngspice_runs(version, breaks, name, fake
         f'grep -q "{breaks}" deck.cir && exit 1\nexec {program} "$@"\n'
     )
     assert os.path.dirname(shutil.which("ngspice")) != os.path.dirname(program)
-    assert recipe_for(*design(m_matrix(32))).name == name
+    assert recipe_for(*board_and_program(m_matrix(32))).name == name
 
 
 @needs_ngspice
@@ -355,4 +355,4 @@ def test_an_ngspice_that_steps_otherwise_is_not_trusted(fake_ngspice):
         '[ "$1" = --version ] && echo "** ngspice-39 :" && exit\n'
         f'sed -i "s/chgtol=1/chgtol=1 maxord=1/" deck.cir\nexec {program} "$@"\n'
     )
-    assert not recipe_for(*design(m_matrix(32))).stepped
+    assert not recipe_for(*board_and_program(m_matrix(32))).stepped

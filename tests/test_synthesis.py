@@ -22,7 +22,7 @@ from circuits.derivation import (
 )
 from circuits.elements import element_values
 from circuits.ladder import reading_signs
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 
 
 @pytest.mark.parametrize("kind", ["plain", "differential"])
@@ -60,7 +60,7 @@ def test_negative_elements_leave_the_common_mode_alone():
 @pytest.mark.parametrize("name", TARGETS)
 def test_readings_see_the_scaled_target(name):
     target, congruence, step = TARGETS[name]
-    board, program = design(target, congruence)
+    board, program = board_and_program(target, congruence)
     assert program.step.startswith(step)
     circuit = nominal_circuit(board, program)
     H = circuit.readout
@@ -75,7 +75,7 @@ def test_readings_see_the_scaled_target(name):
 @pytest.mark.parametrize("name", TARGETS)
 def test_only_negative_elements_are_negative_and_only_active_boards_have_them(name):
     target, congruence, _ = TARGETS[name]
-    _, program = design(target, congruence)
+    _, program = board_and_program(target, congruence)
     negative = {element for element, value in program.values.items() if value < 0}
     assert all(element.startswith("negative") for element in negative)
     assert bool(negative) == ("negative" in program.step)
@@ -83,7 +83,7 @@ def test_only_negative_elements_are_negative_and_only_active_boards_have_them(na
 
 def test_matrix_entries_give_their_elements_by_brute_arithmetic():
     M = np.array([[1.0, -0.2, 0.3], [-0.2, 1.0, 0.1], [0.3, 0.1, 0.35]])
-    board, _ = design(np.eye(3) + 0.2, cells="active")
+    board, _ = board_and_program(np.eye(3) + 0.2, cells="active")
     values = element_values(board, M)
     pF = {name: value / board.unit for name, value in values.items()}
     expected = {
@@ -100,7 +100,7 @@ def test_matrix_entries_give_their_elements_by_brute_arithmetic():
 
 
 def test_the_raw_fisher_matrix_needs_negative_elements_and_the_preconditioned_one_does_not():
-    raw, preconditioned = design(FAIR)[1], design(FAIR, FAIR_FACTOR)[1]
+    raw, preconditioned = board_and_program(FAIR)[1], board_and_program(FAIR, FAIR_FACTOR)[1]
     assert sum(name.startswith("negative") for name in raw.values) == 3
     assert not any(name.startswith("negative") for name in preconditioned.values)
     assert np.linalg.cond(preconditioned.matrix) < 1.5 < 30 < np.linalg.cond(raw.matrix)

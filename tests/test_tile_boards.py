@@ -14,13 +14,15 @@ from circuits import interface
 from circuits.assembly import nominal_circuit
 from circuits.choices import Choices
 from circuits.copies import codes
-from circuits.device import Device, Estimate, ideal_device, predict
+from circuits.device import ideal_device, predict
 from circuits.errors import InputError
+from circuits.estimated import Estimate
+from circuits.fitted import Device
 from circuits.interface import Converter, Interface
 from circuits.ladder import plan
 from circuits.layout import build_board
 from circuits.ou import reading_covariance
-from circuits.synthesis import design, program
+from circuits.synthesis import board_and_program, program
 from tngd.optimizer import TNGD
 from tngd.tile_banks import code_tiles, held_tiles, row_sum_scalings, tile_banks
 from tngd.tile_solve import Reading, tile_answers
@@ -155,7 +157,9 @@ def test_noise_of_a_resistive_tile_follows_the_law_of_its_copy():
 @pytest.mark.parametrize("coupling", ["capacitive", "resistive"])
 def test_codes_hold_what_the_circuit_of_the_board_holds(coupling):
     unit = {"unit_conductance": 1e-5} if coupling == "resistive" else {}
-    board, draft = design(GOOD, cells="differential", choices=Choices(bank_bits=5, coupling=coupling, **unit))
+    board, draft = board_and_program(
+        GOOD, cells="differential", choices=Choices(bank_bits=5, coupling=coupling, **unit)
+    )
     rng = np.random.default_rng(0)
     banks = tile_banks(rough(board, 0.05))
     drawn = torch.tensor(rng.integers(-31, 32, (28, 3)))
@@ -182,7 +186,7 @@ def test_codes_hold_what_the_circuit_of_the_board_holds(coupling):
 
 
 def test_codes_on_a_copy_are_its_whole_law_but_for_what_switches_do():
-    board, draft = design(GOOD, cells="differential", choices=Choices(bank_bits=6))
+    board, draft = board_and_program(GOOD, cells="differential", choices=Choices(bank_bits=6))
     device = rough(board, 0.02)
     made = tile_board(device)
     held = codes(board, draft)
@@ -203,7 +207,7 @@ def test_coded_tiles_are_as_good_as_the_nearest_codes_of_synthesis():
     stacked = torch.tensor(np.array(targets)).movedim(0, -1).contiguous()
     choices = Choices(bank_bits=8, coupling="resistive", unit_conductance=1e-5, bank_range=1.0)
     for k, target in enumerate(targets):
-        made, own = design(target, cells="differential", choices=choices)
+        made, own = board_and_program(target, cells="differential", choices=choices)
         board = tile_board(ideal_device(made))
         held = hold_tiles(board, stacked, torch.zeros(3, dtype=torch.long))
         assert held.possible.all()
@@ -215,7 +219,7 @@ def test_coded_tiles_are_as_good_as_the_nearest_codes_of_synthesis():
 
 
 def test_banks_refuse_what_they_cannot_hold_tile_by_tile():
-    board, _ = design(GOOD, cells="differential", choices=Choices(bank_bits=6, bank_range=0.2))
+    board, _ = board_and_program(GOOD, cells="differential", choices=Choices(bank_bits=6, bank_range=0.2))
     hopeless, wide = random_target(8, 1e4, 0), np.eye(8)
     wide[0, 1] = wide[1, 0] = 0.6
     U = torch.tensor(np.array([np.eye(8), wide, hopeless / np.sqrt(np.outer(*[np.diag(hopeless)] * 2))])).movedim(0, -1)

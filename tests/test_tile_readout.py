@@ -11,10 +11,11 @@ from simulated import rough_device
 from test_tile_boards import rough
 
 from circuits.choices import Choices
-from circuits.device import Device, draw_device, ideal_device, load_device
-from circuits.fitted import Estimate
+from circuits.device import draw_device, ideal_device, load_device
+from circuits.estimated import Estimate
+from circuits.fitted import Device
 from circuits.interface import Converter, Interface, converted_law
-from circuits.synthesis import design
+from circuits.synthesis import board_and_program
 from tngd import tile_algebra
 from tngd.tile_readout import read_law
 from tngd.tile_solve import tile_answers
@@ -98,7 +99,7 @@ def test_tiles_are_read_as_the_device_is(adc, dtype):
 
 
 def test_full_scale_of_a_board_with_banks_is_that_of_the_nominal_board_with_the_same_codes():
-    board, _ = design(GOOD, cells="differential", choices=Choices(bank_bits=5))
+    board, _ = board_and_program(GOOD, cells="differential", choices=Choices(bank_bits=5))
     adc, copies, targets = Converter(8, 2.0), torch.zeros(8, dtype=torch.long), torch.tensor(GOOD)[..., None]
     rms = []
     for device in (ideal_device(board), rough(board, 0.1)):

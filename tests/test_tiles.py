@@ -12,10 +12,11 @@ from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.calibration import calibrate
 from circuits.design import make_design
-from circuits.device import Device, draw_device, ideal_device, predict
+from circuits.device import draw_device, ideal_device, predict
 from circuits.errors import InputError
+from circuits.fitted import Device
 from circuits.layout import build_board
-from circuits.synthesis import design as synthesise
+from circuits.synthesis import board_and_program as synthesise
 from tngd.tiles import invert_tiles, tile_board
 
 # Condition numbers from 1 to 1e6, both signs, dominated and not.

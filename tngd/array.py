@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from circuits.board import REFERENCE_CELSIUS
-from circuits.device import Device, readout_of, temperature_coefficients
+from circuits.device import readout_of, temperature_coefficients
 from circuits.ensemble import WIDEST, element_spread
 from circuits.errors import InputError
-from circuits.fitted import checked
+from circuits.fitted import Device, checked
 from circuits.interface import Converter
 from tngd.converters import convert, root_mean_square
 from tngd.gram import Factor

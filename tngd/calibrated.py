@@ -15,19 +15,10 @@ from circuits.bench import run_programs
 from circuits.board import Board, Copy, Program
 from circuits.copies import codes
 from circuits.design import Design, load_design
-from circuits.device import (
-    PRESETS,
-    describe_device,
-    device_file,
-    device_hash,
-    load_device,
-    pairs_of,
-    parameters_of,
-    readout_of,
-    unstable_copies,
-)
+from circuits.device import PRESETS, describe_device, device_file, device_hash, load_device, readout_of, unstable_copies
 from circuits.ensemble import draw_boards, ensemble
 from circuits.errors import InputError
+from circuits.estimated import pairs_of
 from circuits.evidence import evidence_frequencies
 from circuits.fitted import Device
 from circuits.heldout import measured_inverse
@@ -36,6 +27,7 @@ from circuits.jobs import Progress, silent
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.presets import make_presets
 from circuits.retrim import Retrim, expected_inverse, mean_leavings, nearest_program, retrim, trimmed_copy
+from circuits.specimen import parameters_of
 from circuits.store import new_folder, provenance, read_json, refuse_existing, sha256, write_json, write_text
 from circuits.target import check_target
 from tngd.verbs import Place, congruence_of, target_of

@@ -4,8 +4,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuits.device import Device, device_hash, load_device
+from circuits.device import device_hash, load_device
 from circuits.errors import InputError
+from circuits.fitted import Device
 from circuits.jobs import Progress, one_of, silent
 from tngd.comparison import summary
 from tngd.methods import METHODS

@@ -17,9 +17,10 @@ from circuits.calibration import calibrate as fit_copies
 from circuits.calibration import uncertainties, validated
 from circuits.deck import discarded
 from circuits.design import Design, load_design
-from circuits.device import Device, describe_device, ideal_device, predict
+from circuits.device import describe_device, ideal_device, predict
 from circuits.errors import InputError
-from circuits.fitted import by_pairs
+from circuits.estimated import by_pairs
+from circuits.fitted import Device
 from circuits.fitting import Fit
 from circuits.heldout import predicted, question, standard_error
 from circuits.inversion import inversion

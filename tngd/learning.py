@@ -1,4 +1,4 @@
-"""What the verbs `train` and `report` do with files, by the rules of tngd.verbs.
+"""What the verbs `train_task_file` and `report` do with files, by the rules of tngd.verbs.
 
 Apart from them because torch and matplotlib take seconds to load, which no board needs.
 """
@@ -16,7 +16,7 @@ from tngd.training import SCHEMA
 from tngd.training import train as train_task
 
 
-def train(
+def train_task_file(
     task: str,
     device_path: Path,
     out: Path | None = None,

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from circuits.device import Device, ideal_device
+from circuits.device import ideal_device
 from circuits.errors import InputError
-from circuits.fitted import Estimate
+from circuits.estimated import Estimate
+from circuits.fitted import Device
 from circuits.interface import Converter
 from circuits.layout import build_board
 from tngd.array import Array, array_of

@@ -12,8 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from circuits.device import Device, device_hash
+from circuits.device import device_hash
 from circuits.errors import InputError
+from circuits.fitted import Device
 from tngd.losses import CROSS_ENTROPY
 from tngd.methods import Settings, make_optimizer, on_device
 from tngd.mnist import Images, load_mnist

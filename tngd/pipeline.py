@@ -162,7 +162,7 @@ def _calibrating(folder: Path) -> Callable[[Progress], object]:
 
 
 def _training(options: Options, task: str, device: Path, out: Path) -> Callable[[Progress], object]:
-    return lambda progress: learning.train(task, device, out, options.seeds, options.steps, progress=progress)
+    return lambda progress: learning.train_task_file(task, device, out, options.seeds, options.steps, progress=progress)
 
 
 def _trained(path: Path, task: str) -> bool:

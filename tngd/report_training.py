@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuits.device import PRESETS, Device, device_file, device_hash, load_device
+from circuits.device import PRESETS, device_file, device_hash, load_device
 from circuits.errors import InputError
+from circuits.fitted import Device
 from circuits.store import read_json
 from tngd.sheets import Sheet, sheet, with_error
 from tngd.tables import part_error

@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from circuits.board import GROUND, Board, Program
-from circuits.device import Device, pairs_of, parameters_of
+from circuits.estimated import pairs_of
+from circuits.fitted import Device
 from circuits.pairs import Half, PairModel, half_of, part_gains
+from circuits.specimen import parameters_of
 from tngd.tile_algebra import apply, cholesky, solve_bordered
 
 PASSES = 3

@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.device import Device, by_pairs, draw_device, pairs_of, parameters_of, quality_factor, readout_of
+from circuits.device import draw_device, quality_factor, readout_of
 from circuits.elements import GROUND_MINIMUM
 from circuits.errors import InputError
-from circuits.fitted import checked
+from circuits.estimated import by_pairs, pairs_of
+from circuits.fitted import Device, checked
 from circuits.interface import IDEAL, Interface
 from circuits.ladder import SCALING_LIMIT, SLACK_MINIMUM
 from circuits.pairs import part_gains
+from circuits.specimen import parameters_of
 from tngd.tile_algebra import cholesky, cholesky_solve, lower_inverse
 from tngd.tile_banks import TileBanks, code_tiles, held_tiles, tile_banks
 

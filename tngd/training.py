@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.device import Device, device_hash, ideal_device
+from circuits.device import device_hash, ideal_device
 from circuits.errors import InputError
+from circuits.fitted import Device
 from circuits.jobs import Progress, silent
 from circuits.store import sha256
 from tngd.comparison import mean_and_error

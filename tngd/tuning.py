@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from circuits.device import Device
 from circuits.errors import InputError
+from circuits.fitted import Device
 from circuits.jobs import Progress
 from tngd.methods import METHODS, TUNED, Settings
 from tngd.mnist_results import change_results
