@@ -9,7 +9,7 @@ import numpy as np
 from scipy.linalg import eigh
 
 from circuits.assembly import Circuit, nominal_circuit, states
-from circuits.bill import engineering
+from circuits.bill import UNITS, engineering
 from circuits.board import Board, Conditions, Program
 from circuits.choices import SMALLEST_PART
 from circuits.design import Design
@@ -19,7 +19,6 @@ from circuits.rounding import held_matrix
 from circuits.solve import circuit_inverses
 
 MOST_RELAXING = 1500  # nodes of a circuit without inductors, whose Lyapunov equation is an eigenvalue problem
-UNITS = {"R": "Ω", "L": "H", "C": "F"}
 # Below these an element is as small as what no layout is without: strays of 0.2 pF, leakage of 100 MΩ.
 STRAY = {"F": 0.2e-12, "S": 1e-8}
 UNAVOIDABLE = {"F": "layout strays", "S": "leakage"}

@@ -6,7 +6,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from circuits.assembly import nominal_circuit
-from circuits.bill import engineering, soldered_parts
+from circuits.bill import UNITS, engineering, soldered_parts
 from circuits.board import RoundingCost
 from circuits.bringup import Bringup, bringup
 from circuits.deck import START_UP, WIDEST, WIDEST_BANKED
@@ -20,7 +20,6 @@ from circuits.store import sha256
 WORST = 10
 WORST_LISTED = 3  # on the screen
 MOST_NODES = 16  # whose measurements are listed
-UNITS = {"R": "Ω", "L": "H", "C": "F"}
 KINDS = {"R": "resistors", "L": "inductors", "C": "capacitors"}
 
 

@@ -6,7 +6,7 @@ cell i stands on the diagonal and the coupling of i and j where row and column m
 
 import sys
 
-from circuits.bill import engineering, soldered_parts
+from circuits.bill import UNITS, engineering, soldered_parts
 from circuits.board import Bank, Board, Program
 from circuits.copies import codes
 
@@ -22,7 +22,6 @@ CELLS = {
     "resistive": (("C", elm.Capacitor), ("RG", elm.Resistor)),
 }
 LARGEST = 16  # cells whose arrangement is still legible
-UNITS = {"R": "Ω", "L": "H", "C": "F"}
 BOX = (2.5, 1.3)  # width and height of a field of the arrangement
 FONT = "sans-serif"
 
