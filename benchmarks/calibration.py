@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from circuits.banked import calibrate_programs
+from circuits.board import Design
 from circuits.choices import Choices
-from circuits.design import Design, make_design
+from circuits.design import make_design
 from circuits.device import describe_device
 from circuits.fisher import named_fisher
 from circuits.handover import write_design

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.assembly import Circuit
-from circuits.design import Design
+from circuits.board import Design
 from circuits.inversion import Inversion
 from circuits.noise import NoiseRun
 from circuits.ou import reading_covariance

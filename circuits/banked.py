@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from circuits.bench import Sampled, Shown, run_programs, sample_programs
+from circuits.board import Design
 from circuits.copies import codes
 from circuits.covariances import covariance_evidence
-from circuits.design import Design
 from circuits.device import copy_of
 from circuits.errors import InputError
 from circuits.estimated import gain_names

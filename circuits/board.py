@@ -294,3 +294,22 @@ def impossible(board: Board) -> str | None:
     held = {part.element for part in board.parts} | {name for bank in board.banks for name in bank.elements}
     bare = [element.name for element in board.elements if element.name not in held]
     return f"its element {bare[0]} has no part" if bare else None
+
+
+@dataclass(frozen=True, eq=False)
+class Design:
+    """One target on one board, in `copies` specimens drawn with `seed`."""
+
+    board: Board
+    program: Program
+    copies: tuple[Copy, ...]
+    seed: int
+    tolerance: float
+    damping: float
+    yield_fraction: float
+    source: str
+
+    @property
+    def rounding(self) -> RoundingCost | None:
+        """What rounding costs, if the values are rounded."""
+        return self.program.rounding

@@ -17,9 +17,8 @@ import numpy as np
 from scipy import special
 
 from circuits.assembly import Circuit, assemble, nominal_circuit, states
-from circuits.board import REFERENCE_CELSIUS, TEMPERATURES, TOLERANCE, Conditions, Copy, ideal_conditions
+from circuits.board import REFERENCE_CELSIUS, TEMPERATURES, TOLERANCE, Conditions, Copy, Design, ideal_conditions
 from circuits.copies import nominal_copy, spread_cause
-from circuits.design import Design
 from circuits.inversion import Inversion, triangle
 from circuits.ou import MOST_STATES, EstimateLaw
 from circuits.solve import circuit_inverses

@@ -19,9 +19,8 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import least_squares
 
 from circuits.assembly import Circuit, assemble_gains, is_stable
-from circuits.board import Board, Conditions, Program
+from circuits.board import Board, Conditions, Design, Program
 from circuits.copies import draw_gains
-from circuits.design import Design
 from circuits.device import copy_of
 from circuits.errors import InputError, SimulationError
 from circuits.estimated import by_pairs, gain_names

@@ -17,9 +17,9 @@ import numpy as np
 from scipy.linalg import expm, matrix_balance
 
 from circuits.assembly import Circuit, assemble_many, nominal_circuit, readout_matrix
-from circuits.board import REFERENCE_CELSIUS, Board, Conditions, Program
+from circuits.board import REFERENCE_CELSIUS, Board, Conditions, Design, Program
+from circuits.copies import specimens
 from circuits.deck import START_UP, control
-from circuits.design import Design
 from circuits.errors import InputError, SimulationError
 from circuits.inversion import Inversion, hold_correction, inversion
 from circuits.ngspice import run_deck
@@ -123,15 +123,15 @@ def charge_readout(design: Design, runs: dict[str, ChargeRun], ambient: float = 
     board, program = design.board, design.program
     check_capacitive(board)
     rule = inversion(design)
-    circuits = assemble_many(board, program, design.specimens, Conditions(ambient))
+    circuits = assemble_many(board, program, specimens(design), Conditions(ambient))
     charge, times = runs["nominal"].charge, runs["nominal"].times
-    laws = [charge_law(board, circuits[k], charge, times) for k in range(len(design.specimens))]
+    laws = [charge_law(board, circuits[k], charge, times) for k in range(len(specimens(design)))]
     best = int(_inverse_errors(design, rule, charge, laws[0]).argmin())
     wait = START_UP * program.settling
     board_time = len(board.cells) * (wait + float(times[best]))
     samples = int((board_time - wait) / program.period)
     results = []
-    for k, copy in enumerate(design.specimens):
+    for k, copy in enumerate(specimens(design)):
         run = runs[copy.name]
         errors = _inverse_errors(design, rule, run.charge, run.readings)
         difference = np.abs(run.readings - laws[k]).max() / np.abs(laws[k]).max()

@@ -18,6 +18,7 @@ from circuits.board import (
     Board,
     Conditions,
     Copy,
+    Design,
     Part,
     Program,
     Source,
@@ -43,6 +44,11 @@ class Wiring:
 def nominal_copy(board: Board) -> Copy:
     """The copy whose every part and source is exactly nominal."""
     return Copy("nominal", {entry.name: 1.0 for entry in _spread(board)})
+
+
+def specimens(design: Design) -> tuple[Copy, ...]:
+    """The nominal board, then the copies of a design."""
+    return (nominal_copy(design.board), *design.copies)
 
 
 def draw_gains(board: Board, seed: int, copies: int) -> np.ndarray:

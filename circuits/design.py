@@ -6,7 +6,7 @@ design is refused, with the yield and what would do.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from circuits.assembly import assemble_gains, is_stable, nominal_circuit
-from circuits.board import Board, Conditions, Copy, Program, RoundingCost, ideal_conditions
+from circuits.board import Board, Conditions, Copy, Design, Program, ideal_conditions
 from circuits.choices import Choices, check_choices
-from circuits.copies import draw_copies, draw_gains, gains_of, nominal_copy
+from circuits.copies import draw_copies, draw_gains, gains_of, nominal_copy, specimens
 from circuits.deck import circuit_of
 from circuits.errors import InputError, UnstableCopyError
 from circuits.ladder import precondition
@@ -32,30 +32,6 @@ SCHEMA = "tngd.board/3"
 YIELD_DRAWS = 400
 GOOD_YIELD = 0.99
 MOST_COPIES = 1000
-
-
-@dataclass(frozen=True, eq=False)
-class Design:
-    """One target on one board, in `copies` specimens drawn with `seed`."""
-
-    board: Board
-    program: Program
-    copies: tuple[Copy, ...]
-    seed: int
-    tolerance: float
-    damping: float
-    yield_fraction: float
-    source: str
-
-    @property
-    def specimens(self) -> tuple[Copy, ...]:
-        """The nominal board, then the copies."""
-        return (nominal_copy(self.board), *self.copies)
-
-    @property
-    def rounding(self) -> RoundingCost | None:
-        """What rounding costs, if the values are rounded."""
-        return self.program.rounding
 
 
 def make_design(
@@ -189,7 +165,7 @@ def load_design(folder: Path) -> tuple[Design, dict[str, str]]:
         raise InputError(
             f"{folder / 'board.json'} was changed since it was designed; run `tngd design --force` to restore it"
         )
-    return design, {copy.name: _read_deck(folder, copy.name, hashes) for copy in design.specimens}
+    return design, {copy.name: _read_deck(folder, copy.name, hashes) for copy in specimens(design)}
 
 
 def _content_hash(content: dict[str, Any]) -> str:

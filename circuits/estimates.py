@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.assembly import Circuit, nominal_circuit
-from circuits.board import Conditions
+from circuits.board import Conditions, Design
 from circuits.budget import total_interval
-from circuits.design import Design
 from circuits.equilibrium import Equilibrium, equilibrium, pairs_of_records
 from circuits.inversion import Inversion, hold_correction
 from circuits.moments import Moments, running

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from circuits.banks import codes_text
 from circuits.bill import bill_text
-from circuits.board import Conditions
+from circuits.board import Conditions, Design
+from circuits.copies import specimens
 from circuits.deck import deck
-from circuits.design import Design, describe
+from circuits.design import describe
 from circuits.netlist import library_text
 from circuits.pcb import pcb_netlist
 from circuits.review import review_text
@@ -46,6 +47,6 @@ def write_design(design: Design, folder: Path, force: bool = False) -> None:
 
 def decks(design: Design) -> Iterator[tuple[str, str]]:
     """Name and text of the deck of the nominal board and of every copy."""
-    for k, copy in enumerate(design.specimens):
+    for k, copy in enumerate(specimens(design)):
         conditions = Conditions(seed=chunk_seed(design.seed, k, 0))
         yield copy.name, deck(design.board, design.program, copy, conditions, CHUNK)

@@ -10,9 +10,8 @@ from scipy.linalg import eigh
 
 from circuits.assembly import Circuit, nominal_circuit, states
 from circuits.bill import UNITS, engineering
-from circuits.board import Board, Conditions, Program
+from circuits.board import Board, Conditions, Design, Program
 from circuits.choices import SMALLEST_PART
-from circuits.design import Design
 from circuits.inversion import inversion
 from circuits.ou import MOST_STATES, reading_covariance
 from circuits.rounding import held_matrix

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.assembly import nominal_circuit
-from circuits.design import Design
+from circuits.board import Design
 from circuits.ou import EstimateLaw, nominal_hold_correction
 
 

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from circuits.board import REFERENCE_CELSIUS
+from circuits.board import REFERENCE_CELSIUS, Design
 from circuits.covariances import covariance_evidence, with_readout
-from circuits.design import Design
 from circuits.device import copy_of
 from circuits.errors import InputError
 from circuits.estimated import Estimate, FittedCopy

@@ -13,10 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from circuits.assembly import assemble, source_power
-from circuits.board import REFERENCE_CELSIUS, Conditions
+from circuits.board import REFERENCE_CELSIUS, Conditions, Design
 from circuits.charge import charge_run
-from circuits.copies import gains_of
-from circuits.design import Design
+from circuits.copies import gains_of, specimens
 from circuits.equilibrium import Sums
 from circuits.exact import exact_run
 from circuits.inversion import Inversion
@@ -110,7 +109,7 @@ def measure(
             single.get((copy.name, NOISE)),
             recipe,
         )
-        for copy in design.specimens
+        for copy in specimens(design)
     }
 
 
@@ -133,7 +132,7 @@ def _jobs(
     version = ngspice_version(find_ngspice())
     wanted = spectral_frequencies(design)
     jobs: dict[tuple[str, str | int], Callable[[], object]] = {}
-    for k, copy in enumerate(design.specimens):
+    for k, copy in enumerate(specimens(design)):
         text = circuits[copy.name]
         if plan.exact and board.inputs:
             jobs[copy.name, SOLVE] = partial(solve_run, board, program, text)

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from circuits.assembly import Circuit
-from circuits.board import Program
+from circuits.board import Design, Program
 from circuits.covariances import covariance_evidence
-from circuits.design import Design
 from circuits.errors import InputError
 from circuits.evidence import FLOOR
 from circuits.fitting import Fit, fit_all, observed

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from circuits.assembly import Circuit
-from circuits.board import Board, Program
-from circuits.design import Design
+from circuits.board import Board, Design, Program
 from circuits.estimated import Estimate, FittedCopy, by_pairs
 from circuits.fitting import Fit, plain_fit
 from circuits.leavings import DRAWS, FEW

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from circuits.board import Board, Conditions, Element, Program
+from circuits.board import Board, Conditions, Design, Element, Program
 from circuits.calibration import calibrate, validated
-from circuits.design import Design, make_design
+from circuits.copies import specimens
+from circuits.design import make_design
 from circuits.device import PRESETS, describe_device, ideal_device
 from circuits.estimated import Estimate, FittedCopy
 from circuits.fisher import named_fisher
@@ -55,7 +56,7 @@ def make_presets(progress: Progress = silent) -> dict[str, dict[str, Any]]:
     The same versions give the same numbers. Raises SimulationError if a run fails twice.
     """
     made = shipped_design()
-    circuits = {c.name: circuit_text(made.board, made.program, c, Conditions()) for c in made.specimens}
+    circuits = {c.name: circuit_text(made.board, made.program, c, Conditions()) for c in specimens(made)}
     fitted, fits = calibrate(made, measure(made, circuits, Plan(), progress=progress), "exact", progress)
     devices = [_preset(ideal_device(made.board), made, "every part nominal")]
     for k, copy in enumerate(made.copies):

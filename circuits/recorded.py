@@ -24,8 +24,8 @@ import pandas as pd
 from pandas.errors import EmptyDataError, ParserError, ParserWarning
 
 from circuits.assembly import Circuit, assemble
-from circuits.board import REFERENCE_CELSIUS, Board, Conditions, Copy
-from circuits.design import Design
+from circuits.board import REFERENCE_CELSIUS, Board, Conditions, Copy, Design
+from circuits.copies import specimens
 from circuits.equilibrium import Sums
 from circuits.errors import InputError
 from circuits.ou import EstimateLaw, decay_time, lagged_covariances, law_about_mean, mean_covariance
@@ -160,7 +160,7 @@ def _counted(number: int, word: str) -> str:
 
 def _circuit(design: Design, ambient: float, copy: Copy | None = None) -> Circuit:
     """A copy, by default the nominal board, with all the parasitics that the design knows."""
-    return assemble(design.board, design.program, copy or design.specimens[0], Conditions(ambient))
+    return assemble(design.board, design.program, copy or specimens(design)[0], Conditions(ambient))
 
 
 def _read_header(path: Path, board: Board) -> tuple[list[str], dict[str, float], int]:

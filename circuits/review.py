@@ -7,10 +7,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from circuits.assembly import nominal_circuit
 from circuits.bill import UNITS, engineering, soldered_parts
-from circuits.board import RoundingCost
+from circuits.board import Design, RoundingCost
 from circuits.bringup import Bringup, bringup
 from circuits.deck import START_UP, WIDEST, WIDEST_BANKED
-from circuits.design import YIELD_DRAWS, Design
+from circuits.design import YIELD_DRAWS
 from circuits.imperfections import errors_in_words, nominal_errors, small_elements, unwelcome
 from circuits.ladder import without_negative
 from circuits.netlist import noise_amplitude

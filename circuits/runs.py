@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from circuits.board import Design
 from circuits.charge import ChargeRun
-from circuits.design import Design
+from circuits.copies import specimens
 from circuits.equilibrium import Sums
 from circuits.errors import InputError
 from circuits.exact import ExactRun
@@ -75,7 +76,7 @@ def load_measurements(path: Path, design: Design) -> dict[str, Run]:
         raise InputError(f"{path} holds numbers that are not finite; make it again with `tngd verify --force`")
     n = len(design.board.cells)
     try:
-        measured = {copy.name: _measurement(arrays, copy.name) for copy in design.specimens}
+        measured = {copy.name: _measurement(arrays, copy.name) for copy in specimens(design)}
     except (KeyError, TypeError):
         measured = {}
     matrices = [

@@ -12,9 +12,8 @@ import numpy as np
 from scipy.linalg import expm
 
 from circuits.assembly import Circuit, nominal_circuit, readout_matrix
-from circuits.board import Board, Program
+from circuits.board import Board, Design, Program
 from circuits.deck import control
-from circuits.design import Design
 from circuits.errors import SimulationError
 from circuits.inversion import Inversion
 from circuits.ngspice import run_deck

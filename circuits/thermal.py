@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.assembly import assemble_many, nominal_circuit, states
-from circuits.board import REFERENCE_CELSIUS, Conditions
-from circuits.design import Design
+from circuits.board import REFERENCE_CELSIUS, Conditions, Design
 from circuits.inversion import Inversion
 from circuits.ou import MOST_STATES
 from circuits.solve import circuit_inverses

@@ -12,8 +12,7 @@ from threading import Event
 import numpy as np
 
 from circuits.bench import Shown, run_programs
-from circuits.board import Program
-from circuits.design import Design
+from circuits.board import Design, Program
 from circuits.fitting import Fit
 from circuits.heldout import HeldOut, Question, held_out_programs, judge, measured, predicted, question
 from circuits.jobs import Progress, side_by_side, silent

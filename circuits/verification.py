@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from circuits.answers import ExactResult, SolveResult, exact_result, exact_results, solve_result, solve_results
 from circuits.assembly import assemble
-from circuits.board import REFERENCE_CELSIUS, Conditions
+from circuits.board import REFERENCE_CELSIUS, Conditions, Design
 from circuits.budget import (
     Budget,
     Deviations,
@@ -25,7 +25,6 @@ from circuits.budget import (
     sampled_budget,
 )
 from circuits.charge import ChargeReadout, charge_readout
-from circuits.design import Design
 from circuits.estimates import Estimate, SampledResult, estimates, mean_estimate, recorded_estimate, sampled_result
 from circuits.inversion import Inversion, inversion
 from circuits.population import COPIES, Population, population

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from circuits.design import Design, make_design
+from circuits.board import Design
+from circuits.design import make_design
 from circuits.fisher import named_fisher
 from circuits.handover import decks
 from circuits.store import write_text

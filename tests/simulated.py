@@ -4,6 +4,7 @@ import numpy as np
 
 from circuits.assembly import assemble
 from circuits.board import Conditions
+from circuits.copies import specimens
 from circuits.device import ideal_device
 from circuits.estimated import Estimate
 from circuits.exact import ExactRun
@@ -19,7 +20,7 @@ from circuits.sampled import BLOCK, CHUNK
 def measured_exactly(made) -> dict[str, Run]:
     frequencies = spectral_frequencies(made)
     runs = {}
-    for copy in made.specimens:
+    for copy in specimens(made):
         circuit = assemble(made.board, made.program, copy, Conditions())
         covariance = reading_covariance(circuit)
         runs[copy.name] = Run(ExactRun(covariance, 0.0, frequencies, spectrum(circuit, frequencies)), None)
@@ -31,7 +32,7 @@ def measured_by_sampling(made, samples: int, seed: int) -> dict[str, Run]:
     rng = np.random.default_rng(seed)
     i, j = np.triu_indices(len(made.board.cells))
     runs = {}
-    for copy in made.specimens:
+    for copy in specimens(made):
         law = estimate_law(assemble(made.board, made.program, copy, Conditions()), made.program.period, samples, CHUNK)
         S = law.mean.copy()
         S[i, j] += np.linalg.cholesky(law.covariance) @ rng.normal(size=len(i))

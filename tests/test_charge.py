@@ -18,6 +18,7 @@ from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.charge import ChargeReadout, ChargeRun, charge_law, charge_readout, charge_run
 from circuits.choices import Choices
+from circuits.copies import specimens
 from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.inversion import hold_correction, inversion
@@ -187,7 +188,7 @@ def test_errors_are_those_of_the_inverse_read_at_the_instant(name):
     found = charge_readout(design, runs)
     board, program, X = design.board, design.program, design.program.mapping
     inverse = np.linalg.inv(program.target)
-    for result, copy in zip((found.nominal, *found.copies), design.specimens, strict=True):
+    for result, copy in zip((found.nominal, *found.copies), specimens(design), strict=True):
         run, law = runs[copy.name], by_law(name)[copy.name].readings
         for k in range(31):
             M_inverse = np.array([board.unit * run.readings[j, k] / run.charge for j in range(len(board.cells))]).T
@@ -265,7 +266,7 @@ def test_noise_of_the_same_board_time_is_judged_by_the_law_of_its_estimate(name)
     wait = 15 * design.program.settling
     samples = int(np.floor((found.board_time - wait) / period))
     assert found.samples == samples
-    for result, copy in zip((found.nominal, *found.copies), design.specimens, strict=True):
+    for result, copy in zip((found.nominal, *found.copies), specimens(design), strict=True):
         circuit = assemble(design.board, design.program, copy, Conditions())
         mean = rule.read(held_covariance(circuit, period) + hold_correction(design))
         floor = np.linalg.norm(mean - rule.inverse) / np.linalg.norm(rule.inverse)

@@ -18,9 +18,10 @@ from scipy.stats import norm
 
 from circuits import streaming
 from circuits.assembly import assemble
-from circuits.board import Conditions
+from circuits.board import Conditions, Design
 from circuits.choices import Choices
-from circuits.design import Design, make_design
+from circuits.copies import specimens
+from circuits.design import make_design
 from circuits.equilibrium import equilibrium
 from circuits.errors import InputError
 from circuits.ou import effective_samples, joint_chi_square, lagged_covariances
@@ -141,7 +142,7 @@ def test_board_that_differs_from_the_nominal_one_is_told_from_it(tmp_path):
 
 
 def lagged_white(made: Design, period: float) -> np.ndarray:
-    return lagged_covariances(assemble(made.board, made.program, made.specimens[0], Conditions()), period, held=False)
+    return lagged_covariances(assemble(made.board, made.program, specimens(made)[0], Conditions()), period, held=False)
 
 
 def grid_with_gaps() -> np.ndarray:
@@ -544,7 +545,7 @@ def test_law_is_that_of_the_ambient_temperature(tmp_path):
         assert joint_chi_square(warm.covariance, recorded_law(made, warm, copy))[2] >= FALSE_ALARM
         assert joint_chi_square(cold.covariance, recorded_law(made, cold, copy))[2] < FALSE_ALARM
         assert_close(recorded_law(made, cold, ambient=70.0).mean, recorded_law(made, warm).mean, 0)
-        circuit = assemble(made.board, made.program, made.specimens[0], Conditions(70.0))
+        circuit = assemble(made.board, made.program, specimens(made)[0], Conditions(70.0))
         _, _, covariance, H = transition(circuit, period)
         assert_close(recorded_law(made, warm).mean + warm.mean_covariance, H @ covariance @ H.T, 1e-9)
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from circuits.banks import codes_text
 from circuits.bench import run_programs
-from circuits.board import Board, Copy, Program
+from circuits.board import Board, Copy, Design, Program
 from circuits.copies import codes
-from circuits.design import Design, load_design
+from circuits.design import load_design
 from circuits.device import PRESETS, describe_device, device_file, device_hash, load_device, readout_of, unstable_copies
 from circuits.ensemble import draw_boards, ensemble
 from circuits.errors import InputError

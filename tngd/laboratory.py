@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from circuits.banked import calibrate_programs
-from circuits.board import REFERENCE_CELSIUS, Conditions
+from circuits.board import REFERENCE_CELSIUS, Conditions, Design
 from circuits.calibration import calibrate as fit_copies
 from circuits.calibration import uncertainties, validated
+from circuits.copies import specimens
 from circuits.deck import discarded
-from circuits.design import Design, load_design
+from circuits.design import load_design
 from circuits.device import describe_device, ideal_device, predict
 from circuits.errors import InputError
 from circuits.estimated import by_pairs
@@ -255,7 +256,7 @@ def _verify(made: Design, decks: dict[str, str], folder: Path, inquiry: Inquiry,
         copy.name: decks[copy.name]
         if inquiry.ambient == REFERENCE_CELSIUS
         else circuit_text(made.board, made.program, copy, conditions)
-        for copy in made.specimens
+        for copy in specimens(made)
     }
     samples = _samples(made, inquiry) if sampled else 0
     plan = Plan(inquiry.method != "sampled", samples, inquiry.seed, inquiry.charge, inquiry.ambient)

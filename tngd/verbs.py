@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from circuits.board import Design
 from circuits.choices import Choices, check_choices
-from circuits.design import Design, check_options, holds, load_design, make_design, reuse_design
+from circuits.design import check_options, holds, load_design, make_design, reuse_design
 from circuits.errors import InputError
 from circuits.fisher import DATA_SETS, check_weights, named_fisher
 from circuits.handover import write_design
