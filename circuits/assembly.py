@@ -230,3 +230,21 @@ def _without_algebraic_nodes(full: Circuit, capacitive: np.ndarray, other: np.nd
         full.noise[..., keep, :][..., keep],
         full.readout[..., keep],
     )
+
+
+def noise_amplitude(board: Board, program: Program, source: str) -> float:
+    """σ = sqrt(2 kT g / h) of a held noise current [A], g the conductance of the nominal source."""
+    conductance = next(entry.conductance for entry in board.sources if entry.name == source)
+    return float(np.sqrt(2 * program.energy * conductance / program.period))
+
+
+def lag_of(board: Board, program: Program) -> int:
+    """The lag at which detailed balance is judged: a quarter period, or the time constant, of a cell of the unit."""
+    quarter = np.pi / 2 if any(part.kind == "L" for part in board.parts) else 1.0
+    return max(1, round(quarter / unit_rate(board) / program.period))
+
+
+def unit_rate(board: Board) -> float:
+    """Resonance 1/sqrt(L c₀), or on a resistive board the corner g₀/c, of a cell of the unit [rad/s]."""
+    inductance = next((part.nominal for part in board.parts if part.kind == "L"), None)
+    return float(1 / np.sqrt(inductance * board.unit) if inductance else board.unit / board.capacitance)

@@ -11,11 +11,13 @@ a wire (the resistance of a switch).
 All values are SI: ohm, henry, farad, siemens, second, joule, volt.
 """
 
+import re
 from dataclasses import dataclass, field
 from math import inf
 
 import numpy as np
 
+from circuits.errors import InputError
 from circuits.store import Array
 
 GROUND = "0"
@@ -23,6 +25,10 @@ REFERENCE_CELSIUS = 27.0
 # Causes under which spread is switched on and off: of sources and the resistors they meet, which make the cells'
 # temperatures unequal, and of all other parts.
 TEMPERATURES, TOLERANCE = "temperatures", "tolerance"
+
+SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+COLDEST, HOTTEST = -55.0, 125.0  # °C: what parts are made for
 
 
 @dataclass(frozen=True)
@@ -313,3 +319,12 @@ class Design:
     def rounding(self) -> RoundingCost | None:
         """What rounding costs, if the values are rounded."""
         return self.program.rounding
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it may stand in a deck and a file name, or raise InputError."""
+    if not SAFE_NAME.fullmatch(name):
+        raise InputError(
+            f"a name is 1 to 64 letters, digits, dots, dashes or underscores, got {name!r}; choose another --name"
+        )
+    return name

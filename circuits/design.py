@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from circuits.assembly import assemble_gains, is_stable, nominal_circuit
-from circuits.board import Board, Conditions, Copy, Design, Program, ideal_conditions
+from circuits.assembly import assemble_gains, is_stable, noise_amplitude, nominal_circuit
+from circuits.board import Board, Conditions, Copy, Design, Program, check_name, ideal_conditions
 from circuits.choices import Choices, check_choices
 from circuits.copies import draw_copies, draw_gains, gains_of, nominal_copy, specimens
 from circuits.deck import circuit_of
 from circuits.errors import InputError, UnstableCopyError
 from circuits.ladder import precondition
-from circuits.netlist import check_name, noise_amplitude
 from circuits.ou import nominal_hold_correction
 from circuits.parasitics import Parasitics, check_parasitics
 from circuits.store import provenance, read_json, sha256

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from circuits.assembly import assemble, source_power
+from circuits.assembly import assemble, source_power, unit_rate
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design
 from circuits.charge import charge_run
 from circuits.copies import gains_of, specimens
@@ -36,7 +36,6 @@ from circuits.sampled import (
     chunks_law,
     recipe_for,
     run_chunk,
-    unit_rate,
 )
 from circuits.solve import solve_run
 from circuits.store import sha256

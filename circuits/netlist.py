@@ -7,29 +7,18 @@ This is the only module that touches PySpice. Names are checked before they come
 `.control` lines can run a shell.
 """
 
-import re
 from importlib.metadata import version
 
 import numpy as np
 from PySpice.Spice.Netlist import Circuit as SpiceCircuit
 from PySpice.Spice.Netlist import SubCircuit
 
-from circuits.board import GROUND, Board, Conditions, Copy, Program
+from circuits.assembly import noise_amplitude
+from circuits.board import GROUND, Board, Conditions, Copy, Program, check_name
 from circuits.copies import gains_of, part_values, source_ratios, wiring
-from circuits.errors import InputError
 
-SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 FOUR = ["p1", "n1", "p2", "n2"]
 OPEN = 1e12  # ohm, of an open switch
-
-
-def check_name(name: str) -> str:
-    """Return `name` if it may stand in a deck and a file name, or raise InputError."""
-    if not SAFE_NAME.fullmatch(name):
-        raise InputError(
-            f"a name is 1 to 64 letters, digits, dots, dashes or underscores, got {name!r}; choose another --name"
-        )
-    return name
 
 
 def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditions) -> str:
@@ -85,12 +74,6 @@ def library_text(board: Board) -> str:
         lines.append(f"    Sim.Params={parameters}")
     header = "".join(f"* {line}\n" for line in lines)
     return header + "\n" + "\n".join(str(subcircuit).strip() + "\n" for subcircuit in subcircuits)
-
-
-def noise_amplitude(board: Board, program: Program, source: str) -> float:
-    """σ = sqrt(2 kT g / h) of a held noise current [A], g the conductance of the nominal source."""
-    conductance = next(entry.conductance for entry in board.sources if entry.name == source)
-    return float(np.sqrt(2 * program.energy * conductance / program.period))
 
 
 def _cell_parts(board: Board) -> dict[str, str]:

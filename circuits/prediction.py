@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.assembly import Circuit
-from circuits.board import REFERENCE_CELSIUS, Board, Program
+from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Board, Program
 from circuits.errors import InputError
 from circuits.estimated import FittedCopy
 from circuits.interface import Interface, board_interface, convert, converted_law
@@ -25,7 +25,6 @@ from circuits.specimen import fitted_circuit, shown
 from circuits.synthesis import program, reprogram
 from circuits.target import check_array, check_congruence, check_target
 
-COLDEST, HOTTEST = -55.0, 125.0  # °C: what parts are made for
 DAC_STREAM = 9  # of random numbers
 
 

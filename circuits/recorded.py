@@ -23,13 +23,12 @@ import numpy as np
 import pandas as pd
 from pandas.errors import EmptyDataError, ParserError, ParserWarning
 
-from circuits.assembly import Circuit, assemble
+from circuits.assembly import Circuit, assemble, lag_of
 from circuits.board import REFERENCE_CELSIUS, Board, Conditions, Copy, Design
 from circuits.copies import specimens
 from circuits.equilibrium import Sums
 from circuits.errors import InputError
 from circuits.ou import EstimateLaw, decay_time, lagged_covariances, law_about_mean, mean_covariance
-from circuits.sampled import lag_of
 from circuits.store import Array
 from circuits.streaming import LEAST, Clipping, Outliers, Stream
 

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from circuits.assembly import Circuit, nominal_circuit, readout_matrix
+from circuits.assembly import Circuit, lag_of, nominal_circuit, readout_matrix
 from circuits.board import Board, Conditions, Program
 from circuits.deck import START_UP, discarded, file_sources, file_widths, sampled_analysis, stepped_analysis
 from circuits.equilibrium import Sums, sums_of
@@ -134,18 +134,6 @@ def run_chunk(board: Board, program: Program, deck: str, samples: int) -> Chunk:
     y = plot.voltages[:samples] @ readout_matrix(board).T
     blocks = y.reshape(-1, BLOCK, len(board.readings))
     return Chunk(np.einsum("bki,bkj->bij", blocks, blocks, optimize=True) / BLOCK, sums_of(y, lag_of(board, program)))
-
-
-def lag_of(board: Board, program: Program) -> int:
-    """The lag at which detailed balance is judged: a quarter period, or the time constant, of a cell of the unit."""
-    quarter = np.pi / 2 if any(part.kind == "L" for part in board.parts) else 1.0
-    return max(1, round(quarter / unit_rate(board) / program.period))
-
-
-def unit_rate(board: Board) -> float:
-    """Resonance 1/sqrt(L c₀), or on a resistive board the corner g₀/c, of a cell of the unit [rad/s]."""
-    inductance = next((part.nominal for part in board.parts if part.kind == "L"), None)
-    return float(1 / np.sqrt(inductance * board.unit) if inductance else board.unit / board.capacitance)
 
 
 def chunks_lags(recipe: Recipe, circuit: Circuit, period: float) -> np.ndarray:

@@ -8,7 +8,7 @@ from conftest import needs_ngspice
 from scipy import stats
 from scipy.linalg import expm, solve_continuous_lyapunov
 
-from circuits.assembly import assemble
+from circuits.assembly import assemble, lag_of
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.deck import circuit_of
@@ -16,7 +16,7 @@ from circuits.design import make_design
 from circuits.equilibrium import equilibrium as judged
 from circuits.equilibrium import pairs_of_records, sums_of
 from circuits.handover import decks
-from circuits.sampled import CHUNK, HELD, chunk_deck, chunks_lags, lag_of, run_chunk
+from circuits.sampled import CHUNK, HELD, chunk_deck, chunks_lags, run_chunk
 
 # Three readings of a process out of equilibrium: A is not normal, and A D is not symmetric.
 A = 0.15 * np.array([[1.0, 2.0, 0.0], [-0.5, 1.0, 0.3], [0.2, -0.4, 0.7]])

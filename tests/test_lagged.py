@@ -9,7 +9,7 @@ from compare import FALSE_ALARM, assert_close
 from scipy import stats
 from scipy.linalg import expm
 
-from circuits.assembly import assemble
+from circuits.assembly import assemble, lag_of
 from circuits.board import Conditions, Copy
 from circuits.copies import nominal_copy
 from circuits.design import make_design
@@ -20,7 +20,6 @@ from circuits.measured import calibrate_measured
 from circuits.ou import drift, lagged_covariances, law_of_pairs, mean_covariance, stationary_covariance
 from circuits.pairs import pair_model
 from circuits.recorded import Recorded, RecordSummary
-from circuits.sampled import lag_of
 
 COPIES, READINGS = 10, 30_000
 

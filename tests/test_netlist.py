@@ -12,14 +12,13 @@ from compare import assert_close
 from reference import read_deck
 
 from circuits.assembly import assemble
-from circuits.board import TOLERANCE, Conditions, Part
+from circuits.board import TOLERANCE, Conditions, Part, check_name
 from circuits.choices import Choices
 from circuits.copies import draw_copies, nominal_copy
 from circuits.deck import ANALYSIS, circuit_of, deck
 from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.handover import decks
-from circuits.netlist import check_name
 from circuits.ou import held_covariance
 from circuits.store import sha256
 from circuits.synthesis import board_and_program

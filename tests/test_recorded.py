@@ -17,7 +17,7 @@ from scipy.linalg import expm
 from scipy.stats import norm
 
 from circuits import streaming
-from circuits.assembly import assemble
+from circuits.assembly import assemble, lag_of
 from circuits.board import Conditions, Design
 from circuits.choices import Choices
 from circuits.copies import specimens
@@ -27,7 +27,7 @@ from circuits.errors import InputError
 from circuits.ou import effective_samples, joint_chi_square, lagged_covariances
 from circuits.parasitics import Parasitics
 from circuits.recorded import RecordSummary, read_recorded, recorded_law
-from circuits.sampled import BLOCK, lag_of
+from circuits.sampled import BLOCK
 
 PAIR = np.array([[1.5, -0.5], [-0.5, 1.0]])
 

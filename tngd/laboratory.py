@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from circuits.banked import calibrate_programs
-from circuits.board import REFERENCE_CELSIUS, Conditions, Design
+from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Conditions, Design
 from circuits.calibration import calibrate as fit_copies
 from circuits.calibration import uncertainties, validated
 from circuits.copies import specimens
@@ -33,7 +33,6 @@ from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.pairs import PairModel, pair_model
 from circuits.population import COPIES
-from circuits.prediction import COLDEST, HOTTEST
 from circuits.recorded import read_recorded
 from circuits.reduction import check_order, choose_order
 from circuits.runs import load_measurements, save_measurements
