@@ -6,11 +6,10 @@ import numpy as np
 
 from circuits.assembly import Circuit
 from circuits.board import Design
-from circuits.inversion import Inversion
+from circuits.inversion import Inversion, solved_inverse
 from circuits.noise import NoiseRun
-from circuits.ou import reading_covariance
+from circuits.ou import predicted_columns, predicted_settling, reading_covariance
 from circuits.runs import Run
-from circuits.solve import predicted_columns, predicted_settling, solved_inverse
 from circuits.store import Array
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from circuits.assembly import Circuit, assemble_many, nominal_circuit
 from circuits.board import Conditions, Design, ideal_conditions
-from circuits.solve import predicted_columns
+from circuits.ou import predicted_columns
 
 MOST_COLUMNS = 600  # of a circuit whose impedances are taken with every parasitic in it
 MOST_COPIES = 3  # that are compared with the nominal board

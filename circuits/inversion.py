@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.assembly import nominal_circuit
-from circuits.board import Design
-from circuits.ou import EstimateLaw, nominal_hold_correction
+from circuits.assembly import Circuit, nominal_circuit
+from circuits.board import Board, Design, Program
+from circuits.ou import EstimateLaw, nominal_hold_correction, predicted_columns, reading_covariances
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,3 +68,16 @@ def hold_correction(design: Design) -> np.ndarray:
 
 def _weights(i: np.ndarray, j: np.ndarray) -> np.ndarray:
     return np.where(i == j, 1.0, np.sqrt(2))
+
+
+def solved_inverse(board: Board, program: Program, columns: np.ndarray, bias: float) -> np.ndarray:
+    """P⁻¹ = Xᵀ M⁻¹ X with M⁻¹ = g columns / bias, (…, n, n)."""
+    X = program.mapping
+    return X.T @ (board.unit / bias * columns) @ X
+
+
+def circuit_inverses(design: Design, rule: Inversion, circuits: Circuit) -> np.ndarray:
+    """The inverses (…, n, n) that circuits give: by their means on a resistive board, else by their covariances."""
+    if design.board.inputs:
+        return solved_inverse(design.board, design.program, predicted_columns(design.board, circuits, 1.0), 1.0)
+    return rule.read(reading_covariances(circuits))

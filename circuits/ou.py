@@ -18,6 +18,7 @@ from scipy import special
 from scipy.linalg import expm, solve_continuous_lyapunov, solve_discrete_lyapunov
 
 from circuits.assembly import Circuit
+from circuits.board import Board
 from circuits.errors import InputError
 
 LONG_RECORD = 100.0  # effective samples from which the joint χ² keeps its false-alarm rate
@@ -296,3 +297,28 @@ def _van_loan(A: np.ndarray, D: np.ndarray, t: float) -> tuple[np.ndarray, np.nd
     exponential = expm(block * t)
     transition = exponential[..., :n, :n]
     return transition, exponential[..., :n, n:] @ np.swapaxes(transition, -1, -2)
+
+
+def predicted_columns(board: Board, circuit: Circuit, bias: float) -> np.ndarray:
+    """What `columns` has to be for a circuit: H G⁻¹ times the currents, (…, n, n) [V]."""
+    return circuit.readout @ np.linalg.solve(circuit.conductance, input_currents(board, circuit)) * bias
+
+
+def predicted_settling(board: Board, circuit: Circuit, bias: float, times: np.ndarray) -> np.ndarray:
+    """What `settling` has to be for a circuit whose times are equally spaced, (times, n) [V]."""
+    final = np.linalg.solve(circuit.conductance, input_currents(board, circuit).sum(axis=1)) * bias
+    decay = expm(-np.linalg.solve(circuit.capacitance, circuit.conductance) * times[0])
+    left, settling = final, []
+    for _ in times:
+        left = decay @ left
+        settling.append(circuit.readout @ (final - left))
+    return np.array(settling)
+
+
+def input_currents(board: Board, circuit: Circuit) -> np.ndarray:
+    """Current into every node for a unit of bias into each cell, (m, n)."""
+    row = {node: k for k, node in enumerate(board.nodes)}  # the cells' own nodes come first in a circuit
+    into = np.zeros((circuit.conductance.shape[-1], len(board.cells)))
+    for entry in board.inputs:
+        into[row[entry.node], entry.cell] = entry.share
+    return into

@@ -16,10 +16,9 @@ from scipy import special
 from circuits.assembly import assemble_gains, is_stable, nominal_circuit, states
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design, ideal_conditions
 from circuits.copies import draw_gains
-from circuits.inversion import Inversion
+from circuits.inversion import Inversion, circuit_inverses
 from circuits.ou import MOST_STATES
 from circuits.sensitivity import expected_error, part_sensitivities
-from circuits.solve import circuit_inverses
 
 COPIES = 600
 POPULATION_SEED = 10_000_019  # added to the design's seed: never the copies themselves

@@ -9,15 +9,12 @@ one), gives the columns of M⁻¹ / g; a step of all of them at once, from rest,
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import expm
 
-from circuits.assembly import Circuit, nominal_circuit, readout_matrix
-from circuits.board import Board, Design, Program
+from circuits.assembly import nominal_circuit, readout_matrix
+from circuits.board import Board, Program
 from circuits.deck import control
 from circuits.errors import SimulationError
-from circuits.inversion import Inversion
 from circuits.ngspice import run_deck
-from circuits.ou import reading_covariances
 
 STEPS = 100  # of the simulator, per time constant of the fastest mode: the trapezoidal rule is off by 1e-5
 MOST_STEPS = 50_000
@@ -54,48 +51,10 @@ def solve_run(board: Board, program: Program, circuit: str) -> SolveRun:
     return SolveRun(bias, columns, times, settled.voltages[rows] @ H.T)
 
 
-def predicted_columns(board: Board, circuit: Circuit, bias: float) -> np.ndarray:
-    """What `columns` has to be for a circuit: H G⁻¹ times the currents, (…, n, n) [V]."""
-    return circuit.readout @ np.linalg.solve(circuit.conductance, input_currents(board, circuit)) * bias
-
-
-def solved_inverse(board: Board, program: Program, columns: np.ndarray, bias: float) -> np.ndarray:
-    """P⁻¹ = Xᵀ M⁻¹ X with M⁻¹ = g columns / bias, (…, n, n)."""
-    X = program.mapping
-    return X.T @ (board.unit / bias * columns) @ X
-
-
-def circuit_inverses(design: Design, rule: Inversion, circuits: Circuit) -> np.ndarray:
-    """The inverses (…, n, n) that circuits give: by their means on a resistive board, else by their covariances."""
-    if design.board.inputs:
-        return solved_inverse(design.board, design.program, predicted_columns(design.board, circuits, 1.0), 1.0)
-    return rule.read(reading_covariances(circuits))
-
-
-def predicted_settling(board: Board, circuit: Circuit, bias: float, times: np.ndarray) -> np.ndarray:
-    """What `settling` has to be for a circuit whose times are equally spaced, (times, n) [V]."""
-    final = np.linalg.solve(circuit.conductance, input_currents(board, circuit).sum(axis=1)) * bias
-    decay = expm(-np.linalg.solve(circuit.capacitance, circuit.conductance) * times[0])
-    left, settling = final, []
-    for _ in times:
-        left = decay @ left
-        settling.append(circuit.readout @ (final - left))
-    return np.array(settling)
-
-
 def quiet(circuit: str, board: Board) -> str:
     """The circuit without its noise sources, which an analysis in time would switch on."""
     noisy = {source.name for source in board.sources}
     return "\n".join(line for line in circuit.splitlines() if line.split(" ")[0] not in noisy) + "\n"
-
-
-def input_currents(board: Board, circuit: Circuit) -> np.ndarray:
-    """Current into every node for a unit of bias into each cell, (m, n)."""
-    row = {node: k for k, node in enumerate(board.nodes)}  # the cells' own nodes come first in a circuit
-    into = np.zeros((circuit.conductance.shape[-1], len(board.cells)))
-    for entry in board.inputs:
-        into[row[entry.node], entry.cell] = entry.share
-    return into
 
 
 def _times(board: Board, program: Program) -> tuple[float, float]:

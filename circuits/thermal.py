@@ -15,9 +15,8 @@ import numpy as np
 
 from circuits.assembly import assemble_many, nominal_circuit, states
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design
-from circuits.inversion import Inversion
+from circuits.inversion import Inversion, circuit_inverses
 from circuits.ou import MOST_STATES
-from circuits.solve import circuit_inverses
 
 COLDEST, HOTTEST = 0.0, 70.0  # °C, commercial
 STEPS = 15

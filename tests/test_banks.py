@@ -26,10 +26,10 @@ from circuits.handover import decks, write_design
 from circuits.inversion import inversion
 from circuits.layout import build_board
 from circuits.netlist import circuit_text
-from circuits.ou import estimate_law, joint_chi_square, reading_covariance, spectrum
+from circuits.ou import estimate_law, joint_chi_square, predicted_columns, reading_covariance, spectrum
 from circuits.pcb import pcb_netlist
 from circuits.sampled import chunk_deck, run_chunk
-from circuits.solve import predicted_columns, solve_run
+from circuits.solve import solve_run
 from circuits.synthesis import board_and_program, reprogram
 from circuits.target import inverse_factor
 

@@ -27,10 +27,10 @@ from circuits.errors import InputError
 from circuits.handover import write_design
 from circuits.inversion import inversion
 from circuits.layout import build_board
-from circuits.ou import reading_covariance
+from circuits.ou import predicted_columns, reading_covariance
 from circuits.pairs import pair_model
 from circuits.populated import Layout, element_means, model_circuit
-from circuits.solve import SolveRun, predicted_columns
+from circuits.solve import SolveRun
 from circuits.store import write_json
 from circuits.synthesis import board_and_program as synthesise
 from tngd import laboratory

@@ -20,11 +20,19 @@ from circuits.exact import exact_run
 from circuits.explanation import explanation
 from circuits.inversion import inversion
 from circuits.netlist import circuit_text
-from circuits.ou import decay_time, estimate_law, joint_chi_square, reading_covariance, settling_time
+from circuits.ou import (
+    decay_time,
+    estimate_law,
+    joint_chi_square,
+    predicted_columns,
+    predicted_settling,
+    reading_covariance,
+    settling_time,
+)
 from circuits.review import review_text
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.sensitivity import part_sensitivities
-from circuits.solve import predicted_columns, predicted_settling, solve_run
+from circuits.solve import solve_run
 from circuits.synthesis import board_and_program
 
 RESISTIVE = Choices(coupling="resistive")

@@ -22,10 +22,9 @@ from circuits.errors import InputError
 from circuits.fitted import Device
 from circuits.heldout import measured_inverse
 from circuits.layout import build_board
-from circuits.ou import reading_covariance
+from circuits.ou import predicted_columns, reading_covariance
 from circuits.pairs import pair_model
 from circuits.retrim import nearest_program, retrim, trimmed_copy
-from circuits.solve import predicted_columns
 
 PROGRAMMINGS = 8
 
