@@ -24,7 +24,7 @@ from circuits.budget import (
     recorded_budget,
     sampled_budget,
 )
-from circuits.charge import ChargeReadout, charge_readout
+from circuits.charge_readout import ChargeReadout, charge_readout
 from circuits.estimates import Estimate, SampledResult, estimates, mean_estimate, recorded_estimate, sampled_result
 from circuits.inversion import Inversion, inversion
 from circuits.population import COPIES, Population, population

@@ -16,7 +16,8 @@ from scipy.integrate import quad
 
 from circuits.assembly import assemble
 from circuits.board import Conditions
-from circuits.charge import ChargeReadout, ChargeRun, charge_law, charge_readout, charge_run
+from circuits.charge import ChargeRun, charge_law, charge_run
+from circuits.charge_readout import ChargeReadout, charge_readout
 from circuits.choices import Choices
 from circuits.copies import specimens
 from circuits.design import make_design

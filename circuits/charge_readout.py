@@ -1,0 +1,111 @@
+"""Judgement of charge readout: errors of the inverse by packets of charge, and by noise in the same board time.
+
+The other route takes a record of noise in that time; its error, and the board time at which it has caught up, come from
+the law of an estimate: hypot(floor, spread), the spread falling with the square root of the readings.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from circuits.assembly import Circuit, assemble_many
+from circuits.board import REFERENCE_CELSIUS, Conditions, Design
+from circuits.charge import ChargeRun, charge_law, check_capacitive, peak_current
+from circuits.copies import specimens
+from circuits.deck import START_UP
+from circuits.inversion import Inversion, hold_correction, inversion
+from circuits.ou import lagged_covariances, law_of_records
+
+LONG_NOISE_RECORD = 1_000_000  # readings of a record beside which the memory of the noise is nothing
+
+
+@dataclass(frozen=True)
+class ChargeResult:
+    """How well a copy, or the nominal board, inverts by charges: relative errors, at the instant and at all times.
+
+    `difference_to_law` is the largest of a reading, relative to the largest reading. `covariance_error` is what a
+    record of noise of the same board time is expected to give (None: that time holds no record), `covariance_floor`
+    its limit for endless records, and `equal_time` [s] the board time from which it is as good as the charges (None:
+    never).
+    """
+
+    name: str
+    relative_error: float
+    errors: tuple[float, ...]
+    difference_to_law: float
+    covariance_error: float | None
+    covariance_floor: float
+    equal_time: float | None
+
+
+@dataclass(frozen=True)
+class ChargeReadout:
+    """Charge readout of a design: packets of `charge` [C], `pulse` [s] long, read at `instant` [s], one of `times` [s].
+
+    `current` [A] is the largest of a packet. `board_time` [s] is what all packets take, each after the board has come
+    to rest; in it a record of noise of `samples` readings can be taken.
+    """
+
+    charge: float
+    current: float
+    pulse: float
+    times: tuple[float, ...]
+    instant: float
+    board_time: float
+    samples: int
+    nominal: ChargeResult
+    copies: tuple[ChargeResult, ...]
+
+
+def charge_readout(design: Design, runs: dict[str, ChargeRun], ambient: float = REFERENCE_CELSIUS) -> ChargeReadout:
+    """What the runs of a design at `ambient` [°C], by copy name, say of its inverse, and noise in the same time.
+
+    InputError for a resistive board.
+    """
+    board, program = design.board, design.program
+    check_capacitive(board)
+    rule = inversion(design)
+    circuits = assemble_many(board, program, specimens(design), Conditions(ambient))
+    charge, times = runs["nominal"].charge, runs["nominal"].times
+    laws = [charge_law(board, circuits[k], charge, times) for k in range(len(specimens(design)))]
+    best = int(_inverse_errors(design, rule, charge, laws[0]).argmin())
+    wait = START_UP * program.settling
+    board_time = len(board.cells) * (wait + float(times[best]))
+    samples = int((board_time - wait) / program.period)
+    results = []
+    for k, copy in enumerate(specimens(design)):
+        run = runs[copy.name]
+        errors = _inverse_errors(design, rule, run.charge, run.readings)
+        difference = np.abs(run.readings - laws[k]).max() / np.abs(laws[k]).max()
+        noise = _by_noise(design, rule, circuits[k], samples, float(errors[best]))
+        results.append(ChargeResult(copy.name, float(errors[best]), tuple(errors.tolist()), float(difference), *noise))
+    nominal, *copies = results
+    peak, pulse, instant = peak_current(charge, times), float(times[0]), float(times[best])
+    return ChargeReadout(
+        charge, peak, pulse, tuple(times.tolist()), instant, board_time, samples, nominal, tuple(copies)
+    )
+
+
+def _inverse_errors(design: Design, rule: Inversion, charge: float, readings: np.ndarray) -> np.ndarray:
+    """Relative errors (t,) of P⁻¹ = Xᵀ M⁻¹ X read at every time."""
+    X = design.program.mapping
+    columns = readings.transpose(1, 2, 0)  # (t, reading, packet)
+    B = X.T @ (design.board.capacitance / charge * columns) @ X
+    return rule.error((B + B.transpose(0, 2, 1)) / 2)
+
+
+def _by_noise(
+    design: Design, rule: Inversion, circuit: Circuit, samples: int, aim: float
+) -> tuple[float | None, float, float | None]:
+    """Expected error of a record of so many readings, its limit, and the board time [s] of one as good as `aim`."""
+    period = design.program.period
+    rho = lagged_covariances(circuit, period)
+    floor = float(rule.error(rule.read(rho[0] + hold_correction(design))))
+    expected = None
+    if samples > 0:
+        expected = float(np.hypot(floor, rule.spread(law_of_records(rho, np.array([samples])))))
+    if aim <= floor:
+        return expected, floor, None
+    spread = rule.spread(law_of_records(rho, np.array([LONG_NOISE_RECORD])))
+    needed = LONG_NOISE_RECORD * spread**2 / (aim**2 - floor**2)
+    return expected, floor, float(START_UP * design.program.settling + np.ceil(needed) * period)
