@@ -18,9 +18,9 @@ import numpy as np
 from circuits.assembly import nominal_circuit
 from circuits.board import Conditions
 from circuits.copies import nominal_copy
+from circuits.estimators import effective_samples
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
-from circuits.ou import effective_samples
 from circuits.sampled import BLOCK, CHUNK, HELD, STEPPED, chunk_deck, chunk_seed, chunks_law, recipe_for, run_chunk
 from circuits.synthesis import board_and_program
 

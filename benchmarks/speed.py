@@ -21,9 +21,9 @@ from sampling import READINGS, SIZES, target, timed
 from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.copies import draw_copies
+from circuits.estimators import effective_samples
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
-from circuits.ou import effective_samples
 from circuits.sampled import CHUNK, HELD, STEPPED, chunk_deck, chunk_seed, chunks_law, recipe_for
 from circuits.synthesis import board_and_program
 from tngd.paths import draws_of

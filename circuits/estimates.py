@@ -11,9 +11,10 @@ from circuits.assembly import Circuit, nominal_circuit
 from circuits.board import Conditions, Design
 from circuits.budget import total_interval
 from circuits.equilibrium import Equilibrium, equilibrium, pairs_of_records
+from circuits.estimators import EstimateLaw, effective_samples, joint_chi_square
 from circuits.inversion import Inversion, hold_correction
 from circuits.moments import Moments, running
-from circuits.ou import EstimateLaw, effective_samples, joint_chi_square, lagged_covariances
+from circuits.ou import lagged_covariances
 from circuits.recorded import Recorded, recorded_law
 from circuits.runs import Run
 from circuits.sampled import chunk_sizes, chunks_lags, chunks_law

@@ -11,7 +11,8 @@ import numpy as np
 
 from circuits.assembly import Circuit, nominal_circuit
 from circuits.board import Board, Design, Program
-from circuits.ou import EstimateLaw, nominal_hold_correction, predicted_columns, reading_covariances
+from circuits.estimators import EstimateLaw
+from circuits.ou import nominal_hold_correction, predicted_columns, reading_covariances
 
 
 @dataclass(frozen=True, eq=False)

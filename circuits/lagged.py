@@ -19,8 +19,9 @@ from scipy.linalg import expm, solve_triangular
 
 from circuits.assembly import Circuit
 from circuits.board import Program
+from circuits.estimators import mean_covariance
 from circuits.leavings import Draws, lagged_leavings
-from circuits.ou import drift, lagged_covariances, mean_covariance, stationary_covariance
+from circuits.ou import drift, lagged_covariances, stationary_covariance
 from circuits.pairs import Half, PairModel, half_circuit, half_of
 
 STEP = 1e-4  # of a parameter, for a slope

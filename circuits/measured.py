@@ -22,12 +22,12 @@ from circuits.covariances import covariance_evidence, with_readout
 from circuits.device import copy_of
 from circuits.errors import InputError
 from circuits.estimated import Estimate, FittedCopy
+from circuits.estimators import LONG_RECORD, EstimateLaw, effective_samples
 from circuits.fitted import Device
 from circuits.fitting import Fit, Known, fit
 from circuits.jobs import Progress, silent
 from circuits.lagged import lagged_evidence
 from circuits.leavings import FEW, Draws, draw_pairs
-from circuits.ou import LONG_RECORD, EstimateLaw, effective_samples
 from circuits.pairs import PairModel, pair_model
 from circuits.programmings import UNKNOWN, correlations
 from circuits.recorded import Recorded, recorded_law

@@ -11,28 +11,15 @@ Estimates from N samples of a Gaussian process with lagged covariances ρ(τ), c
 c(τ) = Σ_r (N_r - τ)₊ in independent records of N_r; gaps in a record take out pairs and nothing else.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-from scipy import special
 from scipy.linalg import expm, solve_continuous_lyapunov, solve_discrete_lyapunov
 
 from circuits.assembly import Circuit
 from circuits.board import Board
 from circuits.errors import InputError
 
-LONG_RECORD = 100.0  # effective samples from which the joint χ² keeps its false-alarm rate
 MOST_STATES = 600  # of a circuit whose Lyapunov equation is worth its time, half a minute
 MEMORY = 40.0  # decay constants after which lagged covariances are dropped: e^-40 is below rounding
-
-
-@dataclass(frozen=True, eq=False)
-class EstimateLaw:
-    """Law of a sample covariance of the readings: mean (n, n) and covariance of its upper triangle (q, q)."""
-
-    mean: np.ndarray
-    covariance: np.ndarray
-    samples: int
 
 
 def drift(circuit: Circuit) -> np.ndarray:
@@ -137,85 +124,6 @@ def lagged_covariances(circuit: Circuit, period: float, held: bool = True) -> np
     return rho
 
 
-def estimate_law(circuit: Circuit, period: float, samples: int, record: int | None = None) -> EstimateLaw:
-    """Law of the sample covariance of `samples` readings taken every `period` under held noise.
-
-    The samples come in independent records of `record` readings each (default: one record).
-    """
-    whole, rest = divmod(samples, record or samples)
-    return law_of_records(lagged_covariances(circuit, period), np.array([record or samples] * whole + [rest]))
-
-
-def law_of_records(rho: np.ndarray, records: np.ndarray) -> EstimateLaw:
-    """Law of the sample covariance of independent records of so many readings each, for lagged covariances ρ."""
-    lengths, counts = np.unique(records, return_counts=True)
-    return law_of_pairs(rho, (np.clip(lengths - np.arange(len(rho))[:, None], 0, None) * counts).sum(axis=1))
-
-
-def law_of_pairs(rho: np.ndarray, pairs: np.ndarray) -> EstimateLaw:
-    """Law of the sample covariance of readings of which `pairs` (lags,) are 0, 1, 2, … periods apart, gaps or not.
-
-    pairs[0] is their number. Lags beyond the shorter of ρ (lags, n, n) and `pairs` count nothing.
-    """
-    n, samples = rho.shape[1], int(pairs[0])
-    rho, weight = _weighted(rho, pairs)
-    flat = rho.reshape(len(rho), n * n)
-    # Both orders of the lag: ρ(-τ) = ρ(τ)ᵀ.
-    turned = rho.transpose(0, 2, 1).reshape(len(rho), n * n)
-    product = ((flat * weight[:, None]).T @ flat + (turned * weight[:, None]).T @ turned) / 2
-    R = product.reshape(n, n, n, n)  # R[i, k, j, l] = Σ ρ_ik ρ_jl
-    full = R.transpose(0, 2, 1, 3) + R.transpose(0, 2, 3, 1)  # [i, j, k, l]
-    i, j = np.triu_indices(n)
-    return EstimateLaw(rho[0], full[i, j][:, i, j] / samples, samples)
-
-
-def mean_covariance(rho: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """V = (1/N²) Σ_τ c(|τ|) ρ(τ), (n, n), V²: covariance of the sample mean of readings with these `pairs` (lags,)."""
-    rho, weight = _weighted(rho, pairs)
-    V = np.tensordot(weight, rho, 1) / pairs[0]
-    return (V + V.T) / 2
-
-
-def law_about_mean(rho: np.ndarray, pairs: np.ndarray) -> EstimateLaw:
-    """`law_of_pairs` of the sample covariance (1/N) Σ (y - ȳ)(y - ȳ)ᵀ about the sample mean.
-
-    Its mean is ρ(0) - V exactly. Its covariance is less by V_ik V_jl + V_il V_jk, a few parts in the effective samples;
-    readings at the ends of a stretch know less of ȳ than others do, which is left out: half of one part at most.
-    """
-    law, V = law_of_pairs(rho, pairs), mean_covariance(rho, pairs)
-    i, j = np.triu_indices(len(V))
-    lost = V[np.ix_(i, i)] * V[np.ix_(j, j)] + V[np.ix_(i, j)] * V[np.ix_(j, i)]
-    return EstimateLaw(law.mean - V, law.covariance - lost, law.samples)
-
-
-def effective_samples(law: EstimateLaw) -> float:
-    """Independent samples that the slowest direction u of the estimate is worth: min 2 (uᵀ Σ u)² / Var(uᵀ S u)."""
-    values, U = np.linalg.eigh(law.mean)
-    i, j = np.triu_indices(len(values))
-    weight = np.where(i == j, 1.0, 2.0)[:, None] * U[i] * U[j]  # (q, n): uᵀ S u from the upper triangle of S
-    variance = np.einsum("qa,qr,ra->a", weight, law.covariance, weight, optimize=True)
-    return float((2 * values**2 / variance).min())
-
-
-def joint_chi_square(estimate: np.ndarray, law: EstimateLaw) -> tuple[float, int, float | None]:
-    """χ² of all distinct entries of a sample covariance against its law: (value, degrees of freedom, p).
-
-    A sample covariance S is far from Gaussian in short records, and so is the tail of its χ²; its logarithm is close.
-    With W = L⁻¹ S L⁻ᵀ, L Lᵀ = <S>, and E = W - I, the statistic is that of log W + <E²>/2, whose mean is zero to
-    second order, under the covariance of E. p is None below LONG_RECORD effective samples, where even that is not good.
-    """
-    n = len(estimate)
-    i, j = np.triu_indices(n)
-    if effective_samples(law) < LONG_RECORD:
-        return float("nan"), len(i), None
-    whiten = np.linalg.inv(np.linalg.cholesky(law.mean))
-    spread = np.einsum("ia,jb,kc,ld,abcd->ijkl", *[whiten] * 4, _all_entries(law.covariance, n), optimize=True)
-    values, U = np.linalg.eigh(whiten @ estimate @ whiten.T)
-    deviation = ((U * np.log(values)) @ U.T + np.einsum("abbc->ac", spread) / 2)[i, j]
-    value = float(deviation @ np.linalg.solve(spread[i, j][:, i, j], deviation))
-    return value, len(i), float(special.chdtrc(len(i), value))
-
-
 def decay_time(circuit: Circuit) -> float:
     """Time constant of the slowest mode [s]."""
     return float(1 / np.linalg.eigvals(drift(circuit)).real.min())
@@ -246,20 +154,6 @@ def hold_period(circuit: Circuit, bias: float) -> float:
         corners.append(np.linalg.eigvals(H @ matrix @ H.T / (H @ H.T)[0, 0]).real.max())
     stiffness = np.diag(circuit.inverse_inductance).max(initial=0.0)
     return float(np.sqrt(12 * bias / (corners[0] * stiffness + corners[1] ** 2)))
-
-
-def _weighted(rho: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lags that both have, and their weight c(|τ|)/N, twice for τ and -τ."""
-    lags = min(len(rho), len(pairs))
-    return rho[:lags], np.where(np.arange(lags) == 0, 1.0, 2.0) * pairs[:lags] / pairs[0]
-
-
-def _all_entries(covariance: np.ndarray, n: int) -> np.ndarray:
-    """Covariance of all entries, (n, n, n, n), from that of the upper triangle (q, q)."""
-    index = np.zeros((n, n), dtype=int)
-    i, j = np.triu_indices(n)
-    index[i, j] = index[j, i] = np.arange(len(i))
-    return covariance[index.reshape(-1, 1), index.reshape(1, -1)].reshape(n, n, n, n)
 
 
 def _dimensionless(circuit: Circuit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

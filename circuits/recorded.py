@@ -28,7 +28,8 @@ from circuits.board import REFERENCE_CELSIUS, Board, Conditions, Copy, Design
 from circuits.copies import specimens
 from circuits.equilibrium import Sums
 from circuits.errors import InputError
-from circuits.ou import EstimateLaw, decay_time, lagged_covariances, law_about_mean, mean_covariance
+from circuits.estimators import EstimateLaw, law_about_mean, mean_covariance
+from circuits.ou import decay_time, lagged_covariances
 from circuits.store import Array
 from circuits.streaming import LEAST, Clipping, Outliers, Stream
 

@@ -21,8 +21,9 @@ from circuits.board import Board, Conditions, Program
 from circuits.deck import START_UP, discarded, file_sources, file_widths, sampled_analysis, stepped_analysis
 from circuits.equilibrium import Sums, sums_of
 from circuits.errors import InputError, SimulationError
+from circuits.estimators import EstimateLaw, estimate_law
 from circuits.ngspice import find_ngspice, ngspice_version, run_deck
-from circuits.ou import EstimateLaw, estimate_law, held_covariance, lagged_covariances, reading_covariance
+from circuits.ou import held_covariance, lagged_covariances, reading_covariance
 from circuits.stepped import UNIT, alternating_currents, memory, stepped_estimate_law, stepped_lagged_covariances
 
 BLOCK = 500  # readings

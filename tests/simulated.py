@@ -7,12 +7,13 @@ from circuits.board import Conditions
 from circuits.copies import specimens
 from circuits.device import ideal_device
 from circuits.estimated import Estimate
+from circuits.estimators import estimate_law
 from circuits.exact import ExactRun
 from circuits.fitted import Device
 from circuits.layout import build_board
 from circuits.measurement import spectral_frequencies
 from circuits.moments import Moments
-from circuits.ou import estimate_law, reading_covariance, spectrum
+from circuits.ou import reading_covariance, spectrum
 from circuits.runs import Run
 from circuits.sampled import BLOCK, CHUNK
 

@@ -21,12 +21,13 @@ from circuits.copies import codes, draw_copies, nominal_copy, populated_parts
 from circuits.deck import circuit_of, deck
 from circuits.design import load_design, make_design, reuse_design
 from circuits.errors import InputError
+from circuits.estimators import estimate_law, joint_chi_square
 from circuits.exact import exact_run
 from circuits.handover import decks, write_design
 from circuits.inversion import inversion
 from circuits.layout import build_board
 from circuits.netlist import circuit_text
-from circuits.ou import estimate_law, joint_chi_square, predicted_columns, reading_covariance, spectrum
+from circuits.ou import predicted_columns, reading_covariance, spectrum
 from circuits.pcb import pcb_netlist
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.solve import solve_run

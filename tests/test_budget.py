@@ -26,10 +26,11 @@ from circuits.copies import nominal_copy
 from circuits.deck import circuit_of
 from circuits.design import make_design
 from circuits.estimates import estimates
+from circuits.estimators import EstimateLaw, estimate_law
 from circuits.handover import decks
 from circuits.inversion import hold_correction, inversion
 from circuits.measurement import Plan, measure
-from circuits.ou import EstimateLaw, estimate_law, reading_covariance
+from circuits.ou import reading_covariance
 from circuits.parasitics import Parasitics
 from circuits.verification import verify
 

@@ -22,9 +22,10 @@ from circuits.choices import Choices
 from circuits.copies import specimens
 from circuits.design import make_design
 from circuits.errors import InputError
+from circuits.estimators import estimate_law
 from circuits.inversion import hold_correction, inversion
 from circuits.netlist import circuit_text
-from circuits.ou import estimate_law, held_covariance, lagged_covariances
+from circuits.ou import held_covariance, lagged_covariances
 from circuits.parasitics import Parasitics
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)

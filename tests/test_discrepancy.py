@@ -22,11 +22,12 @@ from circuits.covariances import covariance_evidence
 from circuits.design import make_design
 from circuits.device import predict
 from circuits.estimated import gain_names
+from circuits.estimators import estimate_law
 from circuits.evidence import flattened
 from circuits.fitting import fit
 from circuits.heldout import held_out_programs, measured_inverse, predicted, principal_scores, question
 from circuits.leavings import LEAVINGS_SEED, delayed_leavings, draw_pairs, drawn_spectra, lagged_leavings
-from circuits.ou import estimate_law, lagged_covariances, reading_covariance, spectrum
+from circuits.ou import lagged_covariances, reading_covariance, spectrum
 from circuits.pairs import half_circuit, half_of, pair_model
 from circuits.parasitics import Parasitics
 from circuits.programmings import soldered_training

@@ -14,10 +14,11 @@ from circuits.board import Conditions, Copy
 from circuits.copies import nominal_copy
 from circuits.design import make_design
 from circuits.equilibrium import sums_of
+from circuits.estimators import law_of_pairs, mean_covariance
 from circuits.lagged import lagged_evidence, lagged_law, lags_of
 from circuits.leavings import draw_pairs
 from circuits.measured import calibrate_measured
-from circuits.ou import drift, lagged_covariances, law_of_pairs, mean_covariance, stationary_covariance
+from circuits.ou import drift, lagged_covariances, stationary_covariance
 from circuits.pairs import pair_model
 from circuits.recorded import Recorded, RecordSummary
 

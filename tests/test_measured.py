@@ -20,9 +20,10 @@ from circuits.copies import nominal_copy
 from circuits.design import make_design
 from circuits.device import load_device
 from circuits.errors import InputError
+from circuits.estimators import law_about_mean, mean_covariance
 from circuits.handover import write_design
 from circuits.measured import calibrate_measured
-from circuits.ou import lagged_covariances, law_about_mean, mean_covariance
+from circuits.ou import lagged_covariances
 from circuits.pairs import pair_model
 from circuits.recorded import Recorded, RecordSummary
 from circuits.streaming import Clipping

@@ -15,11 +15,11 @@ from circuits.deck import circuit_of
 from circuits.design import make_design
 from circuits.equilibrium import Sums
 from circuits.errors import SimulationError
+from circuits.estimators import estimate_law
 from circuits.handover import decks
 from circuits.inversion import inversion
 from circuits.measurement import Plan, error_of_one, measure
 from circuits.moments import MOST_BLOCKS, Accumulator, running
-from circuits.ou import estimate_law
 from circuits.sampled import BLOCK, CHUNK, HELD, Chunk
 
 TWO = make_design(np.array([[1.0, 0.3], [0.3, 1.0]]), copies=1)

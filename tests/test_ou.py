@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.integrate import quad_vec
 from scipy.linalg import expm
 
-from circuits import ou
+from circuits import estimators, ou
 from circuits.assembly import Circuit, assemble_gains, nominal_circuit
 from circuits.board import Conditions
 from circuits.copies import draw_gains, gains_of, nominal_copy
@@ -111,7 +111,7 @@ def test_held_noise_becomes_white_with_the_first_order_bias():
 
 def test_law_of_the_estimate_by_the_double_sum():
     circuit = small_circuit()
-    law = ou.estimate_law(circuit, 0.5, samples=40)
+    law = estimators.estimate_law(circuit, 0.5, samples=40)
     full = estimate_covariance(ou.lagged_covariances(circuit, 0.5), 40)
     i, j = np.triu_indices(2)
     assert_close(law.covariance, full[i, j][:, i, j], 1e-12)
@@ -139,16 +139,16 @@ def test_law_of_a_record_with_gaps_by_the_double_sum(lags):
     pairs = np.array([apart.count(k) // (1 + (k > 0)) for k in range(lags or len(rho))])
     full, V = literal_law(rho, times)
     i, j = np.triu_indices(2)
-    law = ou.law_of_pairs(rho, pairs)
+    law = estimators.law_of_pairs(rho, pairs)
     assert law.samples == len(times)
     assert_close(law.covariance, full[i, j][:, i, j], 1e-12)
-    assert_close(ou.mean_covariance(rho, pairs), V, 1e-12)
-    assert_close(ou.law_about_mean(rho, pairs).mean, rho[0] - V, 1e-12)
+    assert_close(estimators.mean_covariance(rho, pairs), V, 1e-12)
+    assert_close(estimators.law_about_mean(rho, pairs).mean, rho[0] - V, 1e-12)
 
 
 def test_law_of_independent_records_is_the_mean_of_their_laws():
     rho = ou.lagged_covariances(small_circuit(), 0.5)
-    found = ou.law_of_records(rho, np.array([25, 3, 25]))
+    found = estimators.law_of_records(rho, np.array([25, 3, 25]))
     alone = [(k, literal_law(rho, list(range(k)))[0]) for k in (25, 3, 25)]
     i, j = np.triu_indices(2)
     assert_close(found.covariance, sum(k**2 * law[i, j][:, i, j] for k, law in alone) / 53**2, 1e-12)
@@ -159,7 +159,7 @@ def test_law_of_the_estimate_of_one_resonator_in_closed_form():
     # Poles λ of x' = Φ x make ρ(τ) = Σ c_a λ_a^τ, and Σ_τ ρ² a sum of geometric series; long record.
     circuit = circuit_of_cells(np.eye(1), 0.4 * np.eye(1), 1.7 * np.eye(1), np.eye(1), np.eye(1))
     h, N = 0.3, 10**9
-    law = ou.estimate_law(circuit, h, N)
+    law = estimators.estimate_law(circuit, h, N)
     pole = np.exp(h * np.roots([1.0, 0.4, 1.7]))
     rho = ou.lagged_covariances(circuit, h)[:, 0, 0]
     c = np.linalg.solve(np.array([[1, 1], pole]), rho[:2])
@@ -187,9 +187,9 @@ def records(circuit: Circuit, h: float, samples: int, count: int, seed: int) -> 
 def test_joint_chi_square_keeps_its_false_alarm_rate_in_simulated_records():
     circuit, h, count = small_circuit(), 0.5, 4000
     samples = 500
-    law = ou.estimate_law(circuit, h, samples)
-    assert 100 < ou.effective_samples(law) < 300
-    p = np.array([ou.joint_chi_square(S, law)[2] for S in records(circuit, h, samples, count, seed=2)])
+    law = estimators.estimate_law(circuit, h, samples)
+    assert 100 < estimators.effective_samples(law) < 300
+    p = np.array([estimators.joint_chi_square(S, law)[2] for S in records(circuit, h, samples, count, seed=2)])
     # The number of p below a level is binomial: mean count * level.
     for level in (0.5, 0.1, 0.01, 0.001):
         low, high = stats.binom.ppf([5e-6, 1 - 5e-6], count, level)
@@ -200,13 +200,13 @@ def test_effective_samples_are_those_of_the_slowest_mode_of_independent_cells():
     # Two cells that do not know of each other, the second ten times slower: T/(R c) samples each, for fine sampling.
     circuit = circuit_of_cells(np.diag([1.0, 10.0]), np.eye(2), np.diag([1.0, 0.1]), np.eye(2), np.eye(2))
     h, samples = 0.02, 1_000_000
-    law = ou.estimate_law(circuit, h, samples)
-    assert ou.effective_samples(law) == pytest.approx(samples * h / 10.0, rel=0.01)
+    law = estimators.estimate_law(circuit, h, samples)
+    assert estimators.effective_samples(law) == pytest.approx(samples * h / 10.0, rel=0.01)
 
 
 def test_short_records_get_no_p_value():
-    law = ou.estimate_law(small_circuit(), 0.5, samples=100)
-    assert ou.joint_chi_square(law.mean, law)[2] is None
+    law = estimators.estimate_law(small_circuit(), 0.5, samples=100)
+    assert estimators.joint_chi_square(law.mean, law)[2] is None
 
 
 def test_spread_of_inductors_changes_nothing():

@@ -24,7 +24,8 @@ from circuits.copies import specimens
 from circuits.design import make_design
 from circuits.equilibrium import equilibrium
 from circuits.errors import InputError
-from circuits.ou import effective_samples, joint_chi_square, lagged_covariances
+from circuits.estimators import effective_samples, joint_chi_square
+from circuits.ou import lagged_covariances
 from circuits.parasitics import Parasitics
 from circuits.recorded import RecordSummary, read_recorded, recorded_law
 from circuits.sampled import BLOCK

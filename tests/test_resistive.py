@@ -16,19 +16,12 @@ from circuits.copies import draw_copies, nominal_copy
 from circuits.deck import circuit_of, deck
 from circuits.derivation import cell_law, maxwell_matrix, resistive_residuals
 from circuits.design import make_design
+from circuits.estimators import estimate_law, joint_chi_square
 from circuits.exact import exact_run
 from circuits.explanation import explanation
 from circuits.inversion import inversion
 from circuits.netlist import circuit_text
-from circuits.ou import (
-    decay_time,
-    estimate_law,
-    joint_chi_square,
-    predicted_columns,
-    predicted_settling,
-    reading_covariance,
-    settling_time,
-)
+from circuits.ou import decay_time, predicted_columns, predicted_settling, reading_covariance, settling_time
 from circuits.review import review_text
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.sensitivity import part_sensitivities

@@ -21,9 +21,10 @@ from circuits.choices import Choices
 from circuits.copies import draw_copies, nominal_copy
 from circuits.deck import file_widths
 from circuits.errors import InputError
+from circuits.estimators import joint_chi_square
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck
-from circuits.ou import held_covariance, joint_chi_square, reading_covariance
+from circuits.ou import held_covariance, reading_covariance
 from circuits.parasitics import Parasitics
 from circuits.sampled import (
     BLOCK,

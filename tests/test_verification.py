@@ -15,10 +15,11 @@ from circuits.copies import draw_gains
 from circuits.design import load_design, make_design
 from circuits.device import draw_device
 from circuits.errors import InputError
+from circuits.estimators import estimate_law
 from circuits.handover import write_design
 from circuits.inversion import hold_correction, inversion
 from circuits.measurement import Plan, measure
-from circuits.ou import estimate_law, reading_covariances
+from circuits.ou import reading_covariances
 from circuits.runs import load_measurements, save_measurements
 from circuits.sampled import chunk_seed, chunk_sizes, run_chunk
 from circuits.verification import describe_verification, verify
