@@ -16,10 +16,11 @@ from circuits.board import Board, Conditions, Copy, Program
 from circuits.copies import gains_of
 from circuits.exact import ExactRun, Spectra, exact_run, spectral_run
 from circuits.jobs import Progress, run_all, silent
+from circuits.moments import chunk_seed, chunk_sizes
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.runs import UNREADABLE, exact_arrays, exact_from, load_chunk, save_chunk
-from circuits.sampled import Recipe, chunk_deck, chunk_seed, chunk_sizes, recipe_for, run_chunk
+from circuits.sampled import Recipe, chunk_deck, recipe_for, run_chunk
 from circuits.solve import SolveRun, solve_run
 from circuits.store import sha256, write_npz
 

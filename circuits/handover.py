@@ -18,10 +18,10 @@ from circuits.board import Conditions, Design
 from circuits.copies import specimens
 from circuits.deck import deck
 from circuits.design import describe
+from circuits.moments import CHUNK, chunk_seed
 from circuits.netlist import library_text
 from circuits.pcb import pcb_netlist
 from circuits.review import review_text
-from circuits.sampled import CHUNK, chunk_seed
 from circuits.schematic import schematic_svg
 from circuits.store import new_folder, sha256, write_json, write_text
 

@@ -20,23 +20,11 @@ from circuits.equilibrium import Sums
 from circuits.exact import exact_run
 from circuits.inversion import Inversion
 from circuits.jobs import Progress, run_all, silent
-from circuits.moments import Accumulator
+from circuits.moments import BLOCK, CHUNK, Accumulator, chunk_seed, chunk_sizes
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.noise import noise_run
 from circuits.runs import Run, load_chunk, save_chunk
-from circuits.sampled import (
-    BLOCK,
-    CHUNK,
-    HELD,
-    Chunk,
-    Recipe,
-    chunk_deck,
-    chunk_seed,
-    chunk_sizes,
-    chunks_law,
-    recipe_for,
-    run_chunk,
-)
+from circuits.sampled import HELD, Chunk, Recipe, chunk_deck, chunks_law, recipe_for, run_chunk
 from circuits.solve import solve_run
 from circuits.store import sha256
 

@@ -10,6 +10,12 @@ import numpy as np
 
 MOST_BLOCKS = 1000
 
+BLOCK = 500  # readings
+NOISE_STREAM = 2  # of random numbers: not that of parts
+CHUNK = 25_000  # readings; about two seconds for eight differential cells
+
+MOST_KEPT_BLOCKS = 1024  # kept of a copy: when they are full, pairs of them are added up
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -57,3 +63,52 @@ def running(moments: Moments, points: int) -> tuple[np.ndarray, np.ndarray]:
     readings = np.cumsum(moments.readings)
     sums = np.cumsum(moments.means * moments.readings[:, None, None], axis=0)[chosen]
     return readings[chosen], sums / readings[chosen][:, None, None]
+
+
+def chunk_sizes(samples: int) -> list[int]:
+    """Split `samples` into chunks of at most CHUNK readings, whole blocks each, rounding the total up."""
+    blocks = -(-samples // BLOCK)
+    per_chunk = CHUNK // BLOCK
+    full, rest = divmod(blocks, per_chunk)
+    return [CHUNK] * full + [rest * BLOCK] * (rest > 0)
+
+
+def chunk_seed(seed: int, copy: int, chunk: int) -> int:
+    """A positive 31-bit seed for ngspice, distinct and independent for every (seed, copy, chunk)."""
+    return int(np.random.SeedSequence([NOISE_STREAM, seed, copy, chunk]).generate_state(1)[0] >> 1) or 1
+
+
+class BlockMoments:
+    """Sums and products of blocks of readings, taken from the first reading so that an offset costs no digits."""
+
+    def __init__(self, cells: int):
+        self.origin: np.ndarray | None = None
+        self.total = self.doubled = 0
+        self.readings = np.zeros(MOST_KEPT_BLOCKS, dtype=int)
+        self.sums, self.products = np.zeros((MOST_KEPT_BLOCKS, cells)), np.zeros((MOST_KEPT_BLOCKS, cells, cells))
+
+    def add(self, y: np.ndarray) -> None:
+        """Take in the next readings (readings, n)."""
+        if not len(y):
+            return
+        self.origin = y[0].copy() if self.origin is None else self.origin
+        block = (self.total + np.arange(len(y))) // BLOCK
+        self.total += len(y)
+        while block[-1] >> self.doubled >= MOST_KEPT_BLOCKS:
+            for kept in (self.readings, self.sums, self.products):
+                kept[: MOST_KEPT_BLOCKS // 2], kept[MOST_KEPT_BLOCKS // 2 :] = kept[::2] + kept[1::2], 0
+            self.doubled += 1
+        edges = np.flatnonzero(np.diff(block)) + 1
+        for slot, z in zip(block[np.r_[0, edges]] >> self.doubled, np.split(y - self.origin, edges), strict=True):
+            self.readings[slot] += len(z)
+            self.sums[slot] += z.sum(axis=0)
+            self.products[slot] += z.T @ z
+
+    def close(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean (n,), moments about it (blocks, n, n), readings in each (blocks,)."""
+        used = self.readings > 0
+        count, sums = self.readings[used, None, None], self.sums[used]
+        mean = sums.sum(axis=0) / self.total
+        cross = sums[:, :, None] * mean
+        about = self.products[used] - cross - cross.transpose(0, 2, 1) + count * np.outer(mean, mean)
+        return self.origin + mean, about / count, self.readings[used]

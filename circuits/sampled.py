@@ -22,14 +22,12 @@ from circuits.deck import START_UP, discarded, file_sources, file_widths, sample
 from circuits.equilibrium import Sums, sums_of
 from circuits.errors import InputError, SimulationError
 from circuits.estimators import EstimateLaw, estimate_law
+from circuits.moments import BLOCK, CHUNK
 from circuits.ngspice import find_ngspice, ngspice_version, run_deck
 from circuits.ou import held_covariance, lagged_covariances, reading_covariance
 from circuits.stepped import UNIT, alternating_currents, memory, stepped_estimate_law, stepped_lagged_covariances
 
-BLOCK = 500  # readings
-NOISE_STREAM = 2  # of random numbers: not that of parts
 FILE_STREAM = 4  # of random numbers: not that of parts, seeds of noise, or devices
-CHUNK = 25_000  # readings; about two seconds for eight differential cells
 STEPPED_FROM = 32  # cells
 KLU_FROM = 42  # version of ngspice
 SETTLED = 128  # steps: ngspice's first ones are shorter
@@ -93,19 +91,6 @@ def recipe_named(name: str) -> Recipe:
     if not name.startswith(HELD.name):
         raise InputError(f"there is no recipe {name!r} of sampling; measure again with `tngd verify --force`")
     return Recipe(name)
-
-
-def chunk_sizes(samples: int) -> list[int]:
-    """Split `samples` into chunks of at most CHUNK readings, whole blocks each, rounding the total up."""
-    blocks = -(-samples // BLOCK)
-    per_chunk = CHUNK // BLOCK
-    full, rest = divmod(blocks, per_chunk)
-    return [CHUNK] * full + [rest * BLOCK] * (rest > 0)
-
-
-def chunk_seed(seed: int, copy: int, chunk: int) -> int:
-    """A positive 31-bit seed for ngspice, distinct and independent for every (seed, copy, chunk)."""
-    return int(np.random.SeedSequence([NOISE_STREAM, seed, copy, chunk]).generate_state(1)[0] >> 1) or 1
 
 
 def chunk_deck(board: Board, program: Program, circuit: str, seed: int, samples: int, recipe: Recipe = HELD) -> str:

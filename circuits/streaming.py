@@ -12,14 +12,13 @@ from scipy.special import betainc, ndtri
 
 from circuits.equilibrium import Sums
 from circuits.errors import InputError
+from circuits.moments import BLOCK, BlockMoments
 from circuits.ou import MEMORY
-from circuits.sampled import BLOCK
 
 LEAST = 2 * BLOCK  # readings of a copy
 STEP = 0.01  # relative, how far a time step may be from a whole number of periods
 LONGEST = 1e15  # periods in a step that can be counted
 LARGEST = 1e3  # volts that such a board can read; instruments write 9.9e37 when overloaded
-MOST_KEPT_BLOCKS = 1024  # kept of a copy: when they are full, pairs of them are added up
 MOST_LAGS = 5e7  # numbers in the lagged covariances: 400 MB
 KEPT = 17  # outermost values of a cell and side: clipping is looked for at all of them but the innermost
 PIECE = 1000  # rows that are sorted at a time
@@ -93,42 +92,6 @@ class PairCounts:
             back += 1
             later = later[near & (later >= back)]
         self.tail = edges[edges > edges[-1:] - lags]
-
-
-class BlockMoments:
-    """Sums and products of blocks of readings, taken from the first reading so that an offset costs no digits."""
-
-    def __init__(self, cells: int):
-        self.origin: np.ndarray | None = None
-        self.total = self.doubled = 0
-        self.readings = np.zeros(MOST_KEPT_BLOCKS, dtype=int)
-        self.sums, self.products = np.zeros((MOST_KEPT_BLOCKS, cells)), np.zeros((MOST_KEPT_BLOCKS, cells, cells))
-
-    def add(self, y: np.ndarray) -> None:
-        """Take in the next readings (readings, n)."""
-        if not len(y):
-            return
-        self.origin = y[0].copy() if self.origin is None else self.origin
-        block = (self.total + np.arange(len(y))) // BLOCK
-        self.total += len(y)
-        while block[-1] >> self.doubled >= MOST_KEPT_BLOCKS:
-            for kept in (self.readings, self.sums, self.products):
-                kept[: MOST_KEPT_BLOCKS // 2], kept[MOST_KEPT_BLOCKS // 2 :] = kept[::2] + kept[1::2], 0
-            self.doubled += 1
-        edges = np.flatnonzero(np.diff(block)) + 1
-        for slot, z in zip(block[np.r_[0, edges]] >> self.doubled, np.split(y - self.origin, edges), strict=True):
-            self.readings[slot] += len(z)
-            self.sums[slot] += z.sum(axis=0)
-            self.products[slot] += z.T @ z
-
-    def close(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean (n,), moments about it (blocks, n, n), readings in each (blocks,)."""
-        used = self.readings > 0
-        count, sums = self.readings[used, None, None], self.sums[used]
-        mean = sums.sum(axis=0) / self.total
-        cross = sums[:, :, None] * mean
-        about = self.products[used] - cross - cross.transpose(0, 2, 1) + count * np.outer(mean, mean)
-        return self.origin + mean, about / count, self.readings[used]
 
 
 class LaggedSums:

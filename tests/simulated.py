@@ -12,10 +12,9 @@ from circuits.exact import ExactRun
 from circuits.fitted import Device
 from circuits.layout import build_board
 from circuits.measurement import spectral_frequencies
-from circuits.moments import Moments
+from circuits.moments import BLOCK, CHUNK, Moments
 from circuits.ou import reading_covariance, spectrum
 from circuits.runs import Run
-from circuits.sampled import BLOCK, CHUNK
 
 
 def measured_exactly(made) -> dict[str, Run]:

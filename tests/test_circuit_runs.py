@@ -19,11 +19,12 @@ from circuits.estimators import estimate_law, joint_chi_square
 from circuits.exact import exact_run
 from circuits.handover import write_design
 from circuits.inversion import hold_correction, inversion
+from circuits.moments import BLOCK, CHUNK
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck
 from circuits.ou import reading_covariance, spectrum
 from circuits.parasitics import Parasitics
-from circuits.sampled import BLOCK, CHUNK, chunk_deck, run_chunk
+from circuits.sampled import chunk_deck, run_chunk
 from circuits.synthesis import board_and_program
 
 pytestmark = needs_ngspice

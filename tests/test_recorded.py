@@ -25,10 +25,10 @@ from circuits.design import make_design
 from circuits.equilibrium import equilibrium
 from circuits.errors import InputError
 from circuits.estimators import effective_samples, joint_chi_square
+from circuits.moments import BLOCK
 from circuits.ou import lagged_covariances
 from circuits.parasitics import Parasitics
 from circuits.recorded import RecordSummary, read_recorded, recorded_law
-from circuits.sampled import BLOCK
 
 PAIR = np.array([[1.5, -0.5], [-0.5, 1.0]])
 

@@ -14,6 +14,7 @@ from compare import FALSE_ALARM, NORMAL_BOUND, assert_close, circuit_of_cells
 from conftest import needs_ngspice
 from reference import deck_inductors, read_deck
 
+from circuits import moments as circuits_moments
 from circuits import sampled
 from circuits.assembly import assemble, nominal_circuit, readout_matrix
 from circuits.board import Conditions
@@ -22,12 +23,12 @@ from circuits.copies import draw_copies, nominal_copy
 from circuits.deck import file_widths
 from circuits.errors import InputError
 from circuits.estimators import joint_chi_square
+from circuits.moments import BLOCK
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck
 from circuits.ou import held_covariance, reading_covariance
 from circuits.parasitics import Parasitics
 from circuits.sampled import (
-    BLOCK,
     HELD,
     STEPPED,
     STEPPED_KLU,
@@ -279,7 +280,7 @@ def test_a_chunk_is_all_in_its_deck():
 
 def test_a_long_record_in_chunks_has_the_law_of_its_recipe(monkeypatch):
     *_, program, _, circuit = specimen("plain")
-    monkeypatch.setattr(sampled, "CHUNK", 1000)
+    monkeypatch.setattr(circuits_moments, "CHUNK", 1000)
     for recipe, mean in ((HELD, held_covariance(circuit, program.period)), (STEPPED, reading_covariance(circuit))):
         law = chunks_law(recipe, circuit, program.period, 2500)
         assert_close(law.mean, mean, 1e-9)

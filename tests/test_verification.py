@@ -19,9 +19,10 @@ from circuits.estimators import estimate_law
 from circuits.handover import write_design
 from circuits.inversion import hold_correction, inversion
 from circuits.measurement import Plan, measure
+from circuits.moments import chunk_seed, chunk_sizes
 from circuits.ou import reading_covariances
 from circuits.runs import load_measurements, save_measurements
-from circuits.sampled import chunk_seed, chunk_sizes, run_chunk
+from circuits.sampled import run_chunk
 from circuits.verification import describe_verification, verify
 from tngd import laboratory
 from tngd.laboratory import Inquiry
@@ -97,7 +98,7 @@ def test_interrupted_run_goes_on_with_its_finished_chunks(tmp_path, monkeypatch)
     write_design(made, tmp_path / "run")
     design, decks = load_design(tmp_path / "run")
     calls = []
-    monkeypatch.setattr("circuits.sampled.CHUNK", 500)
+    monkeypatch.setattr("circuits.moments.CHUNK", 500)
     monkeypatch.setattr("circuits.measurement.run_chunk", _counting(calls, stop_at=3))
     with pytest.raises(KeyboardInterrupt):
         measure(design, decks, Plan(exact=False, samples=1000), chunks=tmp_path / "chunks")

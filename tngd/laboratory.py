@@ -29,6 +29,7 @@ from circuits.jobs import Progress, silent
 from circuits.leavings import FEW, draw_pairs
 from circuits.measured import READOUT, calibrate_measured
 from circuits.measurement import Plan, error_of_one, measure
+from circuits.moments import BLOCK
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.pairs import PairModel, pair_model
@@ -36,7 +37,6 @@ from circuits.population import COPIES
 from circuits.recorded import read_recorded
 from circuits.reduction import check_order, choose_order
 from circuits.runs import load_measurements, save_measurements
-from circuits.sampled import BLOCK
 from circuits.store import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
 from circuits.target import two_digits
 from circuits.verification import describe_verification, verify_recorded
