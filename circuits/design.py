@@ -5,29 +5,21 @@ Folder: `board.json` (the records, and for every cell its nodes, sources and sca
 design is refused, with the yield and what would do.
 """
 
-import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
-from circuits.assembly import assemble_gains, is_stable, noise_amplitude, nominal_circuit
-from circuits.board import Board, Conditions, Copy, Design, Program, check_name, ideal_conditions
+from circuits.assembly import assemble_gains, is_stable
+from circuits.board import Board, Conditions, Design, Program, check_name, ideal_conditions
 from circuits.choices import Choices, check_choices
-from circuits.copies import draw_copies, draw_gains, gains_of, nominal_copy, specimens
-from circuits.deck import circuit_of
+from circuits.copies import draw_copies, draw_gains, gains_of, nominal_copy
 from circuits.errors import InputError, UnstableCopyError
 from circuits.ladder import precondition
-from circuits.ou import nominal_hold_correction
 from circuits.parasitics import Parasitics, check_parasitics
-from circuits.store import provenance, read_json, sha256
 from circuits.synthesis import board_and_program as synthesise
 from circuits.synthesis import reprogram
 from circuits.target import DOUBLINGS, least_damping, two_digits
 
-SCHEMA = "tngd.board/3"
 YIELD_DRAWS = 400
 GOOD_YIELD = 0.99
 MOST_COPIES = 1000
@@ -114,104 +106,6 @@ def holds(
     except InputError:
         return False
     return _all_hold(board, program, draw_gains(board, seed, max(copies, YIELD_DRAWS)), copies)
-
-
-def describe(design: Design, hashes: dict[str, str]) -> dict[str, Any]:
-    """The content of board.json, sealed by its own hash: what a reader needs first, then the records."""
-    board, program = design.board, design.program
-    content = {
-        "schema": SCHEMA,
-        "name": program.name,
-        "step": program.step,
-        "coupling": board.coupling,
-        "cells": _cells(board, program),
-        "scale": _scale(board, program),
-        "tolerance": design.tolerance,
-        "damping": design.damping,
-        "yield": {"definite_fraction": design.yield_fraction, "draws": YIELD_DRAWS},
-        "board": TypeAdapter(Board).dump_python(board, mode="json"),
-        "program": TypeAdapter(Program).dump_python(program, mode="json"),
-        "copies": TypeAdapter(tuple[Copy, ...]).dump_python(design.copies, mode="json"),
-        "provenance": provenance(target_sha256=sha256(program.target), seed=design.seed, source=design.source)
-        | {"netlist_sha256": hashes},
-    }
-    content["provenance"]["content_sha256"] = _content_hash(content)
-    return content
-
-
-def load_design(folder: Path) -> tuple[Design, dict[str, str]]:
-    """The design in `folder` and the text of each of its decks; InputError if anything is missing or changed."""
-    content = read_json(folder / "board.json", "design")
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise InputError(f"{folder / 'board.json'} does not say schema {SCHEMA}; make it again with `tngd design`")
-    try:
-        design = Design(
-            TypeAdapter(Board).validate_python(content["board"]),
-            TypeAdapter(Program).validate_python(content["program"]),
-            TypeAdapter(tuple[Copy, ...]).validate_python(content["copies"]),
-            int(content["provenance"]["seed"]),
-            float(content["tolerance"]),
-            float(content["damping"]),
-            float(content["yield"]["definite_fraction"]),
-            str(content["provenance"]["source"]),
-        )
-        hashes = dict(content["provenance"]["netlist_sha256"])
-        seal = content["provenance"].pop("content_sha256")
-    except (KeyError, TypeError, ValueError, ValidationError) as error:
-        word = str(error).splitlines()[0]
-        raise InputError(f"{folder / 'board.json'} is damaged ({word}); make it again with `tngd design`") from None
-    if _content_hash(content) != seal:
-        raise InputError(
-            f"{folder / 'board.json'} was changed since it was designed; run `tngd design --force` to restore it"
-        )
-    return design, {copy.name: _read_deck(folder, copy.name, hashes) for copy in specimens(design)}
-
-
-def _content_hash(content: dict[str, Any]) -> str:
-    return sha256(json.dumps(content, sort_keys=True))
-
-
-def _cells(board: Board, program: Program) -> list[dict[str, Any]]:
-    """For every cell its nodes, reading, noise sources and scaling."""
-    return [
-        {
-            "name": cell.name,
-            "nodes": list(cell.nodes),
-            "reading": {"plus": reading.plus, "minus": reading.minus or "0"},
-            "sources": [
-                {"name": s.name, "node": s.node, "amplitude_A": noise_amplitude(board, program, s.name)}
-                for s in board.sources
-                if s.node in cell.nodes
-            ],
-            "scaling": float(program.scaling[i]),
-        }
-        for i, (cell, reading) in enumerate(zip(board.cells, board.readings, strict=True))
-    ]
-
-
-def _scale(board: Board, program: Program) -> dict[str, Any]:
-    """What turns recorded readings into an inverse."""
-    return {
-        "capacitance_F": board.capacitance,
-        "energy_kT_J": program.energy,
-        "nodes_per_cell": board.nodes_per_cell,
-        "sampling_period_s": program.period,
-        "mapping": program.mapping.tolist(),
-        "hold_correction_V2": nominal_hold_correction(nominal_circuit(board, program), program.period).tolist(),
-        "law": "inverse = mapping' (capacitance / (nodes_per_cell kT) Cov) mapping, Cov = covariance of the "
-        "recorded readings + hold_correction: what holding the noise for a sampling period takes from white noise",
-    }
-
-
-def _read_deck(folder: Path, name: str, hashes: dict[str, str]) -> str:
-    path = folder / "netlists" / f"{name}.cir"
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{path} is missing or not text; make it again with `tngd design --force`") from None
-    if sha256(text) != hashes.get(name):
-        raise InputError(f"{path} was changed since it was designed; run `tngd design --force` to restore it")
-    return circuit_of(text)
 
 
 def _stable(board: Board, program: Program, gains: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from circuits.bill import bill_text
 from circuits.board import Conditions, Design
 from circuits.copies import specimens
 from circuits.deck import deck
-from circuits.design import describe
+from circuits.folder import describe
 from circuits.moments import CHUNK, chunk_seed
 from circuits.netlist import library_text
 from circuits.pcb import pcb_netlist

@@ -11,8 +11,9 @@ from cases import TARGETS
 
 from circuits.choices import Choices
 from circuits.coding import needed_range
-from circuits.design import holds, load_design, make_design, reuse_design
+from circuits.design import holds, make_design, reuse_design
 from circuits.errors import InputError
+from circuits.folder import load_design
 from circuits.parasitics import Parasitics
 from circuits.target import check_congruence, check_target, inverse_factor
 

@@ -19,10 +19,11 @@ from circuits.choices import Choices
 from circuits.coding import row_sum_scaling
 from circuits.copies import codes, draw_copies, nominal_copy, populated_parts
 from circuits.deck import circuit_of, deck
-from circuits.design import load_design, make_design, reuse_design
+from circuits.design import make_design, reuse_design
 from circuits.errors import InputError
 from circuits.estimators import estimate_law, joint_chi_square
 from circuits.exact import exact_run
+from circuits.folder import load_design
 from circuits.handover import decks, write_design
 from circuits.inversion import inversion
 from circuits.layout import build_board

@@ -13,8 +13,9 @@ from test_retrim import known_device
 from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.choices import Choices
-from circuits.design import load_design, make_design
+from circuits.design import make_design
 from circuits.device import describe_device, ideal_device
+from circuits.folder import load_design
 from circuits.handover import write_design
 from circuits.interface import Interface
 from circuits.ou import reading_covariance

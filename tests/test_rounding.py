@@ -12,9 +12,10 @@ from circuits.assembly import nominal_circuit
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.copies import nominal_copy
-from circuits.design import load_design, make_design
+from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.exact import exact_run
+from circuits.folder import load_design
 from circuits.grids import series_near
 from circuits.handover import write_design
 from circuits.inversion import inversion

@@ -12,10 +12,11 @@ from simulated import rough_device
 from circuits.assembly import assemble_gains, assemble_many, nominal_circuit
 from circuits.board import Conditions
 from circuits.copies import draw_gains
-from circuits.design import load_design, make_design
+from circuits.design import make_design
 from circuits.device import draw_device
 from circuits.errors import InputError
 from circuits.estimators import estimate_law
+from circuits.folder import load_design
 from circuits.handover import write_design
 from circuits.inversion import hold_correction, inversion
 from circuits.measurement import Plan, measure

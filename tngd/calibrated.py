@@ -14,13 +14,13 @@ from circuits.banks import codes_text
 from circuits.bench import run_programs
 from circuits.board import Board, Copy, Design, Program
 from circuits.copies import codes
-from circuits.design import load_design
 from circuits.device import PRESETS, describe_device, device_file, device_hash, load_device, readout_of, unstable_copies
 from circuits.ensemble import draw_boards, ensemble
 from circuits.errors import InputError
 from circuits.estimated import pairs_of
 from circuits.evidence import evidence_frequencies
 from circuits.fitted import Device
+from circuits.folder import load_design
 from circuits.heldout import measured_inverse
 from circuits.interface import Interface
 from circuits.jobs import Progress, silent

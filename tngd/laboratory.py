@@ -17,12 +17,12 @@ from circuits.calibration import calibrate as fit_copies
 from circuits.calibration import uncertainties, validated
 from circuits.copies import specimens
 from circuits.deck import discarded
-from circuits.design import load_design
 from circuits.device import describe_device, ideal_device, predict
 from circuits.errors import InputError
 from circuits.estimated import by_pairs
 from circuits.fitted import Device
 from circuits.fitting import Fit
+from circuits.folder import load_design
 from circuits.heldout import predicted, question, standard_error
 from circuits.inversion import inversion
 from circuits.jobs import Progress, silent
