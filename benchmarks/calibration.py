@@ -20,7 +20,7 @@ from circuits.banked import calibrate_programs
 from circuits.board import Design
 from circuits.choices import Choices
 from circuits.design import make_design
-from circuits.device import describe_device
+from circuits.device_file import describe_device
 from circuits.fisher import named_fisher
 from circuits.handover import write_design
 from circuits.ngspice import find_ngspice, ngspice_version

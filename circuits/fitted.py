@@ -83,5 +83,5 @@ class Device:
 def checked(device: Device) -> Device:
     """The same; InputError if it is none, as a preset's name or a path is."""
     if not isinstance(device, Device):
-        raise InputError(f"expected a device, got {device!r:.80}; read one with circuits.device.load_device")
+        raise InputError(f"expected a device, got {device!r:.80}; read one with circuits.device_file.load_device")
     return device

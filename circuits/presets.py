@@ -23,7 +23,8 @@ from circuits.board import Board, Conditions, Design, Element, Program
 from circuits.calibration import calibrate, validated
 from circuits.copies import specimens
 from circuits.design import make_design
-from circuits.device import PRESETS, describe_device, ideal_device
+from circuits.device import ideal_device
+from circuits.device_file import PRESETS, describe_device
 from circuits.estimated import Estimate, FittedCopy
 from circuits.fisher import named_fisher
 from circuits.fitted import Device

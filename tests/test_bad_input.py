@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from conftest import needs_ngspice, tree
 
-from circuits.device import describe_device, ideal_device
+from circuits.device import ideal_device
+from circuits.device_file import describe_device
 from circuits.layout import build_board
 from circuits.store import write_json, write_npz
 from tngd.pipeline import Options, _content

@@ -18,7 +18,8 @@ from circuits.bench import run_programs
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.design import make_design
-from circuits.device import SCHEMA, describe_device, device_hash, load_device, predict
+from circuits.device import predict
+from circuits.device_file import SCHEMA, describe_device, device_hash, load_device
 from circuits.errors import InputError, SimulationError
 from circuits.estimated import pairs_of
 from circuits.evidence import flattened

@@ -21,7 +21,8 @@ from circuits.calibration import calibrate
 from circuits.choices import Choices
 from circuits.copies import gains_of
 from circuits.design import make_design
-from circuits.device import describe_device, device_hash, draw_device, ideal_device, load_device, predict
+from circuits.device import draw_device, ideal_device, predict
+from circuits.device_file import describe_device, device_hash, load_device
 from circuits.ensemble import ensemble
 from circuits.errors import InputError
 from circuits.handover import write_design

@@ -11,7 +11,8 @@ from cases import M_MATRIX
 from conftest import needs_ngspice
 
 from circuits.design import make_design
-from circuits.device import describe_device, device_hash, ideal_device, load_device
+from circuits.device import ideal_device
+from circuits.device_file import describe_device, device_hash, load_device
 from circuits.errors import InputError
 from circuits.fitted import Device
 from circuits.handover import write_design

@@ -15,16 +15,8 @@ from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.copies import gains_of, nominal_copy
 from circuits.design import make_design
-from circuits.device import (
-    PRESETS,
-    describe_device,
-    device_file,
-    device_hash,
-    draw_device,
-    ideal_device,
-    load_device,
-    predict,
-)
+from circuits.device import draw_device, ideal_device, predict
+from circuits.device_file import PRESETS, describe_device, device_file, device_hash, load_device
 from circuits.ensemble import element_spread
 from circuits.errors import InputError
 from circuits.estimated import Estimate, FittedCopy

@@ -18,7 +18,7 @@ from circuits.board import Conditions, Copy
 from circuits.choices import Choices
 from circuits.copies import nominal_copy
 from circuits.design import make_design
-from circuits.device import load_device
+from circuits.device_file import load_device
 from circuits.errors import InputError
 from circuits.estimators import law_about_mean, mean_covariance
 from circuits.handover import write_design

@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from circuits.device import load_device
+from circuits.device_file import load_device
 from circuits.errors import InputError
 from tngd import cli, evidence, mnist_results
 from tngd.baselines import ExactNGD

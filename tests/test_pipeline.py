@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from conftest import needs_ngspice
 
-from circuits.device import describe_device, ideal_device
+from circuits.device import ideal_device
+from circuits.device_file import describe_device
 from circuits.errors import InputError
 from circuits.fisher import named_fisher
 from circuits.layout import build_board

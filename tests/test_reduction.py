@@ -17,7 +17,8 @@ from circuits.board import Conditions
 from circuits.calibration import calibrate
 from circuits.choices import Choices
 from circuits.design import make_design
-from circuits.device import draw_device, ideal_device, load_device, predict
+from circuits.device import draw_device, ideal_device, predict
+from circuits.device_file import load_device
 from circuits.ensemble import draw_boards, ensemble, kind_of
 from circuits.errors import InputError
 from circuits.layout import build_board

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from simulated import rough_device
 
-from circuits.device import describe_device, device_hash, load_device
+from circuits.device_file import describe_device, device_hash, load_device
 from circuits.errors import InputError
 from circuits.store import write_json
 from tngd.comparison import mean_and_error

@@ -10,7 +10,7 @@ import torch
 from small_network import batches, network
 from torch import nn
 
-from circuits.device import load_device
+from circuits.device_file import load_device
 from circuits.errors import InputError
 from tngd.array import Array
 from tngd.optimizer import TNGD

@@ -14,7 +14,8 @@ from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.design import make_design
-from circuits.device import describe_device, ideal_device
+from circuits.device import ideal_device
+from circuits.device_file import describe_device
 from circuits.folder import load_design
 from circuits.handover import write_design
 from circuits.interface import Interface

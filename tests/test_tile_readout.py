@@ -11,7 +11,8 @@ from simulated import rough_device
 from test_tile_boards import rough
 
 from circuits.choices import Choices
-from circuits.device import draw_device, ideal_device, load_device
+from circuits.device import draw_device, ideal_device
+from circuits.device_file import load_device
 from circuits.estimated import Estimate
 from circuits.fitted import Device
 from circuits.interface import Converter, Interface, converted_law

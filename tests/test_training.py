@@ -10,7 +10,8 @@ import pytest
 import torch
 from simulated import rough_device
 
-from circuits.device import describe_device, device_hash, ideal_device, load_device
+from circuits.device import ideal_device
+from circuits.device_file import describe_device, device_hash, load_device
 from circuits.interface import Converter, Interface
 from circuits.layout import build_board
 from circuits.store import write_json

@@ -14,7 +14,8 @@ from circuits.banks import codes_text
 from circuits.bench import run_programs
 from circuits.board import Board, Copy, Design, Program
 from circuits.copies import codes
-from circuits.device import PRESETS, describe_device, device_file, device_hash, load_device, readout_of, unstable_copies
+from circuits.device import readout_of, unstable_copies
+from circuits.device_file import PRESETS, describe_device, device_file, device_hash, load_device
 from circuits.ensemble import draw_boards, ensemble
 from circuits.errors import InputError
 from circuits.estimated import pairs_of

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuits.device import device_hash, load_device
+from circuits.device_file import device_hash, load_device
 from circuits.errors import InputError
 from circuits.fitted import Device
 from circuits.jobs import Progress, one_of, silent

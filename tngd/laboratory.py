@@ -17,7 +17,8 @@ from circuits.calibration import calibrate as fit_copies
 from circuits.calibration import uncertainties, validated
 from circuits.copies import specimens
 from circuits.deck import discarded
-from circuits.device import describe_device, ideal_device, predict
+from circuits.device import ideal_device, predict
+from circuits.device_file import describe_device
 from circuits.errors import InputError
 from circuits.estimated import by_pairs
 from circuits.fitted import Device

@@ -6,7 +6,7 @@ Apart from them because torch and matplotlib take seconds to load, which no boar
 from pathlib import Path
 from typing import Any
 
-from circuits.device import device_file, device_hash, load_device
+from circuits.device_file import device_file, device_hash, load_device
 from circuits.errors import InputError
 from circuits.jobs import Progress, silent
 from circuits.store import file_sha256, locked, provenance, read_json, refuse_existing, write_json

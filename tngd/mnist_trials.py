@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from circuits.device import device_hash
+from circuits.device_file import device_hash
 from circuits.errors import InputError
 from circuits.fitted import Device
 from tngd.losses import CROSS_ENTROPY

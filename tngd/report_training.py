@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuits.device import PRESETS, device_file, device_hash, load_device
+from circuits.device_file import PRESETS, device_file, device_hash, load_device
 from circuits.errors import InputError
 from circuits.fitted import Device
 from circuits.store import read_json

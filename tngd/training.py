@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.device import device_hash, ideal_device
+from circuits.device import ideal_device
+from circuits.device_file import device_hash
 from circuits.errors import InputError
 from circuits.fitted import Device
 from circuits.jobs import Progress, silent
