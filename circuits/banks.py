@@ -13,10 +13,8 @@ the node runs away (`tests/test_banks.py` shows it).
 from collections.abc import Iterator
 from dataclasses import replace
 
-from circuits.board import GROUND, Bank, Bit, Board, Element, Part, Program
-from circuits.choices import TEMPCO, BoardError, Choices
-from circuits.copies import codes
-from circuits.target import two_digits
+from circuits.board import GROUND, Bank, Bit, Element, Part
+from circuits.choices import TEMPCO, BoardError, Choices, two_digits
 
 PARASITIC_TOLERANCE = 0.2  # of what nobody specifies
 MOST_SWITCH = 0.5  # of the resistance of a bit may be its switch's, whose spread would else be all of the bit's
@@ -80,20 +78,6 @@ def unloaded_capacitances(cells: int, poles: int, choices: Choices) -> list[floa
             {"pad_capacitance": two_digits(choices.pad_capacitance * spare / pads[-1], up=False)},
         )
     return [choices.unit_capacitance - load for load in pads]
-
-
-def codes_text(board: Board, program: Program) -> str:
-    """codes.csv: every bank with its code, its bits (highest first), which way it is switched, and what it holds."""
-    unit = board.element_unit
-    rows = [f"Bank,Cells,Code,Bits,Switched,Value [{unit}],Full scale [{unit}]"]
-    held = codes(board, program)
-    for bank in board.banks:
-        code = held[bank.name]
-        way = "open" if code == 0 else "straight" if code > 0 else "crossed"
-        cells = " ".join(str(i + 1) for i in bank.cells)
-        value = abs(code) * bank.unit
-        rows.append(f"{bank.name},{cells},{code},{abs(code):0{bank.bits}b},{way},{value!r},{bank.reach!r}")
-    return "\n".join(rows) + "\n"
 
 
 def _bit(

@@ -22,14 +22,14 @@ from circuits.assembly import Circuit, assemble_gains, is_stable
 from circuits.board import Board, Conditions, Design, Program
 from circuits.copies import draw_gains
 from circuits.device import copy_of
-from circuits.errors import InputError, SimulationError
+from circuits.errors import InputError
 from circuits.estimated import by_pairs, gain_names
 from circuits.fitted import Device
 from circuits.fitting import Fit, plain_fit
 from circuits.inversion import inversion, triangle
 from circuits.jobs import Progress, silent
 from circuits.leavings import draw_pairs
-from circuits.ngspice import find_ngspice
+from circuits.ngspice import has_ngspice
 from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import pair_model
 from circuits.pairwise import check_runs, doubtful, fit_pairs, pair_errors, undetermined
@@ -104,15 +104,6 @@ def validated(
     except InputError as error:
         return replace(device, fitted_on=device.fitted_on | {"not_held_out": str(error)})
     return replace(device, held_out=asdict(held_out))
-
-
-def has_ngspice() -> bool:
-    """Whether there is an ngspice to run."""
-    try:
-        find_ngspice()
-    except SimulationError:
-        return False
-    return True
 
 
 def uncertainties(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:

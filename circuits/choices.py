@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.errors import InputError
-from circuits.target import two_digits
 
 # Relative change per kelvin of ordinary parts, thin film, ferrite core, C0G, and of the power of a noise source whose
 # amplitude goes with a reference and a few resistors.
@@ -164,3 +163,38 @@ def _check_resonator(choices: Choices) -> None:
             f"the resistor of every cell would be {R:.3g} ohm, beyond the limit of {limit:g} ohm; "
             f"--quality {two_digits(choices.quality * limit / R, up=limit > R):.2g} would do"
         )
+
+
+def two_digits(value: float, up: bool) -> float:
+    """A positive number with two digits, which printing two does not change: not below `value`, or not above."""
+    unit = 10.0 ** (np.floor(np.log10(value)) - 1)
+    near = float(f"{value:.1e}")
+    step = unit * ((near < value) if up else -(near > value))
+    return float(f"{near + step:.1e}")
+
+
+@dataclass(frozen=True)
+class Parasitics:
+    """How much of each, 0 for none.
+
+    Winding resistance and ESR [ohm], self-resonance [Hz], coupling factor of neighbouring coils, stray capacitance [F].
+    """
+
+    winding: float = 0.0
+    self_resonance: float = 0.0
+    esr: float = 0.0
+    coupled_coils: float = 0.0
+    stray: float = 0.0
+
+
+def check_parasitics(parasitics: Parasitics) -> Parasitics:
+    """Return the parasitics if they make sense, or raise InputError."""
+    ranges = {
+        "winding": (0.0, 1e4, "ohm"),
+        "self_resonance": (0.0, 1e12, "Hz"),
+        "esr": (0.0, 1e3, "ohm"),
+        "coupled_coils": (-0.4, 0.4, "(a coupling factor)"),
+        "stray": (0.0, 1e-9, "F"),
+    }
+    check_ranges(parasitics, ranges)
+    return parasitics

@@ -14,11 +14,10 @@ from dataclasses import replace
 import numpy as np
 
 from circuits.board import Bank, Board, Program
-from circuits.choices import MOST_RANGE, BoardError
+from circuits.choices import MOST_RANGE, BoardError, two_digits
 from circuits.elements import element_values, static_load
 from circuits.errors import CoarseBankError
 from circuits.rounding import refitted, round_to_grid
-from circuits.target import two_digits
 
 HEADROOM = 2.0  # of the largest coupling of the first target: others will need more
 NEAR_CODES = 4  # codes that are considered for a coupling

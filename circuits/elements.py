@@ -4,17 +4,15 @@ The formulas come from circuits.derivation. The static load of a board, pads, co
 ground for good, is known, and taken from the ground elements.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
 from circuits.assembly import nominal_circuit
 from circuits.board import Board, Cell, Program
-from circuits.choices import BoardError
+from circuits.choices import BoardError, two_digits
 from circuits.derivation import element_formulas
 from circuits.ladder import SLACK_MINIMUM
-from circuits.rounding import held_matrix
-from circuits.target import two_digits
 
 GROUND_MINIMUM = 0.1  # of the unit: ground element that keeps the common mode definite
 
@@ -88,3 +86,21 @@ def _enough(board: Board, cell: Cell, held: float, load: float) -> Iterator[dict
         inductance = next(part.nominal for part in board.parts if part.name == f"L{cell.nodes[0]}")
         needed = 1 / (2 * np.pi * np.sqrt(inductance * 0.95 * (held - rest)))
         yield {"self_resonance": two_digits(float(needed), up=True)}
+
+
+def held_matrix(board: Board, values: dict[str, float]) -> np.ndarray:
+    """What elements of these values hold, (n, n) [F or S]: Σ value s sᵀ."""
+    stamps = element_stamps(board, values)
+    return np.einsum("e,ea,eb->ab", np.array(list(values.values())), stamps, stamps, optimize=True)
+
+
+def element_stamps(board: Board, names: Iterable[str]) -> np.ndarray:
+    """s of every element, (elements, n): (1, ∓1) for straight and crossed couplings, √2 for a negative element."""
+    elements = {element.name: element for element in board.elements}
+    chosen = [elements[name] for name in names]
+    stamps = np.zeros((len(chosen), len(board.cells)))
+    for row, element in zip(stamps, chosen, strict=True):
+        row[element.cells[0]] = np.sqrt(2) if element.kind == "negative" else 1
+        if len(element.cells) == 2:
+            row[element.cells[1]] = 1 if element.kind == "crossed" else -1
+    return stamps

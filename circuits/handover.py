@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from circuits.banks import codes_text
 from circuits.bill import bill_text
-from circuits.board import Conditions, Design
-from circuits.copies import specimens
+from circuits.board import Board, Conditions, Design, Program
+from circuits.copies import codes, specimens
 from circuits.deck import deck
 from circuits.folder import describe
 from circuits.moments import CHUNK, chunk_seed
@@ -50,3 +49,17 @@ def decks(design: Design) -> Iterator[tuple[str, str]]:
     for k, copy in enumerate(specimens(design)):
         conditions = Conditions(seed=chunk_seed(design.seed, k, 0))
         yield copy.name, deck(design.board, design.program, copy, conditions, CHUNK)
+
+
+def codes_text(board: Board, program: Program) -> str:
+    """codes.csv: every bank with its code, its bits (highest first), which way it is switched, and what it holds."""
+    unit = board.element_unit
+    rows = [f"Bank,Cells,Code,Bits,Switched,Value [{unit}],Full scale [{unit}]"]
+    held = codes(board, program)
+    for bank in board.banks:
+        code = held[bank.name]
+        way = "open" if code == 0 else "straight" if code > 0 else "crossed"
+        cells = " ".join(str(i + 1) for i in bank.cells)
+        value = abs(code) * bank.unit
+        rows.append(f"{bank.name},{cells},{code},{abs(code):0{bank.bits}b},{way},{value!r},{bank.reach!r}")
+    return "\n".join(rows) + "\n"

@@ -12,9 +12,9 @@ from circuits.assembly import Circuit, nominal_circuit, states
 from circuits.bill import UNITS, engineering
 from circuits.board import Board, Conditions, Design, Program
 from circuits.choices import SMALLEST_PART
+from circuits.elements import held_matrix
 from circuits.inversion import circuit_inverses, inversion
 from circuits.ou import MOST_STATES, reading_covariance
-from circuits.rounding import held_matrix
 
 MOST_RELAXING = 1500  # nodes of a circuit without inductors, whose Lyapunov equation is an eigenvalue problem
 # Below these an element is as small as what no layout is without: strays of 0.2 pF, leakage of 100 MΩ.

@@ -157,3 +157,12 @@ def _last_words(log: str) -> str:
     told = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in told if re.search(r"error|aborted|singular|failed|small", line, re.I)]
     return (errors or told or ["nothing"])[-1][:200]
+
+
+def has_ngspice() -> bool:
+    """Whether there is an ngspice to run."""
+    try:
+        find_ngspice()
+    except SimulationError:
+        return False
+    return True

@@ -13,45 +13,17 @@ amplifier that reads the node, so a board with ESR has one, always on.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from circuits.banks import parasitic
 from circuits.board import GROUND, Board, Mutual, Part
-from circuits.choices import BoardError, check_ranges
+from circuits.choices import BoardError, Parasitics, two_digits
 from circuits.errors import InputError
-from circuits.target import two_digits
 
 INPUT_CAPACITANCE = 5e-12  # F, of an amplifier and the trace to it
 MOST_INPUT = 0.9  # of a capacitor may be taken for it
-
-
-@dataclass(frozen=True)
-class Parasitics:
-    """How much of each, 0 for none.
-
-    Winding resistance and ESR [ohm], self-resonance [Hz], coupling factor of neighbouring coils, stray capacitance [F].
-    """
-
-    winding: float = 0.0
-    self_resonance: float = 0.0
-    esr: float = 0.0
-    coupled_coils: float = 0.0
-    stray: float = 0.0
-
-
-def check_parasitics(parasitics: Parasitics) -> Parasitics:
-    """Return the parasitics if they make sense, or raise InputError."""
-    ranges = {
-        "winding": (0.0, 1e4, "ohm"),
-        "self_resonance": (0.0, 1e12, "Hz"),
-        "esr": (0.0, 1e3, "ohm"),
-        "coupled_coils": (-0.4, 0.4, "(a coupling factor)"),
-        "stray": (0.0, 1e-9, "F"),
-    }
-    check_ranges(parasitics, ranges)
-    return parasitics
 
 
 def with_parasitics(board: Board, parasitics: Parasitics) -> Board:

@@ -12,13 +12,13 @@ compared by the exact error with fitted scaling, and the winner improved by exch
 helps. It is therefore never worse than the nearest values.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 
 from circuits.board import Board, Program, RoundingCost
+from circuits.elements import element_stamps
 
 BEAM = 2048  # partial choices kept
 FINALISTS = 64  # of the beam, compared by the exact error
@@ -76,24 +76,6 @@ def refitted(board: Board, program: Program, load: np.ndarray) -> Rounding:
     errors, factors = _fitted(_problem(board, program, load), values[None], steps=4 * FIT_STEPS)
     cost = replace(program.rounding, error=float(errors[0]))
     return Rounding(program.values, program.scaling * factors[0], cost)
-
-
-def held_matrix(board: Board, values: dict[str, float]) -> np.ndarray:
-    """What elements of these values hold, (n, n) [F or S]: Σ value s sᵀ."""
-    stamps = element_stamps(board, values)
-    return np.einsum("e,ea,eb->ab", np.array(list(values.values())), stamps, stamps, optimize=True)
-
-
-def element_stamps(board: Board, names: Iterable[str]) -> np.ndarray:
-    """s of every element, (elements, n): (1, ∓1) for straight and crossed couplings, √2 for a negative element."""
-    elements = {element.name: element for element in board.elements}
-    chosen = [elements[name] for name in names]
-    stamps = np.zeros((len(chosen), len(board.cells)))
-    for row, element in zip(stamps, chosen, strict=True):
-        row[element.cells[0]] = np.sqrt(2) if element.kind == "negative" else 1
-        if len(element.cells) == 2:
-            row[element.cells[1]] = 1 if element.kind == "crossed" else -1
-    return stamps
 
 
 def _problem(board: Board, program: Program, load: np.ndarray) -> _Problem:

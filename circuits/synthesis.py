@@ -13,7 +13,7 @@ import numpy as np
 
 from circuits.assembly import Circuit, nominal_circuit
 from circuits.board import Board, Program
-from circuits.choices import BoardError, Choices
+from circuits.choices import BoardError, Choices, Parasitics, two_digits
 from circuits.coding import coded, needed_range
 from circuits.elements import LoadError, element_values, static_load, unloaded
 from circuits.errors import CoarseBankError, InputError
@@ -21,9 +21,9 @@ from circuits.grids import halved, round_fixed, round_to_series
 from circuits.ladder import Plan, passive_damping, plan, precondition
 from circuits.layout import build_board
 from circuits.ou import hold_period, settling_time
-from circuits.parasitics import Parasitics, with_parasitics
+from circuits.parasitics import with_parasitics
 from circuits.remedies import refused
-from circuits.target import least_damping, two_digits
+from circuits.target import least_damping
 
 LARGEST = 64  # cells
 LARGEST_BANKED = 16  # cells of a board with banks, every bit of which is a node

@@ -11,6 +11,7 @@ from tokenize import TokenError
 import numpy as np
 from numpy.typing import ArrayLike
 
+from circuits.choices import two_digits
 from circuits.errors import InputError
 
 SYMMETRY = 1e-8  # relative asymmetry that still counts as rounding
@@ -110,14 +111,6 @@ def least_damping(P: np.ndarray, first: float, holds: Callable[[np.ndarray], boo
         if _is_definite(damped) and holds(damped):
             return damping
     return None
-
-
-def two_digits(value: float, up: bool) -> float:
-    """A positive number with two digits, which printing two does not change: not below `value`, or not above."""
-    unit = 10.0 ** (np.floor(np.log10(value)) - 1)
-    near = float(f"{value:.1e}")
-    step = unit * ((near < value) if up else -(near > value))
-    return float(f"{near + step:.1e}")
 
 
 def check_congruence(matrix: np.ndarray, size: int) -> np.ndarray:

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from cases import TARGETS
 
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.coding import needed_range
 from circuits.design import holds, make_design, reuse_design
 from circuits.errors import InputError
 from circuits.folder import load_design
-from circuits.parasitics import Parasitics
 from circuits.target import check_congruence, check_target, inverse_factor
 
 TWO = np.array([[2.0, 1.0], [1.0, 2.0]])

@@ -13,7 +13,6 @@ from conftest import needs_ngspice
 from reference import deck_impedance, read_deck, read_kicad
 
 from circuits.assembly import assemble, is_stable, nominal_circuit
-from circuits.banks import codes_text
 from circuits.board import Conditions, Program, ideal_conditions
 from circuits.choices import Choices
 from circuits.coding import row_sum_scaling
@@ -24,7 +23,7 @@ from circuits.errors import InputError
 from circuits.estimators import estimate_law, joint_chi_square
 from circuits.exact import exact_run
 from circuits.folder import load_design
-from circuits.handover import decks, write_design
+from circuits.handover import codes_text, decks, write_design
 from circuits.inversion import inversion
 from circuits.layout import build_board
 from circuits.netlist import circuit_text

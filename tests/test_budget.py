@@ -21,7 +21,7 @@ from circuits.budget import (
     sampled_budget,
     total_interval,
 )
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.copies import nominal_copy
 from circuits.deck import circuit_of
 from circuits.design import make_design
@@ -31,7 +31,6 @@ from circuits.handover import decks
 from circuits.inversion import hold_correction, inversion
 from circuits.measurement import Plan, measure
 from circuits.ou import reading_covariance
-from circuits.parasitics import Parasitics
 from circuits.verification import verify
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.01, 1e-12)

@@ -18,7 +18,7 @@ from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.charge import ChargeRun, charge_law, charge_run
 from circuits.charge_readout import ChargeReadout, charge_readout
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.copies import specimens
 from circuits.design import make_design
 from circuits.errors import InputError
@@ -26,7 +26,6 @@ from circuits.estimators import estimate_law
 from circuits.inversion import hold_correction, inversion
 from circuits.netlist import circuit_text
 from circuits.ou import held_covariance, lagged_covariances
-from circuits.parasitics import Parasitics
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 BOTH_SIGNS = TARGETS["both signs, dominant"][0]

@@ -12,7 +12,7 @@ from conftest import needs_ngspice
 
 from circuits.assembly import assemble, readout_matrix
 from circuits.board import Conditions
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_copies, nominal_copy
 from circuits.design import make_design
 from circuits.estimators import estimate_law, joint_chi_square
@@ -23,7 +23,6 @@ from circuits.moments import BLOCK, CHUNK
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck
 from circuits.ou import reading_covariance, spectrum
-from circuits.parasitics import Parasitics
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.synthesis import board_and_program
 

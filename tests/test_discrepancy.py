@@ -16,7 +16,7 @@ from circuits.banked import calibrate_programs
 from circuits.bench import run_programs
 from circuits.board import Conditions, Copy
 from circuits.calibration import calibrate, uncertainties
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.covariances import covariance_evidence
 from circuits.design import make_design
@@ -29,7 +29,6 @@ from circuits.heldout import held_out_programs, measured_inverse, predicted, pri
 from circuits.leavings import LEAVINGS_SEED, delayed_leavings, draw_pairs, drawn_spectra, lagged_leavings
 from circuits.ou import lagged_covariances, reading_covariance, spectrum
 from circuits.pairs import half_circuit, half_of, pair_model
-from circuits.parasitics import Parasitics
 from circuits.programmings import soldered_training
 from circuits.response import spectra
 

@@ -7,11 +7,10 @@ from compare import assert_close
 
 from circuits.assembly import assemble_gains, states
 from circuits.board import Conditions
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.design import make_design
 from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import half_circuit, half_of, pair_model
-from circuits.parasitics import Parasitics
 from circuits.quadrature import covariance_and_slopes
 from circuits.response import impedance, impedance_slopes, spectra, spectra_and_slopes
 

@@ -11,7 +11,7 @@ from reference import deck_impedance, read_deck
 
 from circuits.assembly import assemble, nominal_circuit
 from circuits.board import Conditions
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_copies, nominal_copy, populated_parts
 from circuits.deck import circuit_of, deck
 from circuits.design import make_design
@@ -20,7 +20,7 @@ from circuits.exact import exact_run
 from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.ou import reading_covariance, spectrum
-from circuits.parasitics import INPUT_CAPACITANCE, Parasitics, with_parasitics
+from circuits.parasitics import INPUT_CAPACITANCE, with_parasitics
 from circuits.review import review_text
 
 EACH = {

@@ -11,14 +11,13 @@ from conftest import needs_ngspice
 
 from circuits.assembly import assemble_gains, source_power
 from circuits.board import Conditions, Copy
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_gains
 from circuits.design import make_design
 from circuits.exact import exact_run
 from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.ou import reading_covariance
-from circuits.parasitics import Parasitics
 from circuits.population import POPULATION_SEED, contributions, population, yield_at
 from circuits.thermal import KNOWN_AT, KNOWN_AT_BOTH, sweep
 

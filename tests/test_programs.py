@@ -13,7 +13,7 @@ from scipy.linalg import expm
 from circuits.assembly import assemble
 from circuits.banked import calibrate_programs
 from circuits.board import Conditions
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.design import make_design
 from circuits.device import predict
 from circuits.errors import InputError, SimulationError
@@ -22,7 +22,6 @@ from circuits.handover import write_design
 from circuits.leavings import draw_pairs
 from circuits.ou import diffusion, drift, reading_covariance, spectrum
 from circuits.pairs import half_of, pair_model
-from circuits.parasitics import Parasitics
 from circuits.programmings import near_program, soldered_program, soldered_training
 from circuits.settling import circuit_delayed, delayed_and_slopes, delayed_covariance
 from tngd import laboratory

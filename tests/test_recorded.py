@@ -19,7 +19,7 @@ from scipy.stats import norm
 from circuits import streaming
 from circuits.assembly import assemble, lag_of
 from circuits.board import Conditions, Design
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.copies import specimens
 from circuits.design import make_design
 from circuits.equilibrium import equilibrium
@@ -27,7 +27,6 @@ from circuits.errors import InputError
 from circuits.estimators import effective_samples, joint_chi_square
 from circuits.moments import BLOCK
 from circuits.ou import lagged_covariances
-from circuits.parasitics import Parasitics
 from circuits.recorded import RecordSummary, read_recorded, recorded_law
 
 PAIR = np.array([[1.5, -0.5], [-0.5, 1.0]])

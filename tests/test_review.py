@@ -12,7 +12,7 @@ from circuits.assembly import assemble_gains, nominal_circuit
 from circuits.bill import bill_lines, digits
 from circuits.board import Conditions
 from circuits.bringup import bringup
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.copies import nominal_copy
 from circuits.deck import circuit_of, deck
 from circuits.design import make_design
@@ -20,7 +20,6 @@ from circuits.fisher import named_fisher
 from circuits.imperfections import nominal_errors, small_elements
 from circuits.inversion import inversion
 from circuits.ou import diffusion, drift, reading_covariance
-from circuits.parasitics import Parasitics
 from circuits.review import review_lines, review_text, worst_parts
 from circuits.sensitivity import MOST_NODES, differentiated, expected_error, part_sensitivities
 from circuits.target import inverse_factor

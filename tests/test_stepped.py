@@ -18,7 +18,7 @@ from circuits import moments as circuits_moments
 from circuits import sampled
 from circuits.assembly import assemble, nominal_circuit, readout_matrix
 from circuits.board import Conditions
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_copies, nominal_copy
 from circuits.deck import file_widths
 from circuits.errors import InputError
@@ -27,7 +27,6 @@ from circuits.moments import BLOCK
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck
 from circuits.ou import held_covariance, reading_covariance
-from circuits.parasitics import Parasitics
 from circuits.sampled import (
     HELD,
     STEPPED,

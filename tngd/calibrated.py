@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from circuits.banks import codes_text
 from circuits.bench import run_programs
 from circuits.board import Board, Copy, Design, Program
 from circuits.copies import codes
@@ -22,6 +21,7 @@ from circuits.estimated import pairs_of
 from circuits.evidence import evidence_frequencies
 from circuits.fitted import Device
 from circuits.folder import load_design
+from circuits.handover import codes_text
 from circuits.heldout import measured_inverse
 from circuits.interface import Interface
 from circuits.jobs import Progress, silent

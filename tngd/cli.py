@@ -13,10 +13,9 @@ import typer
 from threadpoolctl import threadpool_limits
 
 from circuits.board import REFERENCE_CELSIUS
-from circuits.choices import Choices
+from circuits.choices import Choices, Parasitics
 from circuits.errors import InputError, SimulationError
 from circuits.explanation import explanation
-from circuits.parasitics import Parasitics
 from circuits.population import COPIES
 from circuits.review import review_lines
 from circuits.store import read_json

@@ -15,6 +15,7 @@ from circuits.banked import calibrate_programs
 from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Conditions, Design
 from circuits.calibration import calibrate as fit_copies
 from circuits.calibration import uncertainties, validated
+from circuits.choices import two_digits
 from circuits.copies import specimens
 from circuits.deck import discarded
 from circuits.device import ideal_device, predict
@@ -39,7 +40,6 @@ from circuits.recorded import read_recorded
 from circuits.reduction import check_order, choose_order
 from circuits.runs import load_measurements, save_measurements
 from circuits.store import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
-from circuits.target import two_digits
 from circuits.verification import describe_verification, verify_recorded
 from circuits.verification import verify as compare
 
