@@ -9,48 +9,40 @@ the law of the estimate. σ_prior is the tolerance of the parts; elements that t
 Standard errors are those of the minimum under the full covariance of the data's errors (the sandwich formula).
 """
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.linalg import solve_triangular
-from scipy.optimize import least_squares
 
-from circuits.assembly import Circuit, assemble_gains, is_stable
-from circuits.board import Board, Conditions, Design, Program
-from circuits.copies import draw_gains
+from circuits.board import Design
 from circuits.device import copy_of
 from circuits.errors import InputError
 from circuits.estimated import by_pairs, gain_names
 from circuits.fitted import Device
-from circuits.fitting import Fit, plain_fit
+from circuits.fitting import Fit
 from circuits.inversion import inversion, triangle
 from circuits.jobs import Progress, silent
 from circuits.leavings import draw_pairs
 from circuits.ngspice import has_ngspice
-from circuits.ou import reading_covariance, spectrum
+from circuits.ou import reading_covariance
 from circuits.pairs import pair_model
 from circuits.pairwise import check_runs, doubtful, fit_pairs, pair_errors, undetermined
-from circuits.populated import Layout, element_means, fitted_copy, layout_of, model_circuit, paired, prior_of
+from circuits.populated import (
+    STEP,
+    drawn_discrepancy,
+    exact_misfit,
+    fit_misfit,
+    fitted_copy,
+    layout_of,
+    model_circuit,
+    paired,
+    prior_of,
+    sampled_misfit,
+)
 from circuits.programmings import training_frequencies
 from circuits.runs import Run
-from circuits.sampled import chunks_covariance, chunks_law
 from circuits.validation import validate
-
-DISCREPANCY_DRAWS = 256
-DISCREPANCY_SEED = 20_000_003  # added to the design's seed: never the copies themselves
-STEP = 1e-5  # of a parameter, for a slope
-FLOOR = 1e-8  # relative error of an exact datum: far above its integration error, far below anything that matters
-
-
-@dataclass(frozen=True, eq=False)
-class Misfit:
-    """Weighted residuals of the data as a function of θ, and the covariance (data, data) of their errors."""
-
-    residuals: Callable[[np.ndarray], np.ndarray]
-    covariance: np.ndarray
 
 
 def calibrate(
@@ -123,84 +115,6 @@ def uncertainties(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
         spread = np.trace(J.T @ own.covariance @ J)
         found.append(float(np.sqrt(spread) / np.linalg.norm(inverse(own.values))))
     return tuple(found)
-
-
-def _statistics(circuit: Circuit, frequencies: np.ndarray) -> np.ndarray:
-    return _flatten(reading_covariance(circuit), spectrum(circuit, frequencies))
-
-
-def _flatten(covariance: np.ndarray, spectra: np.ndarray) -> np.ndarray:
-    """Hermitian matrices as real numbers of one size: logarithms of the diagonal, correlations off it."""
-    a, b = np.triu_indices(len(covariance), 1)
-    pieces = []
-    for S in (covariance, *spectra):
-        scale = np.sqrt(np.diag(S).real)
-        correlation = (S / scale[:, None] / scale)[a, b]
-        pieces += [2 * np.log(scale), correlation.real]
-        pieces += [correlation.imag] if np.iscomplexobj(S) else []
-    return np.concatenate(pieces)
-
-
-def drawn_discrepancy(design: Design, layout: Layout, measured: dict[str, Run]) -> np.ndarray:
-    """Full minus reduced statistics of copies drawn from the prior, (draws, data)."""
-    board, program = design.board, design.program
-    frequencies = measured[design.copies[0].name].exact.frequencies
-    gains = draw_gains(board, design.seed + DISCREPANCY_SEED, DISCREPANCY_DRAWS)
-    full = assemble_gains(board, program, gains, Conditions())
-    return np.array(
-        [
-            _statistics(full[k], frequencies) - _statistics(model_circuit(board, program, layout, theta), frequencies)
-            for k, theta in enumerate(element_means(board, layout, gains))
-            if is_stable(full[k])
-        ]
-    )
-
-
-def exact_misfit(board: Board, program: Program, layout: Layout, run: Run, discrepancy: np.ndarray) -> Misfit:
-    data = _flatten(run.exact.covariance, run.exact.spectra) - discrepancy.mean(axis=0)
-    sigma = np.sqrt(discrepancy.var(axis=0) + FLOOR**2)
-
-    def misfit(theta: np.ndarray) -> np.ndarray:
-        circuit = model_circuit(board, program, layout, theta)
-        return (_statistics(circuit, run.exact.frequencies) - data) / sigma
-
-    deviations = (discrepancy - discrepancy.mean(axis=0)) / sigma
-    # What the floor adds is independent from datum to datum.
-    return Misfit(misfit, deviations.T @ deviations / len(deviations) + np.diag((FLOOR / sigma) ** 2))
-
-
-def sampled_misfit(board: Board, program: Program, layout: Layout, run: Run) -> Misfit:
-    nominal = model_circuit(board, program, layout, np.ones(len(layout.names)))
-    law = chunks_law(run.recipe, nominal, program.period, run.moments.samples)
-    whiten = np.linalg.cholesky(law.covariance)
-    i, j = np.triu_indices(layout.cells)
-    data = run.moments.mean[i, j]
-
-    def misfit(theta: np.ndarray) -> np.ndarray:
-        circuit = model_circuit(board, program, layout, theta)
-        covariance = chunks_covariance(run.recipe, circuit, program.period)
-        return solve_triangular(whiten, covariance[i, j] - data, lower=True)
-
-    return Misfit(misfit, np.eye(len(data)))
-
-
-def fit_misfit(misfit: Misfit, prior: np.ndarray) -> Fit:
-    start = np.ones(len(prior))
-
-    def residuals(theta: np.ndarray) -> np.ndarray:
-        return np.concatenate([misfit.residuals(theta), (theta - 1) / prior])
-
-    solution = least_squares(residuals, start, jac="3-point", x_scale=prior, method="trf", xtol=1e-12, ftol=1e-12)
-    data = len(solution.fun) - len(prior)
-    J = solution.jac[:data]
-    # The minimum moves by H⁻¹ Jᵀ e with errors e of the data and of the prior.
-    H = np.linalg.inv(J.T @ J + np.diag(prior**-2))
-    covariance = H @ (J.T @ misfit.covariance @ J + np.diag(prior**-2)) @ H
-    found = plain_fit(solution.x, covariance, misfit.residuals(start), solution.fun[:data])
-    # What is left of e after the fit, and what the prior keeps it from taking up.
-    P, kept = np.eye(data) - J @ H @ J.T, J @ H / prior
-    expected = np.sum((P @ misfit.covariance) * P) + np.sum(kept**2)
-    return replace(found, excess=float(np.sqrt(max(found.residuals @ found.residuals / expected, 1.0))))
 
 
 def _runs_summary(design: Design, route: str, fits: dict[str, Fit]) -> dict[str, Any]:
