@@ -21,10 +21,10 @@ from circuits.board import Design
 from circuits.choices import Choices, Parasitics
 from circuits.design import make_design
 from circuits.device_file import describe_device
+from circuits.files import write_json
 from circuits.fisher import named_fisher
 from circuits.handover import write_design
 from circuits.ngspice import find_ngspice, ngspice_version
-from circuits.store import write_json
 from circuits.target import check_target, inverse_factor
 from tngd.calibrated import Trim, retrim_copies
 

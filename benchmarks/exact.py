@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 
-from circuits.assembly import assemble, source_power
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.copies import gains_of
@@ -19,6 +18,7 @@ from circuits.exact import exact_run
 from circuits.handover import decks
 from circuits.inversion import inversion
 from circuits.ngspice import find_ngspice, ngspice_version
+from circuits.nodal import assemble, source_power
 from circuits.ou import reading_covariance
 from circuits.population import population
 

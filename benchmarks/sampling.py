@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from circuits.assembly import nominal_circuit
 from circuits.board import Conditions
 from circuits.copies import nominal_copy
 from circuits.estimators import effective_samples
 from circuits.moments import BLOCK, CHUNK, chunk_seed
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
+from circuits.nodal import nominal_circuit
 from circuits.sampled import HELD, STEPPED, chunk_deck, chunks_law, recipe_for, run_chunk
 from circuits.synthesis import board_and_program
 

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.assembly import Circuit
 from circuits.board import Design
+from circuits.files import Array
 from circuits.inversion import Inversion, solved_inverse
+from circuits.nodal import Circuit
 from circuits.noise import NoiseRun
 from circuits.ou import predicted_columns, predicted_settling, reading_covariance
 from circuits.runs import Run
-from circuits.store import Array
 
 
 @dataclass(frozen=True, eq=False)

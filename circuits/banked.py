@@ -20,16 +20,16 @@ from circuits.covariances import covariance_evidence
 from circuits.device import copy_of
 from circuits.errors import InputError
 from circuits.estimated import gain_names
+from circuits.files import sha256
 from circuits.fitted import Device
 from circuits.fitting import Fit, Known, fit_all, observed
 from circuits.heldout import HeldOut
-from circuits.jobs import Progress, silent
 from circuits.leavings import DRAWS, FEW, MORE, Draws, draw_pairs
 from circuits.pairs import PairModel, half_circuit, half_of, pair_model
 from circuits.pairwise import doubtful, undetermined
+from circuits.parallel import Progress, silent
 from circuits.programmings import Training, soldered_training, training_programs
 from circuits.sampled import chunks_law
-from circuits.store import sha256
 from circuits.validation import validate
 
 KEPT_RESIDUALS = 400  # of every copy, evenly through the sorted ones: enough to draw their distribution

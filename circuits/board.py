@@ -18,7 +18,7 @@ from math import inf
 import numpy as np
 
 from circuits.errors import InputError
-from circuits.store import Array
+from circuits.files import Array
 
 GROUND = "0"
 REFERENCE_CELSIUS = 27.0

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.assembly import Circuit, assemble_many, nominal_circuit
 from circuits.board import Conditions, Design, ideal_conditions
+from circuits.nodal import Circuit, assemble_many, nominal_circuit
 from circuits.ou import predicted_columns
 
 MOST_COLUMNS = 600  # of a circuit whose impedances are taken with every parasitic in it

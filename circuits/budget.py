@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import special
 
-from circuits.assembly import Circuit, assemble, nominal_circuit, states
 from circuits.board import REFERENCE_CELSIUS, TEMPERATURES, TOLERANCE, Conditions, Copy, Design, ideal_conditions
 from circuits.copies import nominal_copy, spread_cause
 from circuits.estimators import EstimateLaw
 from circuits.inversion import Inversion, circuit_inverses, triangle
+from circuits.nodal import Circuit, assemble, nominal_circuit, states
 from circuits.ou import MOST_STATES
 
 AMBIENT, ROUNDING, INTERACTION = "ambient", "rounding", "interaction"

@@ -22,12 +22,12 @@ from circuits.estimated import by_pairs, gain_names
 from circuits.fitted import Device
 from circuits.fitting import Fit
 from circuits.inversion import inversion, triangle
-from circuits.jobs import Progress, silent
 from circuits.leavings import draw_pairs
 from circuits.ngspice import has_ngspice
 from circuits.ou import reading_covariance
 from circuits.pairs import pair_model
 from circuits.pairwise import check_runs, doubtful, fit_pairs, pair_errors, undetermined
+from circuits.parallel import Progress, silent
 from circuits.populated import (
     STEP,
     drawn_discrepancy,

@@ -23,7 +23,7 @@ from circuits.board import (
     Program,
     Source,
 )
-from circuits.store import sha256
+from circuits.files import sha256
 
 PART_STREAM = 1  # every use of random numbers has a stream of its own, whatever the seeds are
 

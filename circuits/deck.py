@@ -8,12 +8,12 @@ from importlib.metadata import version
 
 import numpy as np
 
-from circuits.assembly import assemble
 from circuits.board import Board, Conditions, Copy, Program
 from circuits.errors import InputError
+from circuits.files import sha256
 from circuits.netlist import circuit_text
+from circuits.nodal import assemble
 from circuits.ou import held_covariance
-from circuits.store import sha256
 
 ANALYSIS = "* === analysis: everything above this line is the board ==="
 WIDEST = 16  # cells whose expected covariance still fits a header

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from circuits.assembly import Circuit, is_stable
 from circuits.board import REFERENCE_CELSIUS, Board, Program
 from circuits.estimated import Estimate, FittedCopy, gain_names, nominal_cell
 from circuits.fitted import Device
+from circuits.nodal import Circuit, is_stable
 from circuits.pairs import PairModel
 from circuits.prediction import known_coefficients
 from circuits.specimen import fitted_circuit, shown

@@ -14,9 +14,9 @@ from circuits.board import Board, impossible
 from circuits.device import unstable_copies
 from circuits.errors import InputError
 from circuits.estimated import FittedCopy, gain_names, nominal_values
+from circuits.files import read_json, sha256
 from circuits.fitted import Device
 from circuits.interface import Interface
-from circuits.store import read_json, sha256
 
 SCHEMA = "tngd.device/4"
 PRESETS = ("ideal", "board-1", "board-2", "board-3", "worst-case")  # devices that come with the package

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from circuits.assembly import nominal_circuit
 from circuits.board import Board, Cell, Program
 from circuits.choices import BoardError, two_digits
 from circuits.derivation import element_formulas
 from circuits.ladder import SLACK_MINIMUM
+from circuits.nodal import nominal_circuit
 
 GROUND_MINIMUM = 0.1  # of the unit: ground element that keeps the common mode definite
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from circuits.assembly import Circuit
+from circuits.nodal import Circuit
 from circuits.ou import lagged_covariances
 
 LONG_RECORD = 100.0  # effective samples from which the joint χ² keeps its false-alarm rate

@@ -27,9 +27,9 @@ from circuits.covariances import CovarianceEvidence
 from circuits.errors import InputError
 from circuits.evidence import Evidence, flattened
 from circuits.exact import ExactRun, Spectra
-from circuits.jobs import Progress, side_by_side
 from circuits.lagged import LaggedEvidence
 from circuits.pairs import PairModel
+from circuits.parallel import Progress, side_by_side
 from circuits.solve import SolveRun
 
 MOST_STEPS = 100

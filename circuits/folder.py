@@ -6,14 +6,14 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from circuits.assembly import noise_amplitude, nominal_circuit
 from circuits.board import Board, Copy, Design, Program
 from circuits.copies import specimens
 from circuits.deck import circuit_of
 from circuits.design import YIELD_DRAWS
 from circuits.errors import InputError
+from circuits.files import provenance, read_json, sha256
+from circuits.nodal import noise_amplitude, nominal_circuit
 from circuits.ou import nominal_hold_correction
-from circuits.store import provenance, read_json, sha256
 
 SCHEMA = "tngd.board/3"
 

@@ -18,9 +18,9 @@ import numpy as np
 from scipy.linalg import schur
 from scipy.linalg.lapack import dtrsyl
 
-from circuits.assembly import Circuit, assemble_gains, nominal_circuit
 from circuits.board import Board, Conditions, Program
 from circuits.copies import wiring
+from circuits.nodal import Circuit, assemble_gains, nominal_circuit
 
 STEP = 1e-4  # relative change of a part, either way: the difference is off by its square
 MEMORY = 2e6  # entries of a batch of matrices

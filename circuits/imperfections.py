@@ -8,12 +8,12 @@ from functools import lru_cache
 import numpy as np
 from scipy.linalg import eigh
 
-from circuits.assembly import Circuit, nominal_circuit, states
 from circuits.bill import UNITS, engineering
 from circuits.board import Board, Conditions, Design, Program
 from circuits.choices import SMALLEST_PART
 from circuits.elements import held_matrix
 from circuits.inversion import circuit_inverses, inversion
+from circuits.nodal import Circuit, nominal_circuit, states
 from circuits.ou import MOST_STATES, reading_covariance
 
 MOST_RELAXING = 1500  # nodes of a circuit without inductors, whose Lyapunov equation is an eigenvalue problem

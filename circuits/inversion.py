@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.assembly import Circuit, nominal_circuit
 from circuits.board import Board, Design, Program
 from circuits.estimators import EstimateLaw
+from circuits.nodal import Circuit, nominal_circuit
 from circuits.ou import nominal_hold_correction, predicted_columns, reading_covariances
 
 

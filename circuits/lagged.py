@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import expm, solve_triangular
 
-from circuits.assembly import Circuit
 from circuits.board import Program
 from circuits.estimators import mean_covariance
 from circuits.leavings import Draws, lagged_leavings
+from circuits.nodal import Circuit
 from circuits.ou import drift, lagged_covariances, stationary_covariance
 from circuits.pairs import Half, PairModel, half_circuit, half_of
 

@@ -25,10 +25,10 @@ from circuits.estimated import Estimate, FittedCopy
 from circuits.estimators import LONG_RECORD, EstimateLaw, effective_samples
 from circuits.fitted import Device
 from circuits.fitting import Fit, Known, fit
-from circuits.jobs import Progress, silent
 from circuits.lagged import lagged_evidence
 from circuits.leavings import FEW, Draws, draw_pairs
 from circuits.pairs import PairModel, pair_model
+from circuits.parallel import Progress, silent
 from circuits.programmings import UNKNOWN, correlations
 from circuits.recorded import Recorded, recorded_law
 

@@ -13,9 +13,9 @@ import numpy as np
 from PySpice.Spice.Netlist import Circuit as SpiceCircuit
 from PySpice.Spice.Netlist import SubCircuit
 
-from circuits.assembly import noise_amplitude
 from circuits.board import GROUND, Board, Conditions, Copy, Program, check_name
 from circuits.copies import gains_of, part_values, source_ratios, wiring
+from circuits.nodal import noise_amplitude
 
 FOUR = ["p1", "n1", "p2", "n2"]
 OPEN = 1e12  # ohm, of an open switch

@@ -14,9 +14,9 @@ c(τ) = Σ_r (N_r - τ)₊ in independent records of N_r; gaps in a record take 
 import numpy as np
 from scipy.linalg import expm, solve_continuous_lyapunov, solve_discrete_lyapunov
 
-from circuits.assembly import Circuit
 from circuits.board import Board
 from circuits.errors import InputError
+from circuits.nodal import Circuit
 
 MOST_STATES = 600  # of a circuit whose Lyapunov equation is worth its time, half a minute
 MEMORY = 40.0  # decay constants after which lagged covariances are dropped: e^-40 is below rounding

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from circuits.assembly import Circuit
 from circuits.board import GROUND, Board, Conditions, Part, Program
 from circuits.copies import part_values
+from circuits.nodal import Circuit
 
 
 @dataclass(frozen=True, eq=False)

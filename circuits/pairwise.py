@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from circuits.assembly import Circuit
 from circuits.board import Design, Program
 from circuits.covariances import covariance_evidence
 from circuits.errors import InputError
@@ -18,10 +17,11 @@ from circuits.estimators import EstimateLaw
 from circuits.evidence import FLOOR
 from circuits.fitting import Fit, fit_all, observed
 from circuits.heldout import predicted, question, standard_error
-from circuits.jobs import Progress
 from circuits.leavings import DRAWS, FEW, draw_pairs
+from circuits.nodal import Circuit
 from circuits.ou import reading_covariance
 from circuits.pairs import PairModel, half_circuit, half_of, pair_model
+from circuits.parallel import Progress
 from circuits.programmings import UNKNOWN, correlations, evidence_of
 from circuits.runs import Run
 from circuits.sampled import chunks_law

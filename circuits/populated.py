@@ -12,12 +12,12 @@ import numpy as np
 from scipy.linalg import solve_triangular
 from scipy.optimize import least_squares
 
-from circuits.assembly import Circuit, assemble_gains, is_stable
 from circuits.board import Board, Conditions, Design, Program
 from circuits.copies import draw_gains
 from circuits.estimated import Estimate, FittedCopy, by_pairs
 from circuits.fitting import Fit, plain_fit
 from circuits.leavings import DRAWS, FEW
+from circuits.nodal import Circuit, assemble_gains, is_stable
 from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import PairModel, pair_model
 from circuits.runs import Run

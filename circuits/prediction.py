@@ -12,13 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.assembly import Circuit
 from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Board, Program
 from circuits.errors import InputError
 from circuits.estimated import FittedCopy
 from circuits.interface import Interface, board_interface, convert, converted_law
 from circuits.inversion import Inversion
 from circuits.ladder import plan
+from circuits.nodal import Circuit
 from circuits.ou import drift
 from circuits.reduction import reduce_order
 from circuits.specimen import fitted_circuit, shown

@@ -26,16 +26,16 @@ from circuits.design import make_design
 from circuits.device import ideal_device
 from circuits.device_file import PRESETS, describe_device
 from circuits.estimated import Estimate, FittedCopy
+from circuits.files import provenance, sha256
 from circuits.fisher import named_fisher
 from circuits.fitted import Device
 from circuits.interface import board_interface
-from circuits.jobs import Progress, silent
 from circuits.measurement import Plan, measure
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.ou import reading_covariance
+from circuits.parallel import Progress, silent
 from circuits.specimen import reduced_circuit
-from circuits.store import provenance, sha256
 from circuits.target import check_target, inverse_factor
 
 TOLERANCE = 0.01  # of parts, and the limit of a readout's gain

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from circuits.assembly import nominal_circuit
 from circuits.board import Board, Program
 from circuits.errors import InputError
 from circuits.evidence import ESR, Evidence, evidence_frequencies, expected_and_slopes, flattened
 from circuits.ladder import plan
 from circuits.leavings import Draws, drawn_spectra
+from circuits.nodal import nominal_circuit
 from circuits.ou import drift
 from circuits.pairs import Half, PairModel, half_circuit, half_of
 from circuits.synthesis import levelled

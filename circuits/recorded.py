@@ -23,14 +23,14 @@ import numpy as np
 import pandas as pd
 from pandas.errors import EmptyDataError, ParserError, ParserWarning
 
-from circuits.assembly import Circuit, assemble, lag_of
 from circuits.board import REFERENCE_CELSIUS, Board, Conditions, Copy, Design
 from circuits.copies import specimens
 from circuits.equilibrium import Sums
 from circuits.errors import InputError
 from circuits.estimators import EstimateLaw, law_about_mean, mean_covariance
+from circuits.files import Array
+from circuits.nodal import Circuit, assemble, lag_of
 from circuits.ou import decay_time, lagged_covariances
-from circuits.store import Array
 from circuits.streaming import LEAST, Clipping, Outliers, Stream
 
 ROWS = 50_000  # read at a time

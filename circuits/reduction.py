@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import expm, solve_continuous_lyapunov
 
-from circuits.assembly import Circuit, states
 from circuits.errors import InputError
+from circuits.nodal import Circuit, states
 from circuits.ou import diffusion, drift, reading_covariance
 
 EARLIEST = 0.03  # of the fastest mode's time: from when on settling is compared

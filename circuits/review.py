@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from circuits.assembly import noise_amplitude, nominal_circuit
 from circuits.bill import UNITS, engineering, soldered_parts
 from circuits.board import Design, RoundingCost
 from circuits.bringup import Bringup, bringup
 from circuits.deck import START_UP, WIDEST, WIDEST_BANKED
 from circuits.design import YIELD_DRAWS
+from circuits.files import sha256
 from circuits.imperfections import errors_in_words, nominal_errors, small_elements, unwelcome
 from circuits.ladder import without_negative
+from circuits.nodal import noise_amplitude, nominal_circuit
 from circuits.sensitivity import PartSensitivity, differentiated, expected_error, part_sensitivities
-from circuits.store import sha256
 
 WORST = 10
 WORST_LISTED = 3  # on the screen

@@ -16,7 +16,6 @@ from itertools import pairwise
 
 import numpy as np
 
-from circuits.assembly import Circuit, lag_of, nominal_circuit, readout_matrix
 from circuits.board import Board, Conditions, Program
 from circuits.deck import START_UP, discarded, file_sources, file_widths, sampled_analysis, stepped_analysis
 from circuits.equilibrium import Sums, sums_of
@@ -24,6 +23,7 @@ from circuits.errors import InputError, SimulationError
 from circuits.estimators import EstimateLaw, estimate_law
 from circuits.moments import BLOCK, CHUNK
 from circuits.ngspice import find_ngspice, ngspice_version, run_deck
+from circuits.nodal import Circuit, lag_of, nominal_circuit, readout_matrix
 from circuits.ou import held_covariance, lagged_covariances, reading_covariance
 from circuits.stepped import UNIT, alternating_currents, memory, stepped_estimate_law, stepped_lagged_covariances
 

@@ -20,10 +20,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from circuits.assembly import nominal_circuit, stamp_vectors
 from circuits.board import Board, Conditions, Program, ideal_conditions
 from circuits.copies import gains_of, nominal_copy, part_values, wiring
 from circuits.gradient import reading_gradients
+from circuits.nodal import nominal_circuit, stamp_vectors
 
 MOST_NODES = 150  # and inductors of a circuit with parasitics whose parts are all differentiated, a second
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from circuits.assembly import Circuit
 from circuits.errors import SimulationError
 from circuits.exact import ExactRun, integrate
 from circuits.leavings import low_pass
+from circuits.nodal import Circuit
 from circuits.ou import drift, stationary_covariance
 from circuits.pairs import Half
 from circuits.quadrature import nodes_and_weights

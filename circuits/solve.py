@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.assembly import nominal_circuit, readout_matrix
 from circuits.board import Board, Program
 from circuits.deck import control
 from circuits.errors import SimulationError
 from circuits.ngspice import run_deck
+from circuits.nodal import nominal_circuit, readout_matrix
 
 STEPS = 100  # of the simulator, per time constant of the fastest mode: the trapezoidal rule is off by 1e-5
 MOST_STEPS = 50_000

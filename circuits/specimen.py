@@ -16,9 +16,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from circuits.assembly import Circuit
 from circuits.board import Board, Program
 from circuits.estimated import FittedCopy, by_pairs, nominal_cell, pairs_of
+from circuits.nodal import Circuit
 from circuits.pairs import PairModel, half_circuit, half_of
 
 

@@ -20,8 +20,8 @@ much faster than h becomes one that alternates too and is slow to die out: `memo
 
 import numpy as np
 
-from circuits.assembly import Circuit
 from circuits.estimators import EstimateLaw, law_of_records
+from circuits.nodal import Circuit
 from circuits.ou import MEMORY, drift, stationary_covariance
 
 UNIT = 4096  # steps of the whole numbers g in one standard deviation: their variance is off by 5e-9

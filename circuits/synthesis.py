@@ -11,7 +11,6 @@ from functools import partial
 
 import numpy as np
 
-from circuits.assembly import Circuit, nominal_circuit
 from circuits.board import Board, Program
 from circuits.choices import BoardError, Choices, Parasitics, two_digits
 from circuits.coding import coded, needed_range
@@ -20,6 +19,7 @@ from circuits.errors import CoarseBankError, InputError
 from circuits.grids import halved, round_fixed, round_to_series
 from circuits.ladder import Plan, passive_damping, plan, precondition
 from circuits.layout import build_board
+from circuits.nodal import Circuit, nominal_circuit
 from circuits.ou import hold_period, settling_time
 from circuits.parasitics import with_parasitics
 from circuits.remedies import refused

@@ -13,7 +13,6 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from circuits.answers import ExactResult, SolveResult, exact_result, exact_results, solve_result, solve_results
-from circuits.assembly import assemble
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design
 from circuits.budget import (
     Budget,
@@ -26,11 +25,12 @@ from circuits.budget import (
 )
 from circuits.charge_readout import ChargeReadout, charge_readout
 from circuits.estimates import Estimate, SampledResult, estimates, mean_estimate, recorded_estimate, sampled_result
+from circuits.files import Array, sha256
 from circuits.inversion import Inversion, inversion
+from circuits.nodal import assemble
 from circuits.population import COPIES, Population, population
 from circuits.recorded import Recorded, RecordSummary
 from circuits.runs import Run
-from circuits.store import Array, sha256
 from circuits.thermal import Sweep, sweep
 
 SCHEMA = "tngd.verification/2"

@@ -6,9 +6,9 @@ import numpy as np
 
 from circuits.board import Design
 from circuits.design import make_design
+from circuits.files import write_text
 from circuits.fisher import named_fisher
 from circuits.handover import decks
-from circuits.store import write_text
 from circuits.target import inverse_factor
 
 NETLISTS = Path(__file__).parent

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from circuits.assembly import Circuit
+from circuits.nodal import Circuit
 
 FALSE_ALARM = 1e-5  # of every random test, fixed beforehand; none is repeated until it passes
 NORMAL_BOUND = 4.417  # two-sided quantile of the normal law at FALSE_ALARM

@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.copies import specimens
 from circuits.device import ideal_device
@@ -13,6 +12,7 @@ from circuits.fitted import Device
 from circuits.layout import build_board
 from circuits.measurement import spectral_frequencies
 from circuits.moments import BLOCK, CHUNK, Moments
+from circuits.nodal import assemble
 from circuits.ou import reading_covariance, spectrum
 from circuits.runs import Run
 

@@ -12,7 +12,6 @@ from conftest import needs_ngspice
 from scipy.stats import norm
 
 from circuits import bench
-from circuits.assembly import assemble
 from circuits.banked import calibrate_programs
 from circuits.bench import run_programs
 from circuits.board import Conditions
@@ -23,15 +22,16 @@ from circuits.device_file import SCHEMA, describe_device, device_hash, load_devi
 from circuits.errors import InputError, SimulationError
 from circuits.estimated import pairs_of
 from circuits.evidence import flattened
+from circuits.files import write_json
 from circuits.fitting import fit, fit_all
 from circuits.handover import write_design
 from circuits.heldout import held_out_programs, measured_inverse, predicted, question
-from circuits.jobs import side_by_side, silent
 from circuits.leavings import draw_pairs
+from circuits.nodal import assemble
 from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import pair_model
+from circuits.parallel import side_by_side, silent
 from circuits.programmings import random_program, soldered_training, training_programs
-from circuits.store import write_json
 from tngd import laboratory
 
 SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])

@@ -12,7 +12,6 @@ from compare import FALSE_ALARM, assert_close
 from conftest import needs_ngspice
 from reference import deck_impedance, read_deck, read_kicad
 
-from circuits.assembly import assemble, is_stable, nominal_circuit
 from circuits.board import Conditions, Program, ideal_conditions
 from circuits.choices import Choices
 from circuits.coding import row_sum_scaling
@@ -27,6 +26,7 @@ from circuits.handover import codes_text, decks, write_design
 from circuits.inversion import inversion
 from circuits.layout import build_board
 from circuits.netlist import circuit_text
+from circuits.nodal import assemble, is_stable, nominal_circuit
 from circuits.ou import predicted_columns, reading_covariance, spectrum
 from circuits.pcb import pcb_netlist
 from circuits.sampled import chunk_deck, run_chunk

@@ -8,7 +8,6 @@ from conftest import needs_ngspice
 from reference import kronecker_lyapunov
 from scipy import stats
 
-from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.budget import (
     AMBIENT,
@@ -30,6 +29,7 @@ from circuits.estimators import EstimateLaw, estimate_law
 from circuits.handover import decks
 from circuits.inversion import hold_correction, inversion
 from circuits.measurement import Plan, measure
+from circuits.nodal import assemble
 from circuits.ou import reading_covariance
 from circuits.verification import verify
 

@@ -15,7 +15,6 @@ from conftest import needs_ngspice
 from simulated import measured_by_sampling, measured_exactly
 from test_banked import SMALL, truth
 
-from circuits.assembly import assemble, assemble_gains
 from circuits.board import Conditions
 from circuits.calibration import calibrate
 from circuits.choices import Choices
@@ -25,14 +24,15 @@ from circuits.device import draw_device, ideal_device, predict
 from circuits.device_file import describe_device, device_hash, load_device
 from circuits.ensemble import ensemble
 from circuits.errors import InputError
+from circuits.files import write_json
 from circuits.handover import write_design
 from circuits.inversion import inversion
 from circuits.layout import build_board
+from circuits.nodal import assemble, assemble_gains
 from circuits.ou import predicted_columns, reading_covariance
 from circuits.pairs import pair_model
 from circuits.populated import Layout, element_means, model_circuit
 from circuits.solve import SolveRun
-from circuits.store import write_json
 from circuits.synthesis import board_and_program as synthesise
 from tngd import laboratory
 from tngd.laboratory import Inquiry

@@ -14,7 +14,6 @@ from pydantic import TypeAdapter
 from reference import deck_impedance, estimate_covariance, read_deck
 from scipy.integrate import quad
 
-from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.charge import ChargeRun, charge_law, charge_run
 from circuits.charge_readout import ChargeReadout, charge_readout
@@ -25,6 +24,7 @@ from circuits.errors import InputError
 from circuits.estimators import estimate_law
 from circuits.inversion import hold_correction, inversion
 from circuits.netlist import circuit_text
+from circuits.nodal import assemble
 from circuits.ou import held_covariance, lagged_covariances
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)

@@ -10,7 +10,6 @@ from cases import FAIR, FAIR_FACTOR, TARGETS, random_target
 from compare import FALSE_ALARM, NORMAL_BOUND, assert_close
 from conftest import needs_ngspice
 
-from circuits.assembly import assemble, readout_matrix
 from circuits.board import Conditions
 from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_copies, nominal_copy
@@ -22,6 +21,7 @@ from circuits.inversion import hold_correction, inversion
 from circuits.moments import BLOCK, CHUNK
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck
+from circuits.nodal import assemble, readout_matrix
 from circuits.ou import reading_covariance, spectrum
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.synthesis import board_and_program

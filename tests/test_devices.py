@@ -10,7 +10,6 @@ from conftest import needs_ngspice
 from simulated import rough_device
 from test_banked import truth
 
-from circuits.assembly import assemble, assemble_gains
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.copies import gains_of, nominal_copy
@@ -20,13 +19,14 @@ from circuits.device_file import PRESETS, describe_device, device_file, device_h
 from circuits.ensemble import element_spread
 from circuits.errors import InputError
 from circuits.estimated import Estimate, FittedCopy
+from circuits.files import sha256, write_json
 from circuits.fitted import Device
 from circuits.interface import Converter, Interface, board_interface, converted_law
 from circuits.layout import build_board
+from circuits.nodal import assemble, assemble_gains
 from circuits.ou import reading_covariance, reading_covariances
 from circuits.pairs import pair_model
 from circuits.presets import OFFSET, TOLERANCE, shipped_design
-from circuits.store import sha256, write_json
 from tngd.tiles import tile_board
 
 NEGATIVE = np.array([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]])  # takes negative elements

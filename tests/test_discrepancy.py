@@ -11,7 +11,6 @@ from conftest import needs_ngspice
 from scipy import stats
 from simulated import measured_exactly
 
-from circuits.assembly import assemble, assemble_gains
 from circuits.banked import calibrate_programs
 from circuits.bench import run_programs
 from circuits.board import Conditions, Copy
@@ -27,6 +26,7 @@ from circuits.evidence import flattened
 from circuits.fitting import fit
 from circuits.heldout import held_out_programs, measured_inverse, predicted, principal_scores, question
 from circuits.leavings import LEAVINGS_SEED, delayed_leavings, draw_pairs, drawn_spectra, lagged_leavings
+from circuits.nodal import assemble, assemble_gains
 from circuits.ou import lagged_covariances, reading_covariance, spectrum
 from circuits.pairs import half_circuit, half_of, pair_model
 from circuits.programmings import soldered_training

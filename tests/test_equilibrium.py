@@ -8,7 +8,6 @@ from conftest import needs_ngspice
 from scipy import stats
 from scipy.linalg import expm, solve_continuous_lyapunov
 
-from circuits.assembly import assemble, lag_of
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.deck import circuit_of
@@ -17,6 +16,7 @@ from circuits.equilibrium import equilibrium as judged
 from circuits.equilibrium import pairs_of_records, sums_of
 from circuits.handover import decks
 from circuits.moments import CHUNK
+from circuits.nodal import assemble, lag_of
 from circuits.sampled import HELD, chunk_deck, chunks_lags, run_chunk
 
 # Three readings of a process out of equilibrium: A is not normal, and A D is not symmetric.

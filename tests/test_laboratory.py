@@ -16,15 +16,15 @@ from compare import assert_close
 from conftest import needs_ngspice
 from scipy.linalg import expm
 
-from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.design import make_design
 from circuits.errors import InputError
+from circuits.files import locked
 from circuits.handover import write_design
 from circuits.inversion import inversion
+from circuits.nodal import assemble
 from circuits.ou import drift, reading_covariance, stationary_covariance
-from circuits.store import locked
 from tngd import laboratory
 from tngd.laboratory import Inquiry
 from tngd.report import render
@@ -144,7 +144,7 @@ def test_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path, monkeypatch
             stream.write = lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
         return stream
 
-    monkeypatch.setattr("circuits.store.os.fdopen", full)
+    monkeypatch.setattr("circuits.files.os.fdopen", full)
     with pytest.raises(InputError, match="No space left on device; nothing was changed"):
         laboratory.verify(tmp_path / "run", Inquiry("sampled", 500, copies=30))
     monkeypatch.undo()

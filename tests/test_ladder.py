@@ -7,7 +7,6 @@ import pytest
 from cases import FAIR, FAIR_FACTOR, M_MATRIX, TARGETS, random_target
 from compare import NORMAL_BOUND, assert_close
 
-from circuits.assembly import assemble_gains, nominal_circuit
 from circuits.board import Conditions
 from circuits.choices import Choices, check_choices
 from circuits.copies import draw_gains
@@ -16,6 +15,7 @@ from circuits.errors import InputError
 from circuits.handover import decks, write_design
 from circuits.inversion import inversion
 from circuits.ladder import passive_damping, plan
+from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import decay_time, reading_covariance, reading_covariances, settling_time
 from circuits.sensitivity import expected_error, part_sensitivities
 from circuits.synthesis import board_and_program

@@ -9,7 +9,6 @@ from compare import FALSE_ALARM, assert_close
 from scipy import stats
 from scipy.linalg import expm
 
-from circuits.assembly import assemble, lag_of
 from circuits.board import Conditions, Copy
 from circuits.copies import nominal_copy
 from circuits.design import make_design
@@ -18,6 +17,7 @@ from circuits.estimators import law_of_pairs, mean_covariance
 from circuits.lagged import lagged_evidence, lagged_law, lags_of
 from circuits.leavings import draw_pairs
 from circuits.measured import calibrate_measured
+from circuits.nodal import assemble, lag_of
 from circuits.ou import drift, lagged_covariances, stationary_covariance
 from circuits.pairs import pair_model
 from circuits.recorded import Recorded, RecordSummary

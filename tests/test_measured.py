@@ -13,7 +13,6 @@ from compare import FALSE_ALARM, NORMAL_BOUND
 from scipy import stats
 from test_laboratory import write_record
 
-from circuits.assembly import assemble
 from circuits.board import Conditions, Copy
 from circuits.choices import Choices
 from circuits.copies import nominal_copy
@@ -23,6 +22,7 @@ from circuits.errors import InputError
 from circuits.estimators import law_about_mean, mean_covariance
 from circuits.handover import write_design
 from circuits.measured import calibrate_measured
+from circuits.nodal import assemble
 from circuits.ou import lagged_covariances
 from circuits.pairs import pair_model
 from circuits.recorded import Recorded, RecordSummary

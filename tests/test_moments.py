@@ -9,7 +9,6 @@ from compare import assert_close
 from conftest import needs_ngspice
 
 from circuits import measurement
-from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.deck import circuit_of
 from circuits.design import make_design
@@ -20,6 +19,7 @@ from circuits.handover import decks
 from circuits.inversion import inversion
 from circuits.measurement import Plan, error_of_one, measure
 from circuits.moments import BLOCK, CHUNK, MOST_BLOCKS, Accumulator, running
+from circuits.nodal import assemble
 from circuits.sampled import HELD, Chunk
 
 TWO = make_design(np.array([[1.0, 0.3], [0.3, 1.0]]), copies=1)

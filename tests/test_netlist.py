@@ -11,16 +11,16 @@ from cases import FAIR, FAIR_FACTOR, TARGETS
 from compare import assert_close
 from reference import read_deck
 
-from circuits.assembly import assemble
 from circuits.board import TOLERANCE, Conditions, Part, check_name
 from circuits.choices import Choices
 from circuits.copies import draw_copies, nominal_copy
 from circuits.deck import ANALYSIS, circuit_of, deck
 from circuits.design import make_design
 from circuits.errors import InputError
+from circuits.files import sha256
 from circuits.handover import decks
+from circuits.nodal import assemble
 from circuits.ou import held_covariance
-from circuits.store import sha256
 from circuits.synthesis import board_and_program
 
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")

@@ -10,13 +10,13 @@ from compare import assert_close
 from conftest import needs_ngspice
 from reference import kronecker_lyapunov, read_deck
 
-from circuits.assembly import assemble, source_power
 from circuits.board import Conditions
 from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_copies, gains_of
 from circuits.errors import InputError, SimulationError
 from circuits.exact import exact_run
 from circuits.netlist import circuit_text
+from circuits.nodal import assemble, source_power
 from circuits.noise import noise_run
 from circuits.ou import reading_covariance
 from circuits.synthesis import board_and_program

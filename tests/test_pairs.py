@@ -5,10 +5,10 @@ import pytest
 from cases import FAIR, FAIR_FACTOR, M_MATRIX
 from compare import assert_close
 
-from circuits.assembly import assemble_gains, states
 from circuits.board import Conditions
 from circuits.choices import Choices, Parasitics
 from circuits.design import make_design
+from circuits.nodal import assemble_gains, states
 from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import half_circuit, half_of, pair_model
 from circuits.quadrature import covariance_and_slopes

@@ -9,7 +9,6 @@ from compare import assert_close
 from conftest import needs_ngspice
 from reference import deck_impedance, read_deck
 
-from circuits.assembly import assemble, nominal_circuit
 from circuits.board import Conditions
 from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_copies, nominal_copy, populated_parts
@@ -19,6 +18,7 @@ from circuits.errors import InputError
 from circuits.exact import exact_run
 from circuits.inversion import inversion
 from circuits.netlist import circuit_text
+from circuits.nodal import assemble, nominal_circuit
 from circuits.ou import reading_covariance, spectrum
 from circuits.parasitics import INPUT_CAPACITANCE, with_parasitics
 from circuits.review import review_text

@@ -15,9 +15,9 @@ from conftest import needs_ngspice
 from circuits.device import ideal_device
 from circuits.device_file import describe_device
 from circuits.errors import InputError
+from circuits.files import write_json
 from circuits.fisher import named_fisher
 from circuits.layout import build_board
-from circuits.store import write_json
 from tngd import laboratory, learning, pipeline
 from tngd.cli import main
 

@@ -15,12 +15,12 @@ from scipy.linalg import expm
 from simulated import measured_exactly
 
 from circuits import ou
-from circuits.assembly import assemble, assemble_many
 from circuits.board import Conditions
 from circuits.calibration import calibrate
 from circuits.design import make_design
 from circuits.device import predict
 from circuits.errors import InputError
+from circuits.nodal import assemble, assemble_many
 from tngd import likelihood, scan
 from tngd.likelihood import log_likelihood
 from tngd.paths import paths, prepare_steps, reading_draws, stationary_draws

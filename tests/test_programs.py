@@ -10,7 +10,6 @@ from conftest import needs_ngspice
 from reference import kronecker_lyapunov
 from scipy.linalg import expm
 
-from circuits.assembly import assemble
 from circuits.banked import calibrate_programs
 from circuits.board import Conditions
 from circuits.choices import Choices, Parasitics
@@ -20,6 +19,7 @@ from circuits.errors import InputError, SimulationError
 from circuits.exact import ExactRun
 from circuits.handover import write_design
 from circuits.leavings import draw_pairs
+from circuits.nodal import assemble
 from circuits.ou import diffusion, drift, reading_covariance, spectrum
 from circuits.pairs import half_of, pair_model
 from circuits.programmings import near_program, soldered_program, soldered_training

@@ -17,7 +17,6 @@ from scipy.linalg import expm
 from scipy.stats import norm
 
 from circuits import streaming
-from circuits.assembly import assemble, lag_of
 from circuits.board import Conditions, Design
 from circuits.choices import Choices, Parasitics
 from circuits.copies import specimens
@@ -26,6 +25,7 @@ from circuits.equilibrium import equilibrium
 from circuits.errors import InputError
 from circuits.estimators import effective_samples, joint_chi_square
 from circuits.moments import BLOCK
+from circuits.nodal import assemble, lag_of
 from circuits.ou import lagged_covariances
 from circuits.recorded import RecordSummary, read_recorded, recorded_law
 

@@ -12,7 +12,6 @@ from scipy.linalg import expm
 from simulated import measured_exactly
 from test_retrim import known_device
 
-from circuits.assembly import assemble, states
 from circuits.board import Conditions
 from circuits.calibration import calibrate
 from circuits.choices import Choices
@@ -21,11 +20,12 @@ from circuits.device import draw_device, ideal_device, predict
 from circuits.device_file import load_device
 from circuits.ensemble import draw_boards, ensemble, kind_of
 from circuits.errors import InputError
+from circuits.files import write_json
 from circuits.layout import build_board
+from circuits.nodal import assemble, states
 from circuits.ou import diffusion, drift, reading_covariance
 from circuits.pairs import pair_model
 from circuits.reduction import choose_order, reduce_order
-from circuits.store import write_json
 from circuits.synthesis import reprogram
 from tngd.process import program_process, stationary_law
 

@@ -11,7 +11,7 @@ from simulated import rough_device
 
 from circuits.device_file import describe_device, device_hash, load_device
 from circuits.errors import InputError
-from circuits.store import write_json
+from circuits.files import write_json
 from tngd.comparison import mean_and_error
 from tngd.learning import report
 from tngd.mnist_tables import comparison_tables, study_table

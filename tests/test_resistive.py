@@ -9,7 +9,6 @@ from conftest import needs_ngspice
 from reference import read_deck
 from scipy.linalg import expm
 
-from circuits.assembly import assemble, assemble_gains, nominal_circuit
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.copies import draw_copies, nominal_copy
@@ -21,6 +20,7 @@ from circuits.exact import exact_run
 from circuits.explanation import explanation
 from circuits.inversion import inversion
 from circuits.netlist import circuit_text
+from circuits.nodal import assemble, assemble_gains, nominal_circuit
 from circuits.ou import decay_time, predicted_columns, predicted_settling, reading_covariance, settling_time
 from circuits.review import review_text
 from circuits.sampled import chunk_deck, run_chunk

@@ -11,7 +11,6 @@ from cases import M_MATRIX
 from conftest import needs_ngspice
 from test_banked import truth
 
-from circuits.assembly import assemble
 from circuits.bench import run_programs
 from circuits.board import Conditions
 from circuits.choices import Choices
@@ -22,6 +21,7 @@ from circuits.errors import InputError
 from circuits.fitted import Device
 from circuits.heldout import measured_inverse
 from circuits.layout import build_board
+from circuits.nodal import assemble
 from circuits.ou import predicted_columns, reading_covariance
 from circuits.pairs import pair_model
 from circuits.retrim import nearest_program, retrim, trimmed_copy

@@ -10,18 +10,18 @@ from cases import M_MATRIX
 from conftest import needs_ngspice
 from test_retrim import known_device
 
-from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.design import make_design
 from circuits.device import ideal_device
 from circuits.device_file import describe_device
+from circuits.files import write_json
 from circuits.folder import load_design
 from circuits.handover import write_design
 from circuits.interface import Interface
+from circuits.nodal import assemble
 from circuits.ou import reading_covariance
 from circuits.retrim import retrim, trimmed_copy
-from circuits.store import write_json
 
 OTHER = np.array([[2.0, 0.4, -0.3], [0.4, 1.5, 0.1], [-0.3, 0.1, 1.0]])
 

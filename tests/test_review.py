@@ -8,7 +8,6 @@ from cases import FAIR, FAIR_FACTOR, M_MATRIX, random_target
 from compare import assert_close
 from reference import deck_impedance, kronecker_lyapunov, read_deck
 
-from circuits.assembly import assemble_gains, nominal_circuit
 from circuits.bill import bill_lines, digits
 from circuits.board import Conditions
 from circuits.bringup import bringup
@@ -19,6 +18,7 @@ from circuits.design import make_design
 from circuits.fisher import named_fisher
 from circuits.imperfections import nominal_errors, small_elements
 from circuits.inversion import inversion
+from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import diffusion, drift, reading_covariance
 from circuits.review import review_lines, review_text, worst_parts
 from circuits.sensitivity import MOST_NODES, differentiated, expected_error, part_sensitivities

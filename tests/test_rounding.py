@@ -8,7 +8,6 @@ import pytest
 from cases import FAIR, FAIR_FACTOR, TARGETS, random_target
 from conftest import needs_ngspice
 
-from circuits.assembly import nominal_circuit
 from circuits.board import Conditions
 from circuits.choices import Choices
 from circuits.copies import nominal_copy
@@ -20,6 +19,7 @@ from circuits.grids import series_near
 from circuits.handover import write_design
 from circuits.inversion import inversion
 from circuits.netlist import circuit_text
+from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
 from circuits.rounding import round_to_grid
 from circuits.synthesis import board_and_program

@@ -16,7 +16,6 @@ from reference import deck_inductors, read_deck
 
 from circuits import moments as circuits_moments
 from circuits import sampled
-from circuits.assembly import assemble, nominal_circuit, readout_matrix
 from circuits.board import Conditions
 from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_copies, nominal_copy
@@ -26,6 +25,7 @@ from circuits.estimators import joint_chi_square
 from circuits.moments import BLOCK
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck
+from circuits.nodal import assemble, nominal_circuit, readout_matrix
 from circuits.ou import held_covariance, reading_covariance
 from circuits.sampled import (
     HELD,

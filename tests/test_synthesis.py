@@ -6,7 +6,6 @@ import sympy as sp
 from cases import FAIR, FAIR_FACTOR, TARGETS
 from compare import assert_close
 
-from circuits.assembly import nominal_circuit
 from circuits.derivation import (
     CROSSED,
     GROUND1,
@@ -22,6 +21,7 @@ from circuits.derivation import (
 )
 from circuits.elements import element_values
 from circuits.ladder import reading_signs
+from circuits.nodal import nominal_circuit
 from circuits.synthesis import board_and_program
 
 

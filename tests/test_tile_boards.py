@@ -11,7 +11,6 @@ from scipy import linalg, stats
 from simulated import rough_device
 
 from circuits import interface
-from circuits.assembly import nominal_circuit
 from circuits.choices import Choices
 from circuits.copies import codes
 from circuits.device import ideal_device, predict
@@ -21,6 +20,7 @@ from circuits.fitted import Device
 from circuits.interface import Converter, Interface
 from circuits.ladder import plan
 from circuits.layout import build_board
+from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
 from circuits.synthesis import board_and_program, program
 from tngd.optimizer import TNGD

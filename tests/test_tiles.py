@@ -8,7 +8,6 @@ from compare import assert_close
 from simulated import measured_exactly, rough_device
 
 from circuits import ou
-from circuits.assembly import assemble
 from circuits.board import Conditions
 from circuits.calibration import calibrate
 from circuits.design import make_design
@@ -16,6 +15,7 @@ from circuits.device import draw_device, ideal_device, predict
 from circuits.errors import InputError
 from circuits.fitted import Device
 from circuits.layout import build_board
+from circuits.nodal import assemble
 from circuits.synthesis import board_and_program as synthesise
 from tngd.tiles import invert_tiles, tile_board
 

@@ -12,9 +12,9 @@ from simulated import rough_device
 
 from circuits.device import ideal_device
 from circuits.device_file import describe_device, device_hash, load_device
+from circuits.files import write_json
 from circuits.interface import Converter, Interface
 from circuits.layout import build_board
-from circuits.store import write_json
 from tngd import learning
 from tngd.plots_training import task_curves
 from tngd.report_training import task_sheet

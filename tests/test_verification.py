@@ -9,7 +9,6 @@ from compare import FALSE_ALARM, NORMAL_BOUND, assert_close
 from conftest import needs_ngspice
 from simulated import rough_device
 
-from circuits.assembly import assemble_gains, assemble_many, nominal_circuit
 from circuits.board import Conditions
 from circuits.copies import draw_gains
 from circuits.design import make_design
@@ -21,6 +20,7 @@ from circuits.handover import write_design
 from circuits.inversion import hold_correction, inversion
 from circuits.measurement import Plan, measure
 from circuits.moments import chunk_seed, chunk_sizes
+from circuits.nodal import assemble_gains, assemble_many, nominal_circuit
 from circuits.ou import reading_covariances
 from circuits.runs import load_measurements, save_measurements
 from circuits.sampled import run_chunk

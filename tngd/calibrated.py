@@ -19,17 +19,17 @@ from circuits.ensemble import draw_boards, ensemble
 from circuits.errors import InputError
 from circuits.estimated import pairs_of
 from circuits.evidence import evidence_frequencies
+from circuits.files import new_folder, provenance, read_json, refuse_existing, sha256, write_json, write_text
 from circuits.fitted import Device
 from circuits.folder import load_design
 from circuits.handover import codes_text
 from circuits.heldout import measured_inverse
 from circuits.interface import Interface
-from circuits.jobs import Progress, silent
 from circuits.ngspice import find_ngspice, ngspice_version
+from circuits.parallel import Progress, silent
 from circuits.presets import make_presets
 from circuits.retrim import Retrim, expected_inverse, mean_leavings, nearest_program, retrim, trimmed_copy
 from circuits.specimen import parameters_of
-from circuits.store import new_folder, provenance, read_json, refuse_existing, sha256, write_json, write_text
 from circuits.target import check_target
 from tngd.verbs import Place, congruence_of, target_of
 

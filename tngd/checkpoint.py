@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from circuits.store import write_npz
+from circuits.files import write_npz
 
 SCHEMA = "tngd.checkpoint/1"
 

@@ -16,9 +16,9 @@ from circuits.board import REFERENCE_CELSIUS
 from circuits.choices import Choices, Parasitics
 from circuits.errors import InputError, SimulationError
 from circuits.explanation import explanation
+from circuits.files import read_json
 from circuits.population import COPIES
 from circuits.review import review_lines
-from circuits.store import read_json
 from tngd import cli_copies, cli_train, verbs
 from tngd.__main__ import INTERRUPTED, end_interrupted
 from tngd.options import (

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from circuits.errors import InputError
+from circuits.files import write_text
 from circuits.fisher import DATA_SETS
-from circuits.store import write_text
 from tngd.options import Force, Seeds, Steps
 from tngd.stages import Stages
 from tngd.tables import show, training_table

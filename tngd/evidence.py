@@ -7,7 +7,7 @@ from typing import Any
 from circuits.device_file import device_hash, load_device
 from circuits.errors import InputError
 from circuits.fitted import Device
-from circuits.jobs import Progress, one_of, silent
+from circuits.parallel import Progress, one_of, silent
 from tngd.comparison import summary
 from tngd.methods import METHODS
 from tngd.mnist_results import Content, change_results, claim, kept_run, read_results

@@ -22,12 +22,12 @@ from circuits.device import ideal_device, predict
 from circuits.device_file import describe_device
 from circuits.errors import InputError
 from circuits.estimated import by_pairs
+from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
 from circuits.fitted import Device
 from circuits.fitting import Fit
 from circuits.folder import load_design
 from circuits.heldout import predicted, question, standard_error
 from circuits.inversion import inversion
-from circuits.jobs import Progress, silent
 from circuits.leavings import FEW, draw_pairs
 from circuits.measured import READOUT, calibrate_measured
 from circuits.measurement import Plan, error_of_one, measure
@@ -35,11 +35,11 @@ from circuits.moments import BLOCK
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.pairs import PairModel, pair_model
+from circuits.parallel import Progress, silent
 from circuits.population import COPIES
 from circuits.recorded import read_recorded
 from circuits.reduction import check_order, choose_order
 from circuits.runs import load_measurements, save_measurements
-from circuits.store import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
 from circuits.verification import describe_verification, verify_recorded
 from circuits.verification import verify as compare
 

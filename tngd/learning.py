@@ -8,8 +8,8 @@ from typing import Any
 
 from circuits.device_file import device_file, device_hash, load_device
 from circuits.errors import InputError
-from circuits.jobs import Progress, silent
-from circuits.store import file_sha256, locked, provenance, read_json, refuse_existing, write_json
+from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, write_json
+from circuits.parallel import Progress, silent
 from tngd.report import render
 from tngd.tasks import TASKS
 from tngd.training import SCHEMA

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import InputError
-from circuits.jobs import Progress
-from circuits.store import locked, provenance, read_json, refuse_existing, write_json
+from circuits.files import locked, provenance, read_json, refuse_existing, write_json
+from circuits.parallel import Progress
 from tngd.trial import Trial, run_trial, trial_hash
 
 SCHEMA = "tngd.mnist/1"

@@ -16,10 +16,10 @@ from threading import Event
 
 from circuits.design import check_options
 from circuits.errors import InputError, UnstableCopyError
+from circuits.files import is_ours, read_json, refuse_existing, write_json
 from circuits.fisher import DATA_SETS
-from circuits.jobs import Progress
 from circuits.ngspice import find_ngspice
-from circuits.store import is_ours, read_json, refuse_existing, write_json
+from circuits.parallel import Progress
 from tngd import laboratory, learning, verbs
 from tngd.training import check_budget
 

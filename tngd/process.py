@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.assembly import Circuit
 from circuits.board import Program
 from circuits.device import predict
 from circuits.errors import InputError
 from circuits.fitted import Device
+from circuits.nodal import Circuit
 from circuits.ou import diffusion, drift
 from circuits.reduction import reduce_order
 from tngd.transition import Transition, balancing_units, exact_transition, lyapunov

@@ -13,8 +13,8 @@ from typing import Any
 
 from circuits.device_file import PRESETS, device_file, device_hash, load_device
 from circuits.errors import InputError
+from circuits.files import read_json
 from circuits.fitted import Device
-from circuits.store import read_json
 from tngd.sheets import Sheet, sheet, with_error
 from tngd.tables import part_error
 

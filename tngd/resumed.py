@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from circuits.errors import InputError
-from circuits.store import sha256
+from circuits.files import sha256
 from tngd.array import Array
 from tngd.groups import trained
 from tngd.losses import Loss

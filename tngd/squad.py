@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
-from circuits.jobs import Progress, one_of, silent
-from circuits.store import file_sha256, provenance, refuse_existing, write_json
+from circuits.files import file_sha256, provenance, refuse_existing, write_json
+from circuits.parallel import Progress, one_of, silent
 from tngd.comparison import mean_and_error
 from tngd.curvature import CURVATURES
 from tngd.optimizer import TNGD

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
-from circuits.store import file_sha256
+from circuits.files import file_sha256
 from tngd.squad_data import Encoder
 from tngd.squad_span import span_outputs
 

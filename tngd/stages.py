@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from circuits.store import is_terminal
+from circuits.files import is_terminal
 
 
 class Stages:

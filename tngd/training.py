@@ -19,9 +19,9 @@ from torch import Tensor
 from circuits.device import ideal_device
 from circuits.device_file import device_hash
 from circuits.errors import InputError
+from circuits.files import sha256
 from circuits.fitted import Device
-from circuits.jobs import Progress, silent
-from circuits.store import sha256
+from circuits.parallel import Progress, silent
 from tngd.comparison import mean_and_error
 from tngd.helper import Pool, helpers
 from tngd.tasks import TASKS, Method, Task, optimal_loss, split_rows

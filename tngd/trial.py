@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
-from circuits.jobs import Progress, silent
-from circuits.store import sha256
+from circuits.files import sha256
+from circuits.parallel import Progress, silent
 from tngd.baselines import ConjugateNGD, ExactNGD
 from tngd.checkpoint import read_checkpoint, write_checkpoint
 from tngd.kfac import KFAC

@@ -10,7 +10,7 @@ from typing import Any
 
 from circuits.errors import InputError
 from circuits.fitted import Device
-from circuits.jobs import Progress
+from circuits.parallel import Progress
 from tngd.methods import METHODS, TUNED, Settings
 from tngd.mnist_results import change_results
 from tngd.mnist_trials import Data, Setting, tuning_trial
