@@ -18,14 +18,14 @@ import numpy as np
 
 from circuits.banked import calibrate_programs
 from circuits.board import Design
-from circuits.choices import Choices, Parasitics
-from circuits.design import make_design
 from circuits.device_file import describe_device
 from circuits.files import write_json
-from circuits.fisher import named_fisher
 from circuits.handover import write_design
 from circuits.ngspice import find_ngspice, ngspice_version
-from circuits.target import check_target, inverse_factor
+from circuits.synthesis.design import make_design
+from circuits.synthesis.fisher import named_fisher
+from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.target import check_target, inverse_factor
 from tngd.calibrated import Trim, retrim_copies
 
 EVERYTHING = Parasitics(winding=0.5, self_resonance=2e7, esr=0.05, coupled_coils=0.01, stray=0.2e-12)

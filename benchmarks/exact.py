@@ -10,10 +10,8 @@ import time
 import numpy as np
 
 from circuits.board import Conditions
-from circuits.choices import Choices
 from circuits.copies import gains_of
 from circuits.deck import circuit_of
-from circuits.design import make_design
 from circuits.exact import exact_run
 from circuits.handover import decks
 from circuits.inversion import inversion
@@ -21,6 +19,8 @@ from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import assemble, source_power
 from circuits.ou import reading_covariance
 from circuits.population import population
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices
 
 CASES = ((8, 0.5), (8, 1.5), (8, 30.0), (16, 1.5), (32, 1.5), (64, 1.5))
 REPEATS = {8: 5, 16: 3, 32: 3, 64: 1}

@@ -22,7 +22,7 @@ import torch
 from tiles import copies_of
 from torch import nn
 
-from circuits.choices import Choices
+from circuits.synthesis.options import Choices
 from tngd.baselines import ConjugateNGD, ExactNGD, ggn_product
 from tngd.curvature import cotangents
 from tngd.kfac import KFAC

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from circuits.device import ideal_device
-from circuits.layout import build_board
+from circuits.synthesis.topology import build_board
 from tngd.baselines import ExactNGD
 from tngd.optimizer import TNGD
 from tngd.tasks import TASKS, Method

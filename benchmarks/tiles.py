@@ -21,11 +21,11 @@ import torch
 from process import against, timed
 from torch import Tensor
 
-from circuits.choices import Choices
 from circuits.device import ideal_device
 from circuits.estimated import Estimate
 from circuits.fitted import Device
-from circuits.layout import build_board
+from circuits.synthesis.options import Choices
+from circuits.synthesis.topology import build_board
 from tngd.tile_algebra import slices
 from tngd.tile_solve import Reading, tile_answers
 from tngd.tiles import TileBoard, hold_tiles, invert_tiles, tile_board

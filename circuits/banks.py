@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from circuits.board import GROUND, Bank, Bit, Element, Part
-from circuits.choices import TEMPCO, BoardError, Choices, two_digits
+from circuits.synthesis.options import TEMPCO, BoardError, Choices, two_digits
 
 PARASITIC_TOLERANCE = 0.2  # of what nobody specifies
 MOST_SWITCH = 0.5  # of the resistance of a bit may be its switch's, whose spread would else be all of the bit's

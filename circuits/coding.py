@@ -6,7 +6,7 @@ diagonal as programmed and <U> its comparison matrix, the row sums of diag(d) <U
     d_i (<U> d)_i = g_i,   the one minimum of ½ dᵀ <U> d - Σ g_i log d_i,   convex if <U> is positive definite.
 
 Every target that passive cells hold therefore goes on the same board, and only couplings are switched. They take codes
-by the closest-vector search of circuits.rounding. What the pads load depends, a little, on the codes: a few passes.
+by the closest-vector search of circuits.synthesis.rounding. What the pads load depends, a little, on the codes: a few passes.
 """
 
 from dataclasses import replace
@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 
 from circuits.board import Bank, Board, Program
-from circuits.choices import MOST_RANGE, BoardError, two_digits
-from circuits.elements import element_values, static_load
 from circuits.errors import CoarseBankError
-from circuits.rounding import refitted, round_to_grid
+from circuits.synthesis.elements import element_values, static_load
+from circuits.synthesis.options import MOST_RANGE, BoardError, two_digits
+from circuits.synthesis.rounding import refitted, round_to_grid
 
 HEADROOM = 2.0  # of the largest coupling of the first target: others will need more
 NEAR_CODES = 4  # codes that are considered for a coupling

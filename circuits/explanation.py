@@ -5,7 +5,7 @@ import sympy as sp
 from circuits.bill import engineering
 from circuits.board import Board, Program
 from circuits.copies import codes
-from circuits.derivation import CROSSED, GROUND1, NEGATIVE1, STRAIGHT, cell_law
+from circuits.synthesis.equations import CROSSED, GROUND1, NEGATIVE1, STRAIGHT, cell_law
 
 MOST_LINES = 40
 CAPACITIVE = "G and Γ are multiples of I on the nominal board, so v has the covariance kT C⁻¹: A Σ + Σ Aᵀ = D holds."

@@ -9,11 +9,11 @@ from pydantic import TypeAdapter, ValidationError
 from circuits.board import Board, Copy, Design, Program
 from circuits.copies import specimens
 from circuits.deck import circuit_of
-from circuits.design import YIELD_DRAWS
 from circuits.errors import InputError
 from circuits.files import provenance, read_json, sha256
 from circuits.nodal import noise_amplitude, nominal_circuit
 from circuits.ou import nominal_hold_correction
+from circuits.synthesis.design import YIELD_DRAWS
 
 SCHEMA = "tngd.board/3"
 

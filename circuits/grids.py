@@ -1,6 +1,6 @@
 """Elements from an E series: the values near each exact one, held by one part or by two in parallel.
 
-circuits.rounding chooses from them.
+circuits.synthesis.rounding chooses from them.
 """
 
 from dataclasses import replace
@@ -9,8 +9,8 @@ import eseries
 import numpy as np
 
 from circuits.board import Board, Program
-from circuits.choices import SMALLEST_PART
-from circuits.rounding import round_to_grid
+from circuits.synthesis.options import SMALLEST_PART
+from circuits.synthesis.rounding import round_to_grid
 
 NEAR_VALUES = 4  # values of the grid that are considered for an element
 

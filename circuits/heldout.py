@@ -24,14 +24,14 @@ from circuits.errors import InputError
 from circuits.exact import ExactRun
 from circuits.fitting import Fit, leaving_parts
 from circuits.inversion import triangle
-from circuits.ladder import plan
 from circuits.leavings import Draws, delayed_leavings, drawn_spectra
 from circuits.pairs import Half, PairModel, half_circuit, half_of
 from circuits.programmings import near_program, random_program, soldered_program
 from circuits.response import impedance, impedance_slopes
 from circuits.settling import circuit_delays, delayed_and_slopes, delayed_covariance
 from circuits.solve import SolveRun
-from circuits.synthesis import program as synthesised
+from circuits.synthesis.cells import plan
+from circuits.synthesis.synthesis import program as synthesised
 
 HELD_OUT_SEED = 40_000_003
 Read = Callable[[np.ndarray], np.ndarray]

@@ -10,11 +10,11 @@ from scipy.linalg import eigh
 
 from circuits.bill import UNITS, engineering
 from circuits.board import Board, Conditions, Design, Program
-from circuits.choices import SMALLEST_PART
-from circuits.elements import held_matrix
 from circuits.inversion import circuit_inverses, inversion
 from circuits.nodal import Circuit, nominal_circuit, states
 from circuits.ou import MOST_STATES, reading_covariance
+from circuits.synthesis.elements import held_matrix
+from circuits.synthesis.options import SMALLEST_PART
 
 MOST_RELAXING = 1500  # nodes of a circuit without inductors, whose Lyapunov equation is an eigenvalue problem
 # Below these an element is as small as what no layout is without: strays of 0.2 pF, leakage of 100 MΩ.

@@ -7,7 +7,7 @@
     strays           C between the last node of a cell and the first of the next
 
 All are cold: only the noise sources are hot. What is static and known (self-resonance, inputs, pads of switches) is
-taken from the ground elements (circuits.elements). Behind its ESR no capacitor holds a node up any more at the
+taken from the ground elements (circuits.synthesis.elements). Behind its ESR no capacitor holds a node up any more at the
 highest frequencies, where white noise would then have no finite variance; what does is the input capacitance of the
 amplifier that reads the node, so a board with ESR has one, always on.
 """
@@ -19,8 +19,8 @@ import numpy as np
 
 from circuits.banks import parasitic
 from circuits.board import GROUND, Board, Mutual, Part
-from circuits.choices import BoardError, Parasitics, two_digits
 from circuits.errors import InputError
+from circuits.synthesis.options import BoardError, Parasitics, two_digits
 
 INPUT_CAPACITANCE = 5e-12  # F, of an amplifier and the trace to it
 MOST_INPUT = 0.9  # of a capacitor may be taken for it

@@ -18,7 +18,7 @@ from circuits.copies import draw_gains
 from circuits.inversion import Inversion, circuit_inverses
 from circuits.nodal import assemble_gains, is_stable, nominal_circuit, states
 from circuits.ou import MOST_STATES
-from circuits.sensitivity import expected_error, part_sensitivities
+from circuits.synthesis.sensitivity import expected_error, part_sensitivities
 
 COPIES = 600
 POPULATION_SEED = 10_000_019  # added to the design's seed: never the copies themselves

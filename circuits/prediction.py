@@ -17,13 +17,13 @@ from circuits.errors import InputError
 from circuits.estimated import FittedCopy
 from circuits.interface import Interface, board_interface, convert, converted_law
 from circuits.inversion import Inversion
-from circuits.ladder import plan
 from circuits.nodal import Circuit
 from circuits.ou import drift
 from circuits.reduction import reduce_order
 from circuits.specimen import fitted_circuit, shown
-from circuits.synthesis import program, reprogram
-from circuits.target import check_array, check_congruence, check_target
+from circuits.synthesis.cells import plan
+from circuits.synthesis.synthesis import program, reprogram
+from circuits.synthesis.target import check_array, check_congruence, check_target
 
 DAC_STREAM = 9  # of random numbers
 

@@ -22,12 +22,10 @@ import numpy as np
 from circuits.board import Board, Conditions, Design, Element, Program
 from circuits.calibration import calibrate, validated
 from circuits.copies import specimens
-from circuits.design import make_design
 from circuits.device import ideal_device
 from circuits.device_file import PRESETS, describe_device
 from circuits.estimated import Estimate, FittedCopy
 from circuits.files import provenance, sha256
-from circuits.fisher import named_fisher
 from circuits.fitted import Device
 from circuits.interface import board_interface
 from circuits.measurement import Plan, measure
@@ -36,7 +34,9 @@ from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.ou import reading_covariance
 from circuits.parallel import Progress, silent
 from circuits.specimen import reduced_circuit
-from circuits.target import check_target, inverse_factor
+from circuits.synthesis.design import make_design
+from circuits.synthesis.fisher import named_fisher
+from circuits.synthesis.target import check_target, inverse_factor
 
 TOLERANCE = 0.01  # of parts, and the limit of a readout's gain
 OFFSET = 5e-4  # V, limit of a readout's offset: 1 % of the largest rms reading

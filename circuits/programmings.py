@@ -17,13 +17,13 @@ from scipy.linalg import cho_factor, cho_solve
 from circuits.board import Board, Program
 from circuits.errors import InputError
 from circuits.evidence import ESR, Evidence, evidence_frequencies, expected_and_slopes, flattened
-from circuits.ladder import plan
 from circuits.leavings import Draws, drawn_spectra
 from circuits.nodal import nominal_circuit
 from circuits.ou import drift
 from circuits.pairs import Half, PairModel, half_circuit, half_of
-from circuits.synthesis import levelled
-from circuits.synthesis import program as synthesised
+from circuits.synthesis.cells import plan
+from circuits.synthesis.synthesis import levelled
+from circuits.synthesis.synthesis import program as synthesised
 
 TRAINING_SEED = 30_000_001  # added to the design's seed
 CANDIDATES = 3  # random programs that compete to be the next

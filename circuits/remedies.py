@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import fields, replace
 
-from circuits.choices import BoardError, Choices, Parasitics, check_choices, check_parasitics, option
 from circuits.errors import InputError
+from circuits.synthesis.options import BoardError, Choices, Parasitics, check_choices, check_parasitics, option
 
 MOST_TRIALS = 24
 MOST_CHANGES = 3  # at a time: more are another board

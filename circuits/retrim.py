@@ -2,7 +2,7 @@
 
 Three things are wrong with a copy, and each is set right where that is possible. Unequal temperatures no code repairs:
 the amplitude of each noise generator is set by its cell's temperature (a source's power by 1/t). Wrong bits are no
-error once they are known: the closest-vector search of circuits.rounding runs on the values that this copy's codes
+error once they are known: the closest-vector search of circuits.synthesis.rounding runs on the values that this copy's codes
 really have. What is left is the coarseness of the codes, which no search removes: couplings of 4 bits and 28 banks hold
 an inverse to some 0.5 %. Repeated programming does: the k-th program is for the inverse that makes the mean of the
 first k right,
@@ -20,19 +20,19 @@ import numpy as np
 from circuits.board import Bank, Board, Copy, Program
 from circuits.coding import row_sum_scaling
 from circuits.copies import codes
-from circuits.elements import element_values
 from circuits.errors import InputError
 from circuits.estimated import pairs_of
 from circuits.fitted import Device
 from circuits.interface import source_power
-from circuits.ladder import plan
 from circuits.leavings import delayed_leavings, draw_pairs, drawn_spectra
 from circuits.ou import reading_covariance
 from circuits.pairs import Half, PairModel, half_circuit, half_of, part_gains
 from circuits.response import impedance, spread_stamps
-from circuits.rounding import round_to_grid
 from circuits.specimen import parameters_of
-from circuits.synthesis import levelled
+from circuits.synthesis.cells import plan
+from circuits.synthesis.elements import element_values
+from circuits.synthesis.rounding import round_to_grid
+from circuits.synthesis.synthesis import levelled
 
 NEAR = 4  # codes that are considered for a coupling
 DRAWS = 32  # of mismatch

@@ -9,12 +9,12 @@ from circuits.bill import UNITS, engineering, soldered_parts
 from circuits.board import Design, RoundingCost
 from circuits.bringup import Bringup, bringup
 from circuits.deck import START_UP, WIDEST, WIDEST_BANKED
-from circuits.design import YIELD_DRAWS
 from circuits.files import sha256
 from circuits.imperfections import errors_in_words, nominal_errors, small_elements, unwelcome
-from circuits.ladder import without_negative
 from circuits.nodal import noise_amplitude, nominal_circuit
-from circuits.sensitivity import PartSensitivity, differentiated, expected_error, part_sensitivities
+from circuits.synthesis.cells import without_negative
+from circuits.synthesis.design import YIELD_DRAWS
+from circuits.synthesis.sensitivity import PartSensitivity, differentiated, expected_error, part_sensitivities
 
 WORST = 10
 WORST_LISTED = 3  # on the screen

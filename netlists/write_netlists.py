@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 
 from circuits.board import Design
-from circuits.design import make_design
 from circuits.files import write_text
-from circuits.fisher import named_fisher
 from circuits.handover import decks
-from circuits.target import inverse_factor
+from circuits.synthesis.design import make_design
+from circuits.synthesis.fisher import named_fisher
+from circuits.synthesis.target import inverse_factor
 
 NETLISTS = Path(__file__).parent
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from circuits.fisher import DATA_SETS, named_fisher
-from circuits.target import inverse_factor
+from circuits.synthesis.fisher import DATA_SETS, named_fisher
+from circuits.synthesis.target import inverse_factor
 
 
 def random_target(size: int, condition: float, seed: int) -> np.ndarray:

@@ -9,12 +9,12 @@ from circuits.estimated import Estimate
 from circuits.estimators import estimate_law
 from circuits.exact import ExactRun
 from circuits.fitted import Device
-from circuits.layout import build_board
 from circuits.measurement import spectral_frequencies
 from circuits.moments import BLOCK, CHUNK, Moments
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance, spectrum
 from circuits.runs import Run
+from circuits.synthesis.topology import build_board
 
 
 def measured_exactly(made) -> dict[str, Run]:

@@ -21,7 +21,7 @@ from circuits.estimated import Estimate
 from circuits.fitted import Device
 from circuits.interface import Converter, Interface
 from circuits.interface import convert as numpy_convert
-from circuits.layout import build_board
+from circuits.synthesis.topology import build_board
 from tngd.array import Array, array_of, noise_level, noise_of, program_array, readings
 from tngd.converters import convert
 from tngd.gram import dense_factor

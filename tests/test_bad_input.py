@@ -14,7 +14,7 @@ from conftest import needs_ngspice, tree
 from circuits.device import ideal_device
 from circuits.device_file import describe_device
 from circuits.files import write_json, write_npz
-from circuits.layout import build_board
+from circuits.synthesis.topology import build_board
 from tngd.pipeline import Options, _content
 from tngd.training import SCHEMA as TRAINING_SCHEMA
 

@@ -15,8 +15,6 @@ from circuits import bench
 from circuits.banked import calibrate_programs
 from circuits.bench import run_programs
 from circuits.board import Conditions
-from circuits.choices import Choices
-from circuits.design import make_design
 from circuits.device import predict
 from circuits.device_file import SCHEMA, describe_device, device_hash, load_device
 from circuits.errors import InputError, SimulationError
@@ -32,6 +30,8 @@ from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import pair_model
 from circuits.parallel import side_by_side, silent
 from circuits.programmings import random_program, soldered_training, training_programs
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices
 from tngd import laboratory
 
 SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])

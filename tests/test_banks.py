@@ -13,26 +13,26 @@ from conftest import needs_ngspice
 from reference import deck_impedance, read_deck, read_kicad
 
 from circuits.board import Conditions, Program, ideal_conditions
-from circuits.choices import Choices
 from circuits.coding import row_sum_scaling
 from circuits.copies import codes, draw_copies, nominal_copy, populated_parts
 from circuits.deck import circuit_of, deck
-from circuits.design import make_design, reuse_design
 from circuits.errors import InputError
 from circuits.estimators import estimate_law, joint_chi_square
 from circuits.exact import exact_run
 from circuits.folder import load_design
 from circuits.handover import codes_text, decks, write_design
 from circuits.inversion import inversion
-from circuits.layout import build_board
 from circuits.netlist import circuit_text
 from circuits.nodal import assemble, is_stable, nominal_circuit
 from circuits.ou import predicted_columns, reading_covariance, spectrum
 from circuits.pcb import pcb_netlist
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.solve import solve_run
-from circuits.synthesis import board_and_program, reprogram
-from circuits.target import inverse_factor
+from circuits.synthesis.design import make_design, reuse_design
+from circuits.synthesis.options import Choices
+from circuits.synthesis.synthesis import board_and_program, reprogram
+from circuits.synthesis.target import inverse_factor
+from circuits.synthesis.topology import build_board
 
 FOUR_BITS = Choices(bank_bits=4)
 NEAR = FAIR + 0.3 * np.eye(8)  # another target for the same board, and a factor that is not quite its own

@@ -20,10 +20,8 @@ from circuits.budget import (
     sampled_budget,
     total_interval,
 )
-from circuits.choices import Choices, Parasitics
 from circuits.copies import nominal_copy
 from circuits.deck import circuit_of
-from circuits.design import make_design
 from circuits.estimates import estimates
 from circuits.estimators import EstimateLaw, estimate_law
 from circuits.handover import decks
@@ -31,6 +29,8 @@ from circuits.inversion import hold_correction, inversion
 from circuits.measurement import Plan, measure
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices, Parasitics
 from circuits.verification import verify
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.01, 1e-12)

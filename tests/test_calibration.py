@@ -17,9 +17,7 @@ from test_banked import SMALL, truth
 
 from circuits.board import Conditions
 from circuits.calibration import calibrate
-from circuits.choices import Choices
 from circuits.copies import gains_of
-from circuits.design import make_design
 from circuits.device import draw_device, ideal_device, predict
 from circuits.device_file import describe_device, device_hash, load_device
 from circuits.ensemble import ensemble
@@ -27,13 +25,15 @@ from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.handover import write_design
 from circuits.inversion import inversion
-from circuits.layout import build_board
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import predicted_columns, reading_covariance
 from circuits.pairs import pair_model
 from circuits.populated import Layout, element_means, model_circuit
 from circuits.solve import SolveRun
-from circuits.synthesis import board_and_program as synthesise
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices
+from circuits.synthesis.synthesis import board_and_program as synthesise
+from circuits.synthesis.topology import build_board
 from tngd import laboratory
 from tngd.laboratory import Inquiry
 from tngd.tables import calibration_lines

@@ -17,15 +17,15 @@ from scipy.integrate import quad
 from circuits.board import Conditions
 from circuits.charge import ChargeRun, charge_law, charge_run
 from circuits.charge_readout import ChargeReadout, charge_readout
-from circuits.choices import Choices, Parasitics
 from circuits.copies import specimens
-from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.estimators import estimate_law
 from circuits.inversion import hold_correction, inversion
 from circuits.netlist import circuit_text
 from circuits.nodal import assemble
 from circuits.ou import held_covariance, lagged_covariances
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices, Parasitics
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 BOTH_SIGNS = TARGETS["both signs, dominant"][0]

@@ -11,9 +11,7 @@ from compare import FALSE_ALARM, NORMAL_BOUND, assert_close
 from conftest import needs_ngspice
 
 from circuits.board import Conditions
-from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_copies, nominal_copy
-from circuits.design import make_design
 from circuits.estimators import estimate_law, joint_chi_square
 from circuits.exact import exact_run
 from circuits.handover import write_design
@@ -24,7 +22,9 @@ from circuits.ngspice import run_deck
 from circuits.nodal import assemble, readout_matrix
 from circuits.ou import reading_covariance, spectrum
 from circuits.sampled import chunk_deck, run_chunk
-from circuits.synthesis import board_and_program
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.synthesis import board_and_program
 
 pytestmark = needs_ngspice
 SAMPLES = 20_000

@@ -11,9 +11,7 @@ from simulated import rough_device
 from test_banked import truth
 
 from circuits.board import Conditions
-from circuits.choices import Choices
 from circuits.copies import gains_of, nominal_copy
-from circuits.design import make_design
 from circuits.device import draw_device, ideal_device, predict
 from circuits.device_file import PRESETS, describe_device, device_file, device_hash, load_device
 from circuits.ensemble import element_spread
@@ -22,11 +20,13 @@ from circuits.estimated import Estimate, FittedCopy
 from circuits.files import sha256, write_json
 from circuits.fitted import Device
 from circuits.interface import Converter, Interface, board_interface, converted_law
-from circuits.layout import build_board
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import reading_covariance, reading_covariances
 from circuits.pairs import pair_model
 from circuits.presets import OFFSET, TOLERANCE, shipped_design
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices
+from circuits.synthesis.topology import build_board
 from tngd.tiles import tile_board
 
 NEGATIVE = np.array([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]])  # takes negative elements

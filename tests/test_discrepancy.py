@@ -15,10 +15,8 @@ from circuits.banked import calibrate_programs
 from circuits.bench import run_programs
 from circuits.board import Conditions, Copy
 from circuits.calibration import calibrate, uncertainties
-from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.covariances import covariance_evidence
-from circuits.design import make_design
 from circuits.device import predict
 from circuits.estimated import gain_names
 from circuits.estimators import estimate_law
@@ -31,6 +29,8 @@ from circuits.ou import lagged_covariances, reading_covariance, spectrum
 from circuits.pairs import half_circuit, half_of, pair_model
 from circuits.programmings import soldered_training
 from circuits.response import spectra
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices, Parasitics
 
 EVERYTHING = Parasitics(winding=1.0, self_resonance=3e7, esr=0.05, coupled_coils=0.02, stray=0.5e-12)
 SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])

@@ -11,7 +11,7 @@ from circuits.device import ideal_device
 from circuits.ensemble import draw_boards, element_spread, ensemble, kind_of
 from circuits.errors import InputError
 from circuits.estimated import Estimate
-from circuits.layout import build_board
+from circuits.synthesis.topology import build_board
 from tngd.tiles import tile_board
 
 

@@ -9,15 +9,15 @@ from scipy import stats
 from scipy.linalg import expm, solve_continuous_lyapunov
 
 from circuits.board import Conditions
-from circuits.choices import Choices
 from circuits.deck import circuit_of
-from circuits.design import make_design
 from circuits.equilibrium import equilibrium as judged
 from circuits.equilibrium import pairs_of_records, sums_of
 from circuits.handover import decks
 from circuits.moments import CHUNK
 from circuits.nodal import assemble, lag_of
 from circuits.sampled import HELD, chunk_deck, chunks_lags, run_chunk
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices
 
 # Three readings of a process out of equilibrium: A is not normal, and A D is not symmetric.
 A = 0.15 * np.array([[1.0, 2.0, 0.0], [-0.5, 1.0, 0.3], [0.2, -0.4, 0.7]])

@@ -14,17 +14,17 @@ from reference import read_deck, read_kicad
 
 from circuits.bill import COLUMNS, bill_text, engineering
 from circuits.board import GROUND
-from circuits.choices import Choices
 from circuits.copies import populated_parts
 from circuits.deck import circuit_of
-from circuits.derivation import cell_law
-from circuits.design import make_design
 from circuits.explanation import explanation
 from circuits.handover import decks, write_design
 from circuits.netlist import library_text
 from circuits.pcb import pcb_netlist
 from circuits.review import avoiding_negative, part_counts, review_text, worst_parts
 from circuits.schematic import schematic_svg
+from circuits.synthesis.design import make_design
+from circuits.synthesis.equations import cell_law
+from circuits.synthesis.options import Choices
 
 DESIGNS = {
     "raw": make_design(FAIR, name="fair"),

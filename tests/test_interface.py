@@ -7,11 +7,11 @@ import pytest
 from cases import M_MATRIX
 from scipy import integrate, stats
 
-from circuits.choices import TEMPCO
 from circuits.errors import InputError
 from circuits.interface import IDEAL, Converter, Interface, board_interface, convert, converted_law, source_power
-from circuits.layout import build_board
-from circuits.synthesis import board_and_program as synthesise
+from circuits.synthesis.options import TEMPCO
+from circuits.synthesis.synthesis import board_and_program as synthesise
+from circuits.synthesis.topology import build_board
 
 
 def slow(value: float, bits: int, full_scale: float) -> tuple[float, bool]:

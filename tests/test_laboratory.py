@@ -17,14 +17,14 @@ from conftest import needs_ngspice
 from scipy.linalg import expm
 
 from circuits.board import Conditions
-from circuits.choices import Choices
-from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.files import locked
 from circuits.handover import write_design
 from circuits.inversion import inversion
 from circuits.nodal import assemble
 from circuits.ou import drift, reading_covariance, stationary_covariance
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices
 from tngd import laboratory
 from tngd.laboratory import Inquiry
 from tngd.report import render

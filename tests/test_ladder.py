@@ -8,17 +8,17 @@ from cases import FAIR, FAIR_FACTOR, M_MATRIX, TARGETS, random_target
 from compare import NORMAL_BOUND, assert_close
 
 from circuits.board import Conditions
-from circuits.choices import Choices, check_choices
 from circuits.copies import draw_gains
-from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.handover import decks, write_design
 from circuits.inversion import inversion
-from circuits.ladder import passive_damping, plan
 from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import decay_time, reading_covariance, reading_covariances, settling_time
-from circuits.sensitivity import expected_error, part_sensitivities
-from circuits.synthesis import board_and_program
+from circuits.synthesis.cells import passive_damping, plan
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices, check_choices
+from circuits.synthesis.sensitivity import expected_error, part_sensitivities
+from circuits.synthesis.synthesis import board_and_program
 
 KINDS = {"plain": "plain", "differential": "differential", "active": "differential"}
 

@@ -11,7 +11,6 @@ from scipy.linalg import expm
 
 from circuits.board import Conditions, Copy
 from circuits.copies import nominal_copy
-from circuits.design import make_design
 from circuits.equilibrium import sums_of
 from circuits.estimators import law_of_pairs, mean_covariance
 from circuits.lagged import lagged_evidence, lagged_law, lags_of
@@ -21,6 +20,7 @@ from circuits.nodal import assemble, lag_of
 from circuits.ou import drift, lagged_covariances, stationary_covariance
 from circuits.pairs import pair_model
 from circuits.recorded import Recorded, RecordSummary
+from circuits.synthesis.design import make_design
 
 COPIES, READINGS = 10, 30_000
 

@@ -14,9 +14,7 @@ from scipy import stats
 from test_laboratory import write_record
 
 from circuits.board import Conditions, Copy
-from circuits.choices import Choices
 from circuits.copies import nominal_copy
-from circuits.design import make_design
 from circuits.device_file import load_device
 from circuits.errors import InputError
 from circuits.estimators import law_about_mean, mean_covariance
@@ -27,6 +25,8 @@ from circuits.ou import lagged_covariances
 from circuits.pairs import pair_model
 from circuits.recorded import Recorded, RecordSummary
 from circuits.streaming import Clipping
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices
 from tngd import laboratory
 
 COPIES, READINGS = 10, 400_000

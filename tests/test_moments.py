@@ -11,7 +11,6 @@ from conftest import needs_ngspice
 from circuits import measurement
 from circuits.board import Conditions
 from circuits.deck import circuit_of
-from circuits.design import make_design
 from circuits.equilibrium import Sums
 from circuits.errors import SimulationError
 from circuits.estimators import estimate_law
@@ -21,6 +20,7 @@ from circuits.measurement import Plan, error_of_one, measure
 from circuits.moments import BLOCK, CHUNK, MOST_BLOCKS, Accumulator, running
 from circuits.nodal import assemble
 from circuits.sampled import HELD, Chunk
+from circuits.synthesis.design import make_design
 
 TWO = make_design(np.array([[1.0, 0.3], [0.3, 1.0]]), copies=1)
 CIRCUITS = {name: circuit_of(text) for name, text in decks(TWO)}

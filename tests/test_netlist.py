@@ -12,16 +12,16 @@ from compare import assert_close
 from reference import read_deck
 
 from circuits.board import TOLERANCE, Conditions, Part, check_name
-from circuits.choices import Choices
 from circuits.copies import draw_copies, nominal_copy
 from circuits.deck import ANALYSIS, circuit_of, deck
-from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.files import sha256
 from circuits.handover import decks
 from circuits.nodal import assemble
 from circuits.ou import held_covariance
-from circuits.synthesis import board_and_program
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices
+from circuits.synthesis.synthesis import board_and_program
 
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 NETLISTS = Path(__file__).parents[1] / "netlists"

@@ -11,7 +11,6 @@ from conftest import needs_ngspice
 from reference import kronecker_lyapunov, read_deck
 
 from circuits.board import Conditions
-from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_copies, gains_of
 from circuits.errors import InputError, SimulationError
 from circuits.exact import exact_run
@@ -19,7 +18,8 @@ from circuits.netlist import circuit_text
 from circuits.nodal import assemble, source_power
 from circuits.noise import noise_run
 from circuits.ou import reading_covariance
-from circuits.synthesis import board_and_program
+from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.synthesis import board_and_program
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 HARD = TARGETS["random, condition 1e4"][0]

@@ -12,7 +12,7 @@ from simulated import rough_device
 
 from circuits.device import ideal_device
 from circuits.errors import InputError
-from circuits.layout import build_board
+from circuits.synthesis.topology import build_board
 from tngd.baselines import ExactNGD, woodbury
 from tngd.curvature import curvature_factor
 from tngd.losses import CROSS_ENTROPY, LOGISTIC

@@ -10,10 +10,8 @@ from conftest import needs_ngspice
 from reference import deck_impedance, read_deck
 
 from circuits.board import Conditions
-from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_copies, nominal_copy, populated_parts
 from circuits.deck import circuit_of, deck
-from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.exact import exact_run
 from circuits.inversion import inversion
@@ -22,6 +20,8 @@ from circuits.nodal import assemble, nominal_circuit
 from circuits.ou import reading_covariance, spectrum
 from circuits.parasitics import INPUT_CAPACITANCE, with_parasitics
 from circuits.review import review_text
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices, Parasitics
 
 EACH = {
     "winding": Parasitics(winding=0.5),

@@ -16,8 +16,8 @@ from circuits.device import ideal_device
 from circuits.device_file import describe_device
 from circuits.errors import InputError
 from circuits.files import write_json
-from circuits.fisher import named_fisher
-from circuits.layout import build_board
+from circuits.synthesis.fisher import named_fisher
+from circuits.synthesis.topology import build_board
 from tngd import laboratory, learning, pipeline
 from tngd.cli import main
 

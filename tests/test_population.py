@@ -10,15 +10,15 @@ from compare import NORMAL_BOUND, assert_close
 from conftest import needs_ngspice
 
 from circuits.board import Conditions, Copy
-from circuits.choices import Choices, Parasitics
 from circuits.copies import draw_gains
-from circuits.design import make_design
 from circuits.exact import exact_run
 from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.nodal import assemble_gains, source_power
 from circuits.ou import reading_covariance
 from circuits.population import POPULATION_SEED, contributions, population, yield_at
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices, Parasitics
 from circuits.thermal import KNOWN_AT, KNOWN_AT_BOTH, sweep
 
 

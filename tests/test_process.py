@@ -17,10 +17,10 @@ from simulated import measured_exactly
 from circuits import ou
 from circuits.board import Conditions
 from circuits.calibration import calibrate
-from circuits.design import make_design
 from circuits.device import predict
 from circuits.errors import InputError
 from circuits.nodal import assemble, assemble_many
+from circuits.synthesis.design import make_design
 from tngd import likelihood, scan
 from tngd.likelihood import log_likelihood
 from tngd.paths import paths, prepare_steps, reading_draws, stationary_draws

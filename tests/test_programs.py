@@ -12,8 +12,6 @@ from scipy.linalg import expm
 
 from circuits.banked import calibrate_programs
 from circuits.board import Conditions
-from circuits.choices import Choices, Parasitics
-from circuits.design import make_design
 from circuits.device import predict
 from circuits.errors import InputError, SimulationError
 from circuits.exact import ExactRun
@@ -24,6 +22,8 @@ from circuits.ou import diffusion, drift, reading_covariance, spectrum
 from circuits.pairs import half_of, pair_model
 from circuits.programmings import near_program, soldered_program, soldered_training
 from circuits.settling import circuit_delayed, delayed_and_slopes, delayed_covariance
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices, Parasitics
 from tngd import laboratory
 
 EVERYTHING = Parasitics(winding=0.5, self_resonance=50e6, esr=0.05, coupled_coils=0.01, stray=1e-12)

@@ -12,9 +12,9 @@ import pytest
 import typer
 from conftest import needs_ngspice
 
-from circuits.choices import Choices
-from circuits.design import make_design
-from circuits.fisher import named_fisher
+from circuits.synthesis.design import make_design
+from circuits.synthesis.fisher import named_fisher
+from circuits.synthesis.options import Choices
 from tngd.cli import app, main
 
 ROOT = Path(__file__).parents[1]

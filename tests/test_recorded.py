@@ -18,9 +18,7 @@ from scipy.stats import norm
 
 from circuits import streaming
 from circuits.board import Conditions, Design
-from circuits.choices import Choices, Parasitics
 from circuits.copies import specimens
-from circuits.design import make_design
 from circuits.equilibrium import equilibrium
 from circuits.errors import InputError
 from circuits.estimators import effective_samples, joint_chi_square
@@ -28,6 +26,8 @@ from circuits.moments import BLOCK
 from circuits.nodal import assemble, lag_of
 from circuits.ou import lagged_covariances
 from circuits.recorded import RecordSummary, read_recorded, recorded_law
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices, Parasitics
 
 PAIR = np.array([[1.5, -0.5], [-0.5, 1.0]])
 

@@ -14,19 +14,19 @@ from test_retrim import known_device
 
 from circuits.board import Conditions
 from circuits.calibration import calibrate
-from circuits.choices import Choices
-from circuits.design import make_design
 from circuits.device import draw_device, ideal_device, predict
 from circuits.device_file import load_device
 from circuits.ensemble import draw_boards, ensemble, kind_of
 from circuits.errors import InputError
 from circuits.files import write_json
-from circuits.layout import build_board
 from circuits.nodal import assemble, states
 from circuits.ou import diffusion, drift, reading_covariance
 from circuits.pairs import pair_model
 from circuits.reduction import choose_order, reduce_order
-from circuits.synthesis import reprogram
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices
+from circuits.synthesis.synthesis import reprogram
+from circuits.synthesis.topology import build_board
 from tngd.process import program_process, stationary_law
 
 SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])

@@ -10,11 +10,8 @@ from reference import read_deck
 from scipy.linalg import expm
 
 from circuits.board import Conditions
-from circuits.choices import Choices
 from circuits.copies import draw_copies, nominal_copy
 from circuits.deck import circuit_of, deck
-from circuits.derivation import cell_law, maxwell_matrix, resistive_residuals
-from circuits.design import make_design
 from circuits.estimators import estimate_law, joint_chi_square
 from circuits.exact import exact_run
 from circuits.explanation import explanation
@@ -24,9 +21,12 @@ from circuits.nodal import assemble, assemble_gains, nominal_circuit
 from circuits.ou import decay_time, predicted_columns, predicted_settling, reading_covariance, settling_time
 from circuits.review import review_text
 from circuits.sampled import chunk_deck, run_chunk
-from circuits.sensitivity import part_sensitivities
 from circuits.solve import solve_run
-from circuits.synthesis import board_and_program
+from circuits.synthesis.design import make_design
+from circuits.synthesis.equations import cell_law, maxwell_matrix, resistive_residuals
+from circuits.synthesis.options import Choices
+from circuits.synthesis.sensitivity import part_sensitivities
+from circuits.synthesis.synthesis import board_and_program
 
 RESISTIVE = Choices(coupling="resistive")
 

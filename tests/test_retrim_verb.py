@@ -11,8 +11,6 @@ from conftest import needs_ngspice
 from test_retrim import known_device
 
 from circuits.board import Conditions
-from circuits.choices import Choices
-from circuits.design import make_design
 from circuits.device import ideal_device
 from circuits.device_file import describe_device
 from circuits.files import write_json
@@ -22,6 +20,8 @@ from circuits.interface import Interface
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance
 from circuits.retrim import retrim, trimmed_copy
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices
 
 OTHER = np.array([[2.0, 0.4, -0.3], [0.4, 1.5, 0.1], [-0.3, 0.1, 1.0]])
 

@@ -11,18 +11,18 @@ from reference import deck_impedance, kronecker_lyapunov, read_deck
 from circuits.bill import bill_lines, digits
 from circuits.board import Conditions
 from circuits.bringup import bringup
-from circuits.choices import Choices, Parasitics
 from circuits.copies import nominal_copy
 from circuits.deck import circuit_of, deck
-from circuits.design import make_design
-from circuits.fisher import named_fisher
 from circuits.imperfections import nominal_errors, small_elements
 from circuits.inversion import inversion
 from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import diffusion, drift, reading_covariance
 from circuits.review import review_lines, review_text, worst_parts
-from circuits.sensitivity import MOST_NODES, differentiated, expected_error, part_sensitivities
-from circuits.target import inverse_factor
+from circuits.synthesis.design import make_design
+from circuits.synthesis.fisher import named_fisher
+from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.sensitivity import MOST_NODES, differentiated, expected_error, part_sensitivities
+from circuits.synthesis.target import inverse_factor
 
 CHAIN = 2 * np.eye(5) - np.eye(5, k=1) - np.eye(5, k=-1)
 RING = CHAIN - np.eye(5, k=4) - np.eye(5, k=-4)

@@ -9,9 +9,7 @@ from cases import FAIR, FAIR_FACTOR, TARGETS, random_target
 from conftest import needs_ngspice
 
 from circuits.board import Conditions
-from circuits.choices import Choices
 from circuits.copies import nominal_copy
-from circuits.design import make_design
 from circuits.errors import InputError
 from circuits.exact import exact_run
 from circuits.folder import load_design
@@ -21,8 +19,10 @@ from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
-from circuits.rounding import round_to_grid
-from circuits.synthesis import board_and_program
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices
+from circuits.synthesis.rounding import round_to_grid
+from circuits.synthesis.synthesis import board_and_program
 
 SMALL = [name for name, (target, *_) in TARGETS.items() if np.linalg.cond(target) < 200]
 

@@ -6,7 +6,10 @@ import sympy as sp
 from cases import FAIR, FAIR_FACTOR, TARGETS
 from compare import assert_close
 
-from circuits.derivation import (
+from circuits.nodal import nominal_circuit
+from circuits.synthesis.cells import reading_signs
+from circuits.synthesis.elements import element_values
+from circuits.synthesis.equations import (
     CROSSED,
     GROUND1,
     GROUND2,
@@ -19,10 +22,7 @@ from circuits.derivation import (
     maxwell_matrix,
     stationary_residual,
 )
-from circuits.elements import element_values
-from circuits.ladder import reading_signs
-from circuits.nodal import nominal_circuit
-from circuits.synthesis import board_and_program
+from circuits.synthesis.synthesis import board_and_program
 
 
 @pytest.mark.parametrize("kind", ["plain", "differential"])

@@ -11,18 +11,18 @@ from scipy import linalg, stats
 from simulated import rough_device
 
 from circuits import interface
-from circuits.choices import Choices
 from circuits.copies import codes
 from circuits.device import ideal_device, predict
 from circuits.errors import InputError
 from circuits.estimated import Estimate
 from circuits.fitted import Device
 from circuits.interface import Converter, Interface
-from circuits.ladder import plan
-from circuits.layout import build_board
 from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
-from circuits.synthesis import board_and_program, program
+from circuits.synthesis.cells import plan
+from circuits.synthesis.options import Choices
+from circuits.synthesis.synthesis import board_and_program, program
+from circuits.synthesis.topology import build_board
 from tngd.optimizer import TNGD
 from tngd.tile_banks import code_tiles, held_tiles, row_sum_scalings, tile_banks
 from tngd.tile_solve import Reading, tile_answers

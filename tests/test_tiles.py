@@ -10,13 +10,13 @@ from simulated import measured_exactly, rough_device
 from circuits import ou
 from circuits.board import Conditions
 from circuits.calibration import calibrate
-from circuits.design import make_design
 from circuits.device import draw_device, ideal_device, predict
 from circuits.errors import InputError
 from circuits.fitted import Device
-from circuits.layout import build_board
 from circuits.nodal import assemble
-from circuits.synthesis import board_and_program as synthesise
+from circuits.synthesis.design import make_design
+from circuits.synthesis.synthesis import board_and_program as synthesise
+from circuits.synthesis.topology import build_board
 from tngd.tiles import invert_tiles, tile_board
 
 # Condition numbers from 1 to 1e6, both signs, dominated and not.

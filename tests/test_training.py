@@ -14,7 +14,7 @@ from circuits.device import ideal_device
 from circuits.device_file import describe_device, device_hash, load_device
 from circuits.files import write_json
 from circuits.interface import Converter, Interface
-from circuits.layout import build_board
+from circuits.synthesis.topology import build_board
 from tngd import learning
 from tngd.plots_training import task_curves
 from tngd.report_training import task_sheet

@@ -11,7 +11,6 @@ from simulated import rough_device
 
 from circuits.board import Conditions
 from circuits.copies import draw_gains
-from circuits.design import make_design
 from circuits.device import draw_device
 from circuits.errors import InputError
 from circuits.estimators import estimate_law
@@ -24,6 +23,7 @@ from circuits.nodal import assemble_gains, assemble_many, nominal_circuit
 from circuits.ou import reading_covariances
 from circuits.runs import load_measurements, save_measurements
 from circuits.sampled import run_chunk
+from circuits.synthesis.design import make_design
 from circuits.verification import describe_verification, verify
 from tngd import laboratory
 from tngd.laboratory import Inquiry

@@ -13,12 +13,12 @@ import typer
 from threadpoolctl import threadpool_limits
 
 from circuits.board import REFERENCE_CELSIUS
-from circuits.choices import Choices, Parasitics
 from circuits.errors import InputError, SimulationError
 from circuits.explanation import explanation
 from circuits.files import read_json
 from circuits.population import COPIES
 from circuits.review import review_lines
+from circuits.synthesis.options import Choices, Parasitics
 from tngd import cli_copies, cli_train, verbs
 from tngd.__main__ import INTERRUPTED, end_interrupted
 from tngd.options import (

@@ -9,7 +9,7 @@ import typer
 
 from circuits.errors import InputError
 from circuits.files import write_text
-from circuits.fisher import DATA_SETS
+from circuits.synthesis.fisher import DATA_SETS
 from tngd.options import Force, Seeds, Steps
 from tngd.stages import Stages
 from tngd.tables import show, training_table

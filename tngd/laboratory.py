@@ -15,7 +15,6 @@ from circuits.banked import calibrate_programs
 from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Conditions, Design
 from circuits.calibration import calibrate as fit_copies
 from circuits.calibration import uncertainties, validated
-from circuits.choices import two_digits
 from circuits.copies import specimens
 from circuits.deck import discarded
 from circuits.device import ideal_device, predict
@@ -40,6 +39,7 @@ from circuits.population import COPIES
 from circuits.recorded import read_recorded
 from circuits.reduction import check_order, choose_order
 from circuits.runs import load_measurements, save_measurements
+from circuits.synthesis.options import two_digits
 from circuits.verification import describe_verification, verify_recorded
 from circuits.verification import verify as compare
 

@@ -18,7 +18,7 @@ from circuits.errors import InputError
 from circuits.estimated import Estimate
 from circuits.fitted import Device
 from circuits.interface import Converter
-from circuits.layout import build_board
+from circuits.synthesis.topology import build_board
 from tngd.array import Array, array_of
 from tngd.baselines import ConjugateNGD
 from tngd.kfac import KFAC

@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 
-from circuits.design import check_options
 from circuits.errors import InputError, UnstableCopyError
 from circuits.files import is_ours, read_json, refuse_existing, write_json
-from circuits.fisher import DATA_SETS
 from circuits.ngspice import find_ngspice
 from circuits.parallel import Progress
+from circuits.synthesis.design import check_options
+from circuits.synthesis.fisher import DATA_SETS
 from tngd import laboratory, learning, verbs
 from tngd.training import check_budget
 

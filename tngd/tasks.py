@@ -15,7 +15,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from circuits.fisher import DATA_SETS, fit_weights, load
+from circuits.synthesis.fisher import DATA_SETS, fit_weights, load
 from tngd.baselines import ExactNGD
 from tngd.losses import CROSS_ENTROPY, LOGISTIC, Loss
 from tngd.optimizer import TNGD

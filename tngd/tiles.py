@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from circuits.device import draw_device, quality_factor, readout_of
-from circuits.elements import GROUND_MINIMUM
 from circuits.errors import InputError
 from circuits.estimated import by_pairs, pairs_of
 from circuits.fitted import Device, checked
 from circuits.interface import IDEAL, Interface
-from circuits.ladder import SCALING_LIMIT, SLACK_MINIMUM
 from circuits.pairs import part_gains
 from circuits.specimen import parameters_of
+from circuits.synthesis.cells import SCALING_LIMIT, SLACK_MINIMUM
+from circuits.synthesis.elements import GROUND_MINIMUM
 from tngd.tile_algebra import cholesky, cholesky_solve, lower_inverse
 from tngd.tile_banks import TileBanks, code_tiles, held_tiles, tile_banks
 
@@ -213,7 +213,7 @@ def _largest_variance(M: Tensor) -> Tensor:
 
 
 def _scaling(U: Tensor, sums: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Weights (n, tiles) as circuits.ladder for differential cells, None for 1, and which tiles need nothing negative.
+    """Weights (n, tiles) as circuits.synthesis.cells for differential cells, None for 1, and which tiles need nothing negative.
 
     U (n, n, tiles) of unit diagonal, with the sums of sizes in its rows (n, tiles).
     """

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from circuits.board import Design, check_name
-from circuits.choices import Choices, Parasitics, check_choices
-from circuits.design import check_options, holds, make_design, reuse_design
 from circuits.errors import InputError
 from circuits.files import provenance, refuse_existing, sha256, write_json, write_npy
-from circuits.fisher import DATA_SETS, check_weights, named_fisher
 from circuits.folder import load_design
 from circuits.handover import write_design
-from circuits.synthesis import check_size, takes
-from circuits.target import check_congruence, check_square, check_target, inverse_factor, read_matrix
+from circuits.synthesis.design import check_options, holds, make_design, reuse_design
+from circuits.synthesis.fisher import DATA_SETS, check_weights, named_fisher
+from circuits.synthesis.options import Choices, Parasitics, check_choices
+from circuits.synthesis.synthesis import check_size, takes
+from circuits.synthesis.target import check_congruence, check_square, check_target, inverse_factor, read_matrix
 
 
 @dataclass(frozen=True)

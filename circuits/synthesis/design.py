@@ -10,14 +10,14 @@ from dataclasses import replace
 import numpy as np
 
 from circuits.board import Board, Conditions, Design, Program, check_name, ideal_conditions
-from circuits.choices import Choices, Parasitics, check_choices, check_parasitics, two_digits
 from circuits.copies import draw_copies, draw_gains, gains_of, nominal_copy
 from circuits.errors import InputError, UnstableCopyError
-from circuits.ladder import precondition
 from circuits.nodal import assemble_gains, is_stable
-from circuits.synthesis import board_and_program as synthesise
-from circuits.synthesis import reprogram
-from circuits.target import DOUBLINGS, least_damping
+from circuits.synthesis.cells import precondition
+from circuits.synthesis.options import Choices, Parasitics, check_choices, check_parasitics, two_digits
+from circuits.synthesis.synthesis import board_and_program as synthesise
+from circuits.synthesis.synthesis import reprogram
+from circuits.synthesis.target import DOUBLINGS, least_damping
 
 YIELD_DRAWS = 400
 GOOD_YIELD = 0.99

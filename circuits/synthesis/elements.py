@@ -1,6 +1,6 @@
 """What elements have to be for a board to hold a matrix, and what the board holds besides its elements.
 
-The formulas come from circuits.derivation. The static load of a board, pads, coils, inputs and what is soldered to
+The formulas come from circuits.synthesis.equations. The static load of a board, pads, coils, inputs and what is soldered to
 ground for good, is known, and taken from the ground elements.
 """
 
@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from circuits.board import Board, Cell, Program
-from circuits.choices import BoardError, two_digits
-from circuits.derivation import element_formulas
-from circuits.ladder import SLACK_MINIMUM
 from circuits.nodal import nominal_circuit
+from circuits.synthesis.cells import SLACK_MINIMUM
+from circuits.synthesis.equations import element_formulas
+from circuits.synthesis.options import BoardError, two_digits
 
 GROUND_MINIMUM = 0.1  # of the unit: ground element that keeps the common mode definite
 

@@ -18,7 +18,7 @@ from itertools import combinations
 import numpy as np
 
 from circuits.board import Board, Program, RoundingCost
-from circuits.elements import element_stamps
+from circuits.synthesis.elements import element_stamps
 
 BEAM = 2048  # partial choices kept
 FINALISTS = 64  # of the beam, compared by the exact error

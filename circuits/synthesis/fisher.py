@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from statsmodels.datasets import fair
 
 from circuits.errors import InputError
-from circuits.target import check_target
+from circuits.synthesis.target import check_target
 
 FEATURES = 8
 RIDGE = 1e-6  # prior precision per sample: keeps the fit finite where the classes are separable

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.choices import two_digits
 from circuits.errors import InputError
+from circuits.synthesis.options import two_digits
 
 CELLS = ("auto", "plain", "differential", "active")
 SCALING_LIMIT = 10.0  # largest weight of a dominance scaling; beyond it the ground elements are too small a part

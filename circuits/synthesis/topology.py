@@ -15,7 +15,7 @@ from itertools import combinations
 
 from circuits.banks import bank_of, bank_parts, unloaded_capacitances
 from circuits.board import GROUND, Bank, Board, Cell, Element, Input, Limits, Part, Reading, Source
-from circuits.choices import TEMPCO, Choices
+from circuits.synthesis.options import TEMPCO, Choices
 
 LETTERS = {"ground": "G", "straight": "S", "crossed": "X", "negative": "N"}
 

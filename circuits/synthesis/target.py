@@ -11,8 +11,8 @@ from tokenize import TokenError
 import numpy as np
 from numpy.typing import ArrayLike
 
-from circuits.choices import two_digits
 from circuits.errors import InputError
+from circuits.synthesis.options import two_digits
 
 SYMMETRY = 1e-8  # relative asymmetry that still counts as rounding
 SMALLEST_PIVOT = 1e-14  # of a matrix of unit diagonal, relative to its largest: below it rounding makes it singular

@@ -12,18 +12,18 @@ from functools import partial
 import numpy as np
 
 from circuits.board import Board, Program
-from circuits.choices import BoardError, Choices, Parasitics, two_digits
 from circuits.coding import coded, needed_range
-from circuits.elements import LoadError, element_values, static_load, unloaded
 from circuits.errors import CoarseBankError, InputError
 from circuits.grids import halved, round_fixed, round_to_series
-from circuits.ladder import Plan, passive_damping, plan, precondition
-from circuits.layout import build_board
 from circuits.nodal import Circuit, nominal_circuit
 from circuits.ou import hold_period, settling_time
 from circuits.parasitics import with_parasitics
 from circuits.remedies import refused
-from circuits.target import least_damping
+from circuits.synthesis.cells import Plan, passive_damping, plan, precondition
+from circuits.synthesis.elements import LoadError, element_values, static_load, unloaded
+from circuits.synthesis.options import BoardError, Choices, Parasitics, two_digits
+from circuits.synthesis.target import least_damping
+from circuits.synthesis.topology import build_board
 
 LARGEST = 64  # cells
 LARGEST_BANKED = 16  # cells of a board with banks, every bit of which is a node

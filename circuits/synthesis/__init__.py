@@ -1,0 +1,1 @@
+"""Synthesis: from a Fisher matrix to a board, a program and stable copies."""
