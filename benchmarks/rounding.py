@@ -12,10 +12,9 @@ import time
 import numpy as np
 
 from circuits.board import Board, Program, RoundingCost
-from circuits.grids import round_to_series
+from circuits.synthesis.design import board_and_program
 from circuits.synthesis.options import Choices
-from circuits.synthesis.rounding import round_to_grid
-from circuits.synthesis.synthesis import board_and_program
+from circuits.synthesis.rounding import round_to_grid, round_to_series
 
 TARGETS = 12
 SIZE = 8

@@ -23,7 +23,7 @@ from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import nominal_circuit
 from circuits.sampled import HELD, STEPPED, chunk_deck, chunks_law, recipe_for, run_chunk
-from circuits.synthesis.synthesis import board_and_program
+from circuits.synthesis.design import board_and_program
 
 SIZES = (8, 16, 32, 64)
 READINGS = {8: 20_000, 16: 10_000, 32: 4000, 64: 1000}

@@ -26,7 +26,7 @@ from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import assemble
 from circuits.sampled import HELD, STEPPED, chunk_deck, chunks_law, recipe_for
-from circuits.synthesis.synthesis import board_and_program
+from circuits.synthesis.design import board_and_program
 from tngd.paths import draws_of
 from tngd.process import circuit_process, reading_law, stationary_law
 

@@ -31,7 +31,7 @@ from circuits.response import impedance, impedance_slopes
 from circuits.settling import circuit_delays, delayed_and_slopes, delayed_covariance
 from circuits.solve import SolveRun
 from circuits.synthesis.cells import plan
-from circuits.synthesis.synthesis import program as synthesised
+from circuits.synthesis.design import program as synthesised
 
 HELD_OUT_SEED = 40_000_003
 Read = Callable[[np.ndarray], np.ndarray]

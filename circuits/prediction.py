@@ -22,7 +22,7 @@ from circuits.ou import drift
 from circuits.reduction import reduce_order
 from circuits.specimen import fitted_circuit, shown
 from circuits.synthesis.cells import plan
-from circuits.synthesis.synthesis import program, reprogram
+from circuits.synthesis.design import program, reprogram
 from circuits.synthesis.target import check_array, check_congruence, check_target
 
 DAC_STREAM = 9  # of random numbers

@@ -22,8 +22,8 @@ from circuits.nodal import nominal_circuit
 from circuits.ou import drift
 from circuits.pairs import Half, PairModel, half_circuit, half_of
 from circuits.synthesis.cells import plan
-from circuits.synthesis.synthesis import levelled
-from circuits.synthesis.synthesis import program as synthesised
+from circuits.synthesis.design import levelled
+from circuits.synthesis.design import program as synthesised
 
 TRAINING_SEED = 30_000_001  # added to the design's seed
 CANDIDATES = 3  # random programs that compete to be the next

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from circuits.board import Bank, Board, Copy, Program
-from circuits.coding import row_sum_scaling
 from circuits.copies import codes
 from circuits.errors import InputError
 from circuits.estimated import pairs_of
@@ -30,9 +29,9 @@ from circuits.pairs import Half, PairModel, half_circuit, half_of, part_gains
 from circuits.response import impedance, spread_stamps
 from circuits.specimen import parameters_of
 from circuits.synthesis.cells import plan
+from circuits.synthesis.design import levelled
 from circuits.synthesis.elements import element_values
-from circuits.synthesis.rounding import round_to_grid
-from circuits.synthesis.synthesis import levelled
+from circuits.synthesis.rounding import round_to_grid, row_sum_scaling
 
 NEAR = 4  # codes that are considered for a coupling
 DRAWS = 32  # of mismatch

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from cases import TARGETS
 
-from circuits.coding import needed_range
 from circuits.errors import InputError
 from circuits.folder import load_design
 from circuits.synthesis.design import holds, make_design, reuse_design
 from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.rounding import needed_range
 from circuits.synthesis.target import check_congruence, check_target, inverse_factor
 
 TWO = np.array([[2.0, 1.0], [1.0, 2.0]])

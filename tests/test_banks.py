@@ -13,7 +13,6 @@ from conftest import needs_ngspice
 from reference import deck_impedance, read_deck, read_kicad
 
 from circuits.board import Conditions, Program, ideal_conditions
-from circuits.coding import row_sum_scaling
 from circuits.copies import codes, draw_copies, nominal_copy, populated_parts
 from circuits.deck import circuit_of, deck
 from circuits.errors import InputError
@@ -28,9 +27,9 @@ from circuits.ou import predicted_columns, reading_covariance, spectrum
 from circuits.pcb import pcb_netlist
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.solve import solve_run
-from circuits.synthesis.design import make_design, reuse_design
+from circuits.synthesis.design import board_and_program, make_design, reprogram, reuse_design
 from circuits.synthesis.options import Choices
-from circuits.synthesis.synthesis import board_and_program, reprogram
+from circuits.synthesis.rounding import row_sum_scaling
 from circuits.synthesis.target import inverse_factor
 from circuits.synthesis.topology import build_board
 

@@ -30,9 +30,9 @@ from circuits.ou import predicted_columns, reading_covariance
 from circuits.pairs import pair_model
 from circuits.populated import Layout, element_means, model_circuit
 from circuits.solve import SolveRun
+from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
-from circuits.synthesis.synthesis import board_and_program as synthesise
 from circuits.synthesis.topology import build_board
 from tngd import laboratory
 from tngd.laboratory import Inquiry

@@ -22,9 +22,8 @@ from circuits.ngspice import run_deck
 from circuits.nodal import assemble, readout_matrix
 from circuits.ou import reading_covariance, spectrum
 from circuits.sampled import chunk_deck, run_chunk
-from circuits.synthesis.design import make_design
+from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.options import Choices, Parasitics
-from circuits.synthesis.synthesis import board_and_program
 
 pytestmark = needs_ngspice
 SAMPLES = 20_000

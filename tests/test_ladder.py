@@ -15,10 +15,9 @@ from circuits.inversion import inversion
 from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import decay_time, reading_covariance, reading_covariances, settling_time
 from circuits.synthesis.cells import passive_damping, plan
-from circuits.synthesis.design import make_design
+from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.options import Choices, check_choices
 from circuits.synthesis.sensitivity import expected_error, part_sensitivities
-from circuits.synthesis.synthesis import board_and_program
 
 KINDS = {"plain": "plain", "differential": "differential", "active": "differential"}
 

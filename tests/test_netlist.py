@@ -19,9 +19,8 @@ from circuits.files import sha256
 from circuits.handover import decks
 from circuits.nodal import assemble
 from circuits.ou import held_covariance
-from circuits.synthesis.design import make_design
+from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.options import Choices
-from circuits.synthesis.synthesis import board_and_program
 
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 NETLISTS = Path(__file__).parents[1] / "netlists"

@@ -18,8 +18,8 @@ from circuits.netlist import circuit_text
 from circuits.nodal import assemble, source_power
 from circuits.noise import noise_run
 from circuits.ou import reading_covariance
+from circuits.synthesis.design import board_and_program
 from circuits.synthesis.options import Choices, Parasitics
-from circuits.synthesis.synthesis import board_and_program
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 HARD = TARGETS["random, condition 1e4"][0]

@@ -14,7 +14,7 @@ from circuits.board import Conditions
 from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.exact import integrate
 from circuits.nodal import Circuit, assemble_gains, nominal_circuit
-from circuits.synthesis.synthesis import board_and_program
+from circuits.synthesis.design import board_and_program
 
 
 def copies_of(target, congruence=None, count=3):

@@ -18,10 +18,10 @@ from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.nodal import assemble, nominal_circuit
 from circuits.ou import reading_covariance, spectrum
-from circuits.parasitics import INPUT_CAPACITANCE, with_parasitics
 from circuits.review import review_text
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.topology import INPUT_CAPACITANCE, with_parasitics
 
 EACH = {
     "winding": Parasitics(winding=0.5),

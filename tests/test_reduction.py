@@ -23,9 +23,8 @@ from circuits.nodal import assemble, states
 from circuits.ou import diffusion, drift, reading_covariance
 from circuits.pairs import pair_model
 from circuits.reduction import choose_order, reduce_order
-from circuits.synthesis.design import make_design
+from circuits.synthesis.design import make_design, reprogram
 from circuits.synthesis.options import Choices
-from circuits.synthesis.synthesis import reprogram
 from circuits.synthesis.topology import build_board
 from tngd.process import program_process, stationary_law
 

@@ -22,11 +22,10 @@ from circuits.ou import decay_time, predicted_columns, predicted_settling, readi
 from circuits.review import review_text
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.solve import solve_run
-from circuits.synthesis.design import make_design
+from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.equations import cell_law, maxwell_matrix, resistive_residuals
 from circuits.synthesis.options import Choices
 from circuits.synthesis.sensitivity import part_sensitivities
-from circuits.synthesis.synthesis import board_and_program
 
 RESISTIVE = Choices(coupling="resistive")
 

@@ -13,16 +13,14 @@ from circuits.copies import nominal_copy
 from circuits.errors import InputError
 from circuits.exact import exact_run
 from circuits.folder import load_design
-from circuits.grids import series_near
 from circuits.handover import write_design
 from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
-from circuits.synthesis.design import make_design
+from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.options import Choices
-from circuits.synthesis.rounding import round_to_grid
-from circuits.synthesis.synthesis import board_and_program
+from circuits.synthesis.rounding import round_to_grid, series_near
 
 SMALL = [name for name, (target, *_) in TARGETS.items() if np.linalg.cond(target) < 200]
 

@@ -40,8 +40,8 @@ from circuits.sampled import (
     run_chunk,
 )
 from circuits.stepped import UNIT, alternating_currents, memory, stepped_estimate_law, stepped_lagged_covariances
+from circuits.synthesis.design import board_and_program
 from circuits.synthesis.options import Choices, Parasitics
-from circuits.synthesis.synthesis import board_and_program
 
 RESISTIVE, BANKS = Choices(coupling="resistive"), Choices(bank_bits=3)
 NO_CAPACITOR = Parasitics(winding=0.5, coupled_coils=0.05, stray=3e-12)  # between winding and inductor there is none

@@ -8,6 +8,7 @@ from compare import assert_close
 
 from circuits.nodal import nominal_circuit
 from circuits.synthesis.cells import reading_signs
+from circuits.synthesis.design import board_and_program
 from circuits.synthesis.elements import element_values
 from circuits.synthesis.equations import (
     CROSSED,
@@ -22,7 +23,6 @@ from circuits.synthesis.equations import (
     maxwell_matrix,
     stationary_residual,
 )
-from circuits.synthesis.synthesis import board_and_program
 
 
 @pytest.mark.parametrize("kind", ["plain", "differential"])

@@ -20,8 +20,8 @@ from circuits.interface import Converter, Interface
 from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
 from circuits.synthesis.cells import plan
+from circuits.synthesis.design import board_and_program, program
 from circuits.synthesis.options import Choices
-from circuits.synthesis.synthesis import board_and_program, program
 from circuits.synthesis.topology import build_board
 from tngd.optimizer import TNGD
 from tngd.tile_banks import code_tiles, held_tiles, row_sum_scalings, tile_banks

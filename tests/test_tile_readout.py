@@ -15,8 +15,8 @@ from circuits.device_file import load_device
 from circuits.estimated import Estimate
 from circuits.fitted import Device
 from circuits.interface import Converter, Interface, converted_law
+from circuits.synthesis.design import board_and_program
 from circuits.synthesis.options import Choices
-from circuits.synthesis.synthesis import board_and_program
 from tngd import tile_algebra
 from tngd.tile_readout import read_law
 from tngd.tile_solve import tile_answers

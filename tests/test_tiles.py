@@ -14,8 +14,8 @@ from circuits.device import draw_device, ideal_device, predict
 from circuits.errors import InputError
 from circuits.fitted import Device
 from circuits.nodal import assemble
+from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.design import make_design
-from circuits.synthesis.synthesis import board_and_program as synthesise
 from circuits.synthesis.topology import build_board
 from tngd.tiles import invert_tiles, tile_board
 

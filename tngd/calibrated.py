@@ -30,8 +30,8 @@ from circuits.parallel import Progress, silent
 from circuits.presets import make_presets
 from circuits.retrim import Retrim, expected_inverse, mean_leavings, nearest_program, retrim, trimmed_copy
 from circuits.specimen import parameters_of
+from circuits.synthesis.fisher import Place, congruence_of, target_of
 from circuits.synthesis.target import check_target
-from tngd.verbs import Place, congruence_of, target_of
 
 SCHEMA = "tngd.retrim/1"
 MOST_PROGRAMMINGS = 64

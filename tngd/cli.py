@@ -18,6 +18,7 @@ from circuits.explanation import explanation
 from circuits.files import read_json
 from circuits.population import COPIES
 from circuits.review import review_lines
+from circuits.synthesis import fisher as synthesis_fisher
 from circuits.synthesis.options import Choices, Parasitics
 from tngd import cli_copies, cli_train, verbs
 from tngd.__main__ import INTERRUPTED, end_interrupted
@@ -146,7 +147,7 @@ def design(
         choices=choices,
         parasitics=Parasitics(winding, self_resonance, esr, coupled_coils, stray),
     )
-    place = verbs.Place(target, at, precondition, damping, name)
+    place = synthesis_fisher.Place(target, at, precondition, damping, name)
     made = (
         verbs.design(place, request, out, force)
         if reuse is None

@@ -18,6 +18,7 @@ from circuits.errors import InputError, UnstableCopyError
 from circuits.files import is_ours, read_json, refuse_existing, write_json
 from circuits.ngspice import find_ngspice
 from circuits.parallel import Progress
+from circuits.synthesis import fisher
 from circuits.synthesis.design import check_options
 from circuits.synthesis.fisher import DATA_SETS
 from tngd import laboratory, learning, verbs
@@ -140,7 +141,7 @@ def _designing(
 ) -> Callable[[Progress], object]:
     def work(_: Progress) -> None:
         try:
-            place = verbs.Place(str(matrix), precondition=precondition, name=options.name)
+            place = fisher.Place(str(matrix), precondition=precondition, name=options.name)
             request = verbs.Request(options.copies, options.tolerance, options.seed, cells="active")
             verbs.design(place, request, folder)
         except UnstableCopyError as error:

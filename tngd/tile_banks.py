@@ -3,7 +3,7 @@
 Bit b of a bank between cells i and j is open, straight or crossed, and adds to M_ii, M_jj and M_ij of its copy what
 its part, switch and pads make of it (circuits.pairs): a switch is a wire on a capacitive board, a known resistance on a
 resistive one. What is soldered, and the pads that stay on a cell, adds to M_ii always. Codes are coded as
-circuits.coding does: the digital scaling d makes the row sums what is soldered,
+circuits.synthesis.rounding does: the digital scaling d makes the row sums what is soldered,
 
     d_i (<U> d)_i = g_i,
 
@@ -114,7 +114,7 @@ def held_tiles(banks: TileBanks, codes: Tensor, copies: Tensor) -> Tensor:
 
 
 def row_sum_scalings(comparison: Tensor, sums: Tensor, start: Tensor | None = None) -> Tensor:
-    """d > 0, (n, tiles), with d_i (A d)_i = g_i for sums g (n, tiles) > 0; A as circuits.coding.row_sum_scaling."""
+    """d > 0, (n, tiles), with d_i (A d)_i = g_i for sums g (n, tiles) > 0; A as circuits.synthesis.rounding.row_sum_scaling."""
     n = len(sums)
     d = (sums / comparison.diagonal(dim1=0, dim2=1).movedim(-1, 0)).sqrt() if start is None else start
     least, enough = sums.amin(0), 8 * torch.finfo(d.dtype).eps * sums.sum(0).sqrt()

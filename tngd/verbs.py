@@ -9,27 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from circuits.board import Design, check_name
+from circuits.board import Design
 from circuits.errors import InputError
 from circuits.files import provenance, refuse_existing, sha256, write_json, write_npy
 from circuits.folder import load_design
 from circuits.handover import write_design
-from circuits.synthesis.design import check_options, holds, make_design, reuse_design
-from circuits.synthesis.fisher import DATA_SETS, check_weights, named_fisher
+from circuits.synthesis.design import check_options, check_size, holds, make_design, reuse_design, takes
+from circuits.synthesis.fisher import Place, congruence_of, named_fisher, target_of
 from circuits.synthesis.options import Choices, Parasitics, check_choices
-from circuits.synthesis.synthesis import check_size, takes
-from circuits.synthesis.target import check_congruence, check_square, check_target, inverse_factor, read_matrix
-
-
-@dataclass(frozen=True)
-class Place:
-    """What is to be programmed: a target by name or file, the factor and damping it is programmed with, its name."""
-
-    target: str
-    at: str = "zero"
-    precondition: str | None = None
-    damping: float = 0.0
-    name: str | None = None
+from circuits.synthesis.target import check_target, inverse_factor
 
 
 @dataclass(frozen=True)
@@ -122,27 +110,3 @@ def reuse(place: Place, request: Request, folder: Path, coupling: str | None, ou
     made = reuse_design(old, target, T, name=name, damping=place.damping, source=source)
     write_design(made, out, force)
     return made
-
-
-def target_of(place: Place) -> tuple[str, np.ndarray, str]:
-    """Name, square matrix and origin of a target; InputError if there is no such target, or it is not square."""
-    path = Path(place.target)
-    named = place.target in DATA_SETS
-    name = check_name(place.name if place.name is not None else place.target if named else path.stem)
-    check_weights(place.at)
-    if named:
-        return name, named_fisher(place.target, place.at)[0], f"{place.target} at {place.at}"
-    if path.suffix in (".npy", ".csv"):
-        return name, check_square(read_matrix(path, "target"), "target"), path.name
-    raise InputError(f"unknown target {place.target!r}; expected one of {', '.join(DATA_SETS)}, or a .npy or .csv file")
-
-
-def congruence_of(given: str | None, target: str, size: int, damping: float) -> np.ndarray | None:
-    """The factor T (size, size) of --precondition; InputError if there is none of that name or size."""
-    if given is None:
-        return None
-    if given in ("zero", "fit"):
-        if target not in DATA_SETS:
-            raise InputError(f"--precondition {given} goes with a named target, not with {target}; give a .npy file")
-        return inverse_factor(check_target(named_fisher(target, given)[0], damping))
-    return check_congruence(read_matrix(Path(given), "preconditioner"), size)

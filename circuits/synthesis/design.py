@@ -3,25 +3,60 @@
 Folder: `board.json` (the records, and for every cell its nodes, sources and scale), `netlists/nominal.cir` and
 `netlists/copy-k.cir`. A copy whose capacitance matrix is not positive definite is a board that runs away; such a
 design is refused, with the yield and what would do.
+
+From a target to a board and a program for it: what every element is, the noise level, the sampling period.
+
+The board is to hold M = X P Xᵀ (X = diag(d) T, d from the ladder) so that P⁻¹ = Xᵀ M⁻¹ X. The law: the Maxwell
+matrix of the returned elements and of all static loads, as the readings see it, is `unit` M; rounded to a series or to
+the codes of banks it is as near to that as the inverse allows.
+
+What would do where a board cannot be made: changes of its choices, tried before they are advised.
+
+Where a part fails it is known which choice it depends on, and about how; whether the board is then made is another
+matter, for what brings one part inside its limits may push another out. So every change is tried, and where it leads
+to another failure, what that one proposes is tried on top of it.
 """
 
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
+from functools import partial
 
 import numpy as np
 
 from circuits.board import Board, Conditions, Design, Program, check_name, ideal_conditions
 from circuits.copies import draw_copies, draw_gains, gains_of, nominal_copy
-from circuits.errors import InputError, UnstableCopyError
-from circuits.nodal import assemble_gains, is_stable
-from circuits.synthesis.cells import precondition
-from circuits.synthesis.options import Choices, Parasitics, check_choices, check_parasitics, two_digits
-from circuits.synthesis.synthesis import board_and_program as synthesise
-from circuits.synthesis.synthesis import reprogram
+from circuits.errors import CoarseBankError, InputError, UnstableCopyError
+from circuits.nodal import Circuit, assemble_gains, is_stable, nominal_circuit
+from circuits.ou import hold_period, settling_time
+from circuits.synthesis.cells import Plan, passive_damping, plan, precondition
+from circuits.synthesis.elements import LoadError, element_values, static_load, unloaded
+from circuits.synthesis.options import (
+    BoardError,
+    Choices,
+    Parasitics,
+    check_choices,
+    check_parasitics,
+    option,
+    two_digits,
+)
+from circuits.synthesis.rounding import coded, halved, needed_range, round_fixed, round_to_series
 from circuits.synthesis.target import DOUBLINGS, least_damping
+from circuits.synthesis.topology import build_board, with_parasitics
 
 YIELD_DRAWS = 400
 GOOD_YIELD = 0.99
 MOST_COPIES = 1000
+
+LARGEST = 64  # cells
+LARGEST_BANKED = 16  # cells of a board with banks, every bit of which is a node
+MOST_BITS = 12
+SMALLEST_PIVOT = 1e-13  # of M, relative to its largest eigenvalue: below it rounding decides whether M is definite
+
+MOST_TRIALS = 24
+MOST_CHANGES = 3  # at a time: more are another board
+
+Make = Callable[[Choices, Parasitics], object]
 
 
 def make_design(
@@ -42,7 +77,7 @@ def make_design(
     check_name(name)
     check_options(copies, tolerance, seed)
     made, extra = check_choices(choices or Choices()), check_parasitics(parasitics or Parasitics())
-    board, program = synthesise(target, congruence, name, tolerance, cells, made, extra, damping)
+    board, program = board_and_program(target, congruence, name, tolerance, cells, made, extra, damping)
     _check_nominal(board, program)
     drawn = draw_copies(board, seed, copies)
     definite = _stable(board, program, gains_of(board, drawn))
@@ -101,7 +136,7 @@ def holds(
 ) -> bool:
     """Whether the drawn copies, and 99 % of all, hold a checked target."""
     try:
-        board, program = synthesise(target, congruence, "board", tolerance, cells, choices, parasitics)
+        board, program = board_and_program(target, congruence, "board", tolerance, cells, choices, parasitics)
     except InputError:
         return False
     return _all_hold(board, program, draw_gains(board, seed, max(copies, YIELD_DRAWS)), copies)
@@ -159,3 +194,271 @@ def _remedies(
     found = (("--tolerance", smaller), ("--damping", larger))
     words = [f"{option} {value:.2g}" for option, value in found if value is not None]
     return " or ".join(filter(None, [", ".join(words), precondition(program.congruence)]))
+
+
+def board_and_program(
+    target: np.ndarray,
+    congruence: np.ndarray | None = None,
+    name: str = "board",
+    tolerance: float = 0.01,
+    cells: str = "auto",
+    choices: Choices | None = None,
+    parasitics: Parasitics | None = None,
+    damping: float = 0.0,
+) -> tuple[Board, Program]:
+    """Board and program for a checked target P (n, n), n <= 64, and a checked congruence T (default: identity).
+
+    InputError says what would do where no such board can be made: changes of the choices that were tried, or a damping
+    of which `damping` is in the target already.
+    """
+    given, unwelcome = choices or Choices(), parasitics or Parasitics()
+    n = len(target)
+    check_size(n, bool(given.bank_bits))
+    if given.bank_bits and n == 1:
+        raise InputError("a board of one cell has no coupling to switch; leave out --bank-bits")
+    T = np.eye(n) if congruence is None else congruence
+
+    def make(choices: Choices, parasitics: Parasitics, target: np.ndarray = target) -> tuple[Board, Program]:
+        return _attempt(target, T, name, tolerance, cells, choices, parasitics, damping)
+
+    def holds(P: np.ndarray) -> bool:
+        try:
+            make(given, unwelcome, P)
+        except InputError:
+            return False
+        return True
+
+    try:
+        return make(given, unwelcome)
+    except BoardError as error:
+        first = damping + 1e-6 * float(np.trace(target)) / n
+        larger = partial(least_damping, target - damping * np.eye(n), first, holds)
+        raise refused(error, given, unwelcome, make, larger) from None
+
+
+def reprogram(
+    board: Board, target: np.ndarray, congruence: np.ndarray | None, name: str, damping: float = 0.0
+) -> Program:
+    """Put another checked target on a board with banks; InputError if it does not go there, with what would.
+
+    `damping` is in the target already.
+    """
+    if not board.banks:
+        raise InputError("the board has no banks: its parts are soldered for one target; design one with --bank-bits")
+    n = len(target)
+    if n != len(board.cells):
+        raise InputError(f"the board has {len(board.cells)} cells, the target is {n} x {n}; design another board")
+    T = np.eye(n) if congruence is None else congruence
+    try:
+        return program(board, target, T, plan(target, T, board.kind, negative=False), name)
+    except InputError as error:
+        more = passive_damping(target, T) or 1e-6 * float(np.trace(target)) / n
+        larger = least_damping(target - damping * np.eye(n), damping + more, lambda P: takes(board, P, T))
+        words = [f"--damping {larger:.2g}"] if larger else []
+        words += [precondition(T), "another board"]
+        raise InputError(
+            f"the board of {board.kind} cells does not take this target: {str(error).split('; ')[0]}; "
+            f"{', '.join(words[:-1])} or {words[-1]} would do"
+        ) from None
+
+
+def takes(board: Board, target: np.ndarray, congruence: np.ndarray | None) -> bool:
+    """Whether a checked target goes on a board with banks."""
+    T = np.eye(len(target)) if congruence is None else congruence
+    try:
+        program(board, target, T, plan(target, T, board.kind, negative=False), "board")
+    except InputError:
+        return False
+    return True
+
+
+def check_size(size: int, banks: bool = False) -> None:
+    """Raise InputError if a target of this many rows is too large for a board."""
+    most, which = (LARGEST_BANKED, "for boards with banks ") if banks else (LARGEST, "")
+    if size > most:
+        raise InputError(f"targets {which}up to {most} x {most} are supported, got {size} x {size}")
+
+
+def program(
+    board: Board, target: np.ndarray, congruence: np.ndarray, chosen: Plan, name: str, series: str | None = None
+) -> Program:
+    """Put a target on a board by a plan of the board's kind: element values, noise level, sampling period.
+
+    The noise level makes the largest rms reading the board's limit; the sampling period costs the fastest mode the
+    board's hold bias of its variance, which the discrete law knows.
+    """
+    M = _programmed(target, chosen.scaling[:, None] * congruence)
+    values = {} if board.banks else element_values(board, M)
+    draft = Program(name, target, congruence, chosen.scaling, chosen.step, chosen.reason, values, 1.0, 1.0, 1.0)
+    if board.banks:
+        return levelled(board, coded(board, draft))
+    load = static_load(board, draft)
+    draft = replace(draft, values=unloaded(board, values, load))
+    parallel = any(element.second for element in board.elements)
+    if series:
+        check_limits(board, draft.values, at_most=parallel + 1)
+        draft = round_to_series(board, draft, series, load)
+    else:
+        draft = replace(draft, values=halved(draft.values)) if parallel else draft
+        check_limits(board, draft.values)
+    return levelled(board, draft)
+
+
+def check_limits(board: Board, values: dict[str, float], at_most: int = 1) -> None:
+    """Raise BoardError that names the value [F or S] farthest outside the board's limits.
+
+    One of `at_most` parts is held to the largest only with its share.
+    """
+    if not values:
+        return
+    smallest, largest = board.limits.smallest, board.limits.largest
+    sizes = {name: abs(value) for name, value in values.items()}
+    low, high = min(sizes, key=sizes.get), max(sizes, key=sizes.get)
+    if sizes[high] > largest * at_most:
+        name, limit, word, ratio = high, largest, "largest", largest * at_most / sizes[high]
+    elif sizes[low] < smallest:
+        name, limit, word, ratio = low, smallest, "smallest", smallest / sizes[low]
+    else:
+        return
+    kind = "part" if board.banks else "element"
+    raise BoardError(
+        f"{kind} {name} needs {values[name]:.3g} {board.element_unit}, beyond the {word} this board may have, "
+        f"{limit:.3g} {board.element_unit}",
+        *_changes_of_size(board, ratio),
+        {f"{word}_element": two_digits(sizes[name] / at_most, up=word == "largest")},
+    )
+
+
+def levelled(board: Board, draft: Program, circuit: Circuit | None = None) -> Program:
+    """The program with noise level, sampling period and settling time for the element values it has.
+
+    `circuit` is its nominal one, if that is known already.
+    """
+    circuit = circuit or nominal_circuit(board, draft)
+    H = circuit.readout
+    capacitive = board.coupling == "capacitive"
+    held = circuit.capacitance / board.capacitance if capacitive else circuit.conductance / board.unit
+    variance = np.diag(H @ np.linalg.inv(held) @ H.T).max() / board.capacitance  # of a reading, in units of kT
+    return replace(
+        draft,
+        energy=float(board.limits.reading_rms**2 / variance),
+        period=hold_period(circuit, board.limits.hold_bias),
+        settling=settling_time(circuit),
+    )
+
+
+def _attempt(
+    target: np.ndarray,
+    congruence: np.ndarray,
+    name: str,
+    tolerance: float,
+    cells: str,
+    choices: Choices,
+    parasitics: Parasitics,
+    damping: float,
+) -> tuple[Board, Program]:
+    """Board and program by the cheapest plan, or where that leaves no ground element to take a load from, grounded."""
+    chosen = plan(target, congruence, cells, negative=not choices.bank_bits, damping=damping)
+    try:
+        return _made(target, congruence, chosen, name, tolerance, choices, parasitics)
+    except LoadError as error:
+        try:
+            grounded = plan(target, congruence, cells, negative=False, grounded=True)
+            return _made(target, congruence, grounded, name, tolerance, choices, parasitics)
+        except InputError:
+            raise error from None
+
+
+def _made(
+    target: np.ndarray,
+    congruence: np.ndarray,
+    chosen: Plan,
+    name: str,
+    tolerance: float,
+    choices: Choices,
+    parasitics: Parasitics,
+) -> tuple[Board, Program]:
+    """Board and program by a plan; BoardError says which changes may do."""
+    reach = choices.bank_range
+    if choices.bank_bits and reach is None:
+        reach = needed_range(_programmed(target, chosen.scaling[:, None] * congruence))
+    board = build_board(len(target), chosen.kind, tolerance, choices, reach or 1.0)
+    check_limits(board, _soldered_for_good(board))
+    if choices.series:
+        board = round_fixed(board, choices.series)
+    board = with_parasitics(board, parasitics)
+    try:
+        return board, program(board, target, congruence, chosen, name, choices.series)
+    except CoarseBankError as error:
+        more = range(choices.bank_bits + 1, MOST_BITS + 1)
+        raise BoardError(str(error), *({"bank_bits": bits} for bits in more)) from None
+
+
+def _changes_of_size(board: Board, ratio: float) -> Iterator[dict[str, float]]:
+    """What makes the parts of a board larger (`ratio` above 1) or smaller."""
+    unit = "unit_capacitance" if board.coupling == "capacitive" else "unit_conductance"
+    yield {unit: two_digits(board.unit * ratio, up=ratio > 1)}
+    if any(element.second for element in board.elements):
+        yield {"parallel": 1}
+    for bank in board.banks[:1]:
+        yield from ({"bank_bits": bits} for bits in range(bank.bits - 1, 0, -1) if ratio > 1)
+        yield {"bank_range": two_digits(bank.reach / board.unit * ratio, up=ratio > 1)}
+
+
+def _soldered_for_good(board: Board) -> dict[str, float]:
+    """What the bits of banks, and what leads to ground beside them, are [F or S], by part; nothing without banks."""
+    held = [part for part in board.parts if part.role in ("bit", "ground") and part.nominal is not None]
+    return {part.name: part.nominal if part.kind == "C" else 1 / part.nominal for part in held if board.banks}
+
+
+def _programmed(target: np.ndarray, mapping: np.ndarray) -> np.ndarray:
+    M = mapping @ target @ mapping.T
+    eigenvalues = np.linalg.eigvalsh(M)
+    if not eigenvalues[0] > SMALLEST_PIVOT * eigenvalues[-1]:
+        raise InputError(
+            "the matrix as programmed is singular in double precision; use a larger --damping or a --precondition"
+        )
+    return (M + M.T) / 2
+
+
+def refused(
+    error: BoardError, choices: Choices, parasitics: Parasitics, make: Make, damping: Callable[[], float | None]
+) -> InputError:
+    """The error with the first change in its sentence that makes a board, and with what it proposes otherwise.
+
+    Where no change does, `damping` finds one that does.
+    """
+    found = _change(error, choices, parasitics, make)
+    larger = None if found else damping()
+    words = [" with ".join(f"{option(name)} {value:.6g}" for name, value in found.items())] if found else []
+    words += [f"--damping {larger:.2g}"] if larger else []
+    words += [error.otherwise] if error.otherwise else []
+    return InputError(f"{error}; {' or '.join(words) or 'a --precondition'} would do")
+
+
+def _change(error: BoardError, choices: Choices, parasitics: Parasitics, make: Make) -> dict[str, float] | None:
+    """The first change, the fewest at a time, with which `make` makes a board; None if none does."""
+    queue = deque(error.changes)
+    tried: list[dict[str, float]] = []
+    while queue and len(tried) < MOST_TRIALS:
+        change = queue.popleft()
+        if change in tried:
+            continue
+        tried.append(change)
+        try:
+            make(*_changed(choices, parasitics, change))
+        except BoardError as another:
+            further = ({**change, **more} for more in another.changes)
+            queue.extend(more for more in further if len(more) <= MOST_CHANGES)
+        except InputError:
+            continue
+        else:
+            return change
+    return None
+
+
+def _changed(choices: Choices, parasitics: Parasitics, change: dict[str, float]) -> tuple[Choices, Parasitics]:
+    own = {field.name for field in fields(Choices)}
+    of_choices = {name: value for name, value in change.items() if name in own}
+    others = {name: value for name, value in change.items() if name not in own}
+    return check_choices(replace(choices, **of_choices)), check_parasitics(replace(parasitics, **others))

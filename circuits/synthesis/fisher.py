@@ -7,14 +7,16 @@ curvature of the loss there.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from sklearn.linear_model import LogisticRegression
 from statsmodels.datasets import fair
 
+from circuits.board import check_name
 from circuits.errors import InputError
-from circuits.synthesis.target import check_target
+from circuits.synthesis.target import check_congruence, check_square, check_target, inverse_factor, read_matrix
 
 FEATURES = 8
 RIDGE = 1e-6  # prior precision per sample: keeps the fit finite where the classes are separable
@@ -103,3 +105,38 @@ _LOADERS: dict[str, Callable[[], tuple]] = {
     "breast-cancer": _breast_cancer,
 }
 DATA_SETS = tuple(_LOADERS)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What is to be programmed: a target by name or file, the factor and damping it is programmed with, its name."""
+
+    target: str
+    at: str = "zero"
+    precondition: str | None = None
+    damping: float = 0.0
+    name: str | None = None
+
+
+def target_of(place: Place) -> tuple[str, np.ndarray, str]:
+    """Name, square matrix and origin of a target; InputError if there is no such target, or it is not square."""
+    path = Path(place.target)
+    named = place.target in DATA_SETS
+    name = check_name(place.name if place.name is not None else place.target if named else path.stem)
+    check_weights(place.at)
+    if named:
+        return name, named_fisher(place.target, place.at)[0], f"{place.target} at {place.at}"
+    if path.suffix in (".npy", ".csv"):
+        return name, check_square(read_matrix(path, "target"), "target"), path.name
+    raise InputError(f"unknown target {place.target!r}; expected one of {', '.join(DATA_SETS)}, or a .npy or .csv file")
+
+
+def congruence_of(given: str | None, target: str, size: int, damping: float) -> np.ndarray | None:
+    """The factor T (size, size) of --precondition; InputError if there is none of that name or size."""
+    if given is None:
+        return None
+    if given in ("zero", "fit"):
+        if target not in DATA_SETS:
+            raise InputError(f"--precondition {given} goes with a named target, not with {target}; give a .npy file")
+        return inverse_factor(check_target(named_fisher(target, given)[0], damping))
+    return check_congruence(read_matrix(Path(given), "preconditioner"), size)

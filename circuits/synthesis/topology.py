@@ -7,17 +7,50 @@ Plain cells have one node v_i; an element between v_i and v_j adds -e to M_ij. D
 n_i, read as p_i - n_i; a straight pair (p_i-p_j, n_i-n_j) adds -e to M_ij, a crossed pair (p_i-n_j, n_i-p_j) adds
 +e, and a negative element between p_i and n_i adds 2 d_i < 0 to M_ii. Every element that any program may need has
 its place on the board and its parts in every copy; a program populates some of them, or sets the codes of their banks.
+
+Parasitics that a designer may add to a board: what inductors, capacitors and neighbours do besides their duty.
+
+    winding          R in series with every inductor
+    self-resonance   C across every inductor, 1/((2π f)² L)
+    esr              R in series with every capacitor that holds an element or stores (bits of banks have a switch)
+    coupled coils    M = k L between the inductors of neighbouring cells
+    strays           C between the last node of a cell and the first of the next
+
+All are cold: only the noise sources are hot. What is static and known (self-resonance, inputs, pads of switches) is
+taken from the ground elements (circuits.synthesis.elements). Behind its ESR no capacitor holds a node up any more at the
+highest frequencies, where white noise would then have no finite variance; what does is the input capacitance of the
+amplifier that reads the node, so a board with ESR has one, always on.
+
+Binary-weighted switched banks: a coupling as bits, each a part in series with its switches.
+
+Bit b holds unit · 2ᵇ. From the near cell's node a part leads to an inner node; a switch leads on to the far node
+(straight), another one to the other far node (crossed), and the sign of the code says which of them closes. A closed
+switch has a resistance; both its pads have a capacitance to ground, which loads the inner node and the far one. That
+load is known and is taken from the ground capacitors, which are soldered for good: behind a switch they would lose
+most (its resistance damps what no noise source heats), and no program needs them changed (circuits.synthesis.rounding).
+
+No bank is negative: behind switches the positive capacitors of a node leave a negative one alone above 1/(Ron C), and
+the node runs away (`tests/test_banks.py` shows it).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
-from circuits.banks import bank_of, bank_parts, unloaded_capacitances
-from circuits.board import GROUND, Bank, Board, Cell, Element, Input, Limits, Part, Reading, Source
-from circuits.synthesis.options import TEMPCO, Choices
+import numpy as np
+
+from circuits.board import GROUND, Bank, Bit, Board, Cell, Element, Input, Limits, Mutual, Part, Reading, Source
+from circuits.errors import InputError
+from circuits.synthesis.options import TEMPCO, BoardError, Choices, Parasitics, two_digits
 
 LETTERS = {"ground": "G", "straight": "S", "crossed": "X", "negative": "N"}
+
+INPUT_CAPACITANCE = 5e-12  # F, of an amplifier and the trace to it
+MOST_INPUT = 0.9  # of a capacitor may be taken for it
+
+PARASITIC_TOLERANCE = 0.2  # of what nobody specifies
+MOST_SWITCH = 0.5  # of the resistance of a bit may be its switch's, whose spread would else be all of the bit's
+GOOD_SWITCH = 0.1  # of it: what is advised
 
 
 @dataclass(frozen=True)
@@ -133,3 +166,161 @@ def _inputs(cells: tuple[Cell, ...]) -> Iterator[Input]:
         shares = (1.0,) if len(cell.nodes) == 1 else (0.5, -0.5)
         for node, share in zip(cell.nodes, shares, strict=True):
             yield Input(f"IB{node}", node, i, share)
+
+
+def with_parasitics(board: Board, parasitics: Parasitics) -> Board:
+    """The board with its parasitics; InputError for those of inductors on a board that has none.
+
+    BoardError if the input of an amplifier is as much as the capacitor that it is taken from.
+    """
+    coils = parasitics.winding or parasitics.self_resonance or parasitics.coupled_coils
+    if coils and board.coupling == "resistive":
+        raise InputError(
+            "a resistive board has no inductors; leave out --winding, --self-resonance and --coupled-coils"
+        )
+    spread = max(part.tolerance for part in board.parts)
+    if parasitics.esr:
+        _check_inputs(board)
+    parts = [made for part in board.parts for made in _with_series(part, parasitics, spread)]
+    parts += [made for part in board.parts if part.kind == "L" for made in _across(part, parasitics, spread)]
+    if parasitics.esr:
+        parts += [_input(node, spread) for node in board.nodes]
+    neighbours = list(zip(board.cells, board.cells[1:], strict=False))
+    if parasitics.stray:
+        ends = [(a.nodes[-1], b.nodes[0]) for a, b in neighbours]
+        parts += [parasitic(f"CY{a}_{b}", "C", (a, b), "strays", parasitics.stray, "strays", spread) for a, b in ends]
+    mutuals = tuple(
+        Mutual(f"K{p}_{q}", (f"L{p}", f"L{q}"), parasitics.coupled_coils, "coupled coils")
+        for a, b in neighbours
+        for p, q in zip(a.nodes, b.nodes, strict=True)
+    )
+    return replace(board, parts=tuple(parts), mutuals=mutuals if parasitics.coupled_coils else ())
+
+
+def _check_inputs(board: Board) -> None:
+    """Raise BoardError if a capacitor that is soldered for good is no larger than the input that is taken from it."""
+    fixed = [part for part in board.parts if _gives_way(part)]
+    least = min(fixed, key=lambda part: part.nominal, default=None)
+    if least and MOST_INPUT * least.nominal < INPUT_CAPACITANCE:
+        raise BoardError(
+            f"behind ESR every node needs the input of an amplifier, {INPUT_CAPACITANCE:.3g} F, taken from its "
+            f"capacitor, but {least.name} is only {least.nominal:.3g} F",
+            {"unit_capacitance": two_digits(board.capacitance + 4 * INPUT_CAPACITANCE, up=True)},
+            {"esr": 0.0},
+        )
+
+
+def _gives_way(part: Part) -> bool:
+    """Whether the input capacitance is taken from this part: a capacitor to ground that no program sets."""
+    return part.kind == "C" and part.role in ("storage", "ground") and part.nominal is not None
+
+
+def _with_series(part: Part, parasitics: Parasitics, spread: float) -> Iterator[Part]:
+    """The part, and what is in series with it at its far end."""
+    holds = part.kind == "C" and not part.cause and part.role not in ("negative", "bit")
+    resistance, cause, letter = 0.0, "", ""
+    if part.kind == "L":
+        resistance, cause, letter = parasitics.winding, "winding", "w"
+    elif holds:
+        resistance, cause, letter = parasitics.esr, "esr", "e"
+    if not resistance:
+        yield part
+        return
+    inner = f"{letter}{part.name}".lower()
+    nominal = part.nominal - INPUT_CAPACITANCE if _gives_way(part) else part.nominal
+    yield replace(part, nodes=(part.nodes[0], inner), nominal=nominal)
+    series = parasitic(f"R{inner}", "R", (inner, part.nodes[1]), cause, resistance, cause, spread)
+    yield replace(series, wire=True, beside=part.element)
+
+
+def _across(part: Part, parasitics: Parasitics, spread: float) -> Iterator[Part]:
+    if parasitics.self_resonance:
+        value = float(1 / ((2 * np.pi * parasitics.self_resonance) ** 2 * part.nominal))
+        yield parasitic(f"CW{part.nodes[0]}", "C", part.nodes, "self-resonance", value, "self-resonance", spread)
+
+
+def _input(node: str, spread: float) -> Part:
+    return parasitic(f"CI{node}", "C", (node, GROUND), "input", INPUT_CAPACITANCE, "", spread)
+
+
+def parasitic(
+    name: str, kind: str, nodes: tuple[str, str], role: str, value: float, cause: str, tolerance: float
+) -> Part:
+    """A part that comes with others: its spread is PARASITIC_TOLERANCE on a board whose parts have any."""
+    return Part(name, kind, nodes, role, value, None, PARASITIC_TOLERANCE if tolerance else 0.0, TEMPCO[kind], cause)
+
+
+def bank_of(straight: Element, crossed: Element | None, choices: Choices, largest: float) -> Bank:
+    """The bank of the couplings of two cells; `largest` is what it reaches, in units.
+
+    BoardError if the switches leave no room in the resistors of its highest bit.
+    """
+    bits = choices.bank_bits
+    names = tuple(element.name for element in (straight, crossed) if element)
+    name = "bank_" + "_".join(str(i + 1) for i in straight.cells)
+    bank = Bank(name, straight.cells, names, choices.unit * largest / (2**bits - 1), bits)
+    highest = bank.unit * 2 ** (bits - 1)
+    share = highest * choices.switch_resistance
+    if choices.coupling == "resistive" and share > MOST_SWITCH:
+        raise BoardError(
+            f"switches of {choices.switch_resistance:g} ohm leave no room in {name}, which reaches {bank.reach:.3g} S "
+            f"and whose highest bit is to be {1 / highest:.3g} ohm with its switch",
+            {"unit_conductance": two_digits(choices.unit * GOOD_SWITCH / share, up=False)},
+            {"switch_resistance": two_digits(GOOD_SWITCH / highest, up=False)},
+        )
+    return bank
+
+
+def bank_parts(
+    bank: Bank, near: tuple[str, ...], far: tuple[str, ...], kind: str, tolerance: float, choices: Choices
+) -> Iterator[Part]:
+    """Parts, switches and pads of a bank between the nodes of two cells."""
+    for pole, node in enumerate(near):
+        ends = [(far[pole], 1)] + ([(far[1 - pole], -1)] if len(far) == 2 else [])
+        for number in range(bank.bits):
+            yield from _bit(bank, number, node, ends, kind, tolerance, choices)
+    pads = choices.pad_capacitance * bank.bits * len(near)  # a switch of every bit of either near node ends here
+    for node in far:
+        yield parasitic(f"CP{bank.name[5:]}{node}", "C", (node, GROUND), "pad", pads, "pads", tolerance)
+
+
+def unloaded_capacitances(cells: int, poles: int, choices: Choices) -> list[float]:
+    """What is soldered from the nodes of every cell to ground, so that it is one unit with the pads at half codes [F].
+
+    BoardError if the pads alone are more.
+    """
+    inner = choices.pad_capacitance * choices.bank_bits * poles  # of a bank, per near node; open: there, closed: far
+    pads = [(cells - 1) * inner / 2 + i * choices.pad_capacitance * choices.bank_bits * poles for i in range(cells)]
+    spare = choices.unit_capacitance / 4
+    if pads[-1] > 0.9 * choices.unit_capacitance:
+        raise BoardError(
+            f"the pads of the switches load {cells} cells with up to {pads[-1]:.3g} F, which leaves too little of the "
+            f"unit capacitance of {choices.unit_capacitance:.3g} F",
+            {"unit_capacitance": two_digits(4 * pads[-1], up=True)},
+            {"pad_capacitance": two_digits(choices.pad_capacitance * spare / pads[-1], up=False)},
+        )
+    return [choices.unit_capacitance - load for load in pads]
+
+
+def _bit(
+    bank: Bank, number: int, node: str, ends: list[tuple[str, int]], kind: str, tolerance: float, choices: Choices
+) -> Iterator[Part]:
+    short = f"{bank.name[5:]}{node}b{number}"
+    inner = f"x{short}"
+    held = bank.unit * 2**number
+    # A resistor leaves room for its switch, a capacitor needs none.
+    value = held if kind == "C" else 1 / held - choices.switch_resistance
+    yield Part(f"{kind}B{short}", kind, (node, inner), "bit", value, None, tolerance, TEMPCO[kind])
+    for end, sign in ends:
+        switch = parasitic(
+            f"RS{short}{'s' if sign > 0 else 'x'}",
+            "R",
+            (inner, end),
+            "switch",
+            choices.switch_resistance,
+            "switches",
+            tolerance,
+        )
+        yield replace(switch, wire=True, bit=Bit(bank.name, number, sign))
+    pads = choices.pad_capacitance * len(ends)
+    yield parasitic(f"CP{short}", "C", (inner, GROUND), "pad", pads, "pads", tolerance)
