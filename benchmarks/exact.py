@@ -14,11 +14,11 @@ from circuits.copies import gains_of
 from circuits.deck import circuit_of
 from circuits.exact import exact_run
 from circuits.handover import decks
-from circuits.inversion import inversion
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import assemble, source_power
 from circuits.ou import reading_covariance
 from circuits.population import population
+from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 

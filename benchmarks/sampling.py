@@ -17,12 +17,12 @@ import numpy as np
 
 from circuits.board import Conditions
 from circuits.copies import nominal_copy
-from circuits.estimators import effective_samples
-from circuits.moments import BLOCK, CHUNK, chunk_seed
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import nominal_circuit
 from circuits.sampled import HELD, STEPPED, chunk_deck, chunks_law, recipe_for, run_chunk
+from circuits.statistics.estimators import effective_samples
+from circuits.statistics.moments import BLOCK, CHUNK, chunk_seed
 from circuits.synthesis.design import board_and_program
 
 SIZES = (8, 16, 32, 64)

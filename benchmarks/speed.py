@@ -20,12 +20,12 @@ from sampling import READINGS, SIZES, target, timed
 
 from circuits.board import Conditions
 from circuits.copies import draw_copies
-from circuits.estimators import effective_samples
-from circuits.moments import CHUNK, chunk_seed
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import assemble
 from circuits.sampled import HELD, STEPPED, chunk_deck, chunks_law, recipe_for
+from circuits.statistics.estimators import effective_samples
+from circuits.statistics.moments import CHUNK, chunk_seed
 from circuits.synthesis.design import board_and_program
 from tngd.paths import draws_of
 from tngd.process import circuit_process, reading_law, stationary_law

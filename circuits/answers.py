@@ -6,11 +6,11 @@ import numpy as np
 
 from circuits.board import Design
 from circuits.files import Array
-from circuits.inversion import Inversion, solved_inverse
 from circuits.nodal import Circuit
 from circuits.noise import NoiseRun
 from circuits.ou import predicted_columns, predicted_settling, reading_covariance
 from circuits.runs import Run
+from circuits.statistics.inversion import Inversion, solved_inverse
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,10 +18,10 @@ from scipy import special
 
 from circuits.board import REFERENCE_CELSIUS, TEMPERATURES, TOLERANCE, Conditions, Copy, Design, ideal_conditions
 from circuits.copies import nominal_copy, spread_cause
-from circuits.estimators import EstimateLaw
-from circuits.inversion import Inversion, circuit_inverses, triangle
 from circuits.nodal import Circuit, assemble, nominal_circuit, states
 from circuits.ou import MOST_STATES
+from circuits.statistics.estimators import EstimateLaw
+from circuits.statistics.inversion import Inversion, circuit_inverses, triangle
 
 AMBIENT, ROUNDING, INTERACTION = "ambient", "rounding", "interaction"
 HOLDING, SAMPLING, PARTS_AND_SAMPLING = "holding", "sampling", "parts and sampling"

@@ -21,7 +21,6 @@ from circuits.errors import InputError
 from circuits.estimated import by_pairs, gain_names
 from circuits.fitted import Device
 from circuits.fitting import Fit
-from circuits.inversion import inversion, triangle
 from circuits.leavings import draw_pairs
 from circuits.ngspice import has_ngspice
 from circuits.ou import reading_covariance
@@ -42,6 +41,7 @@ from circuits.populated import (
 )
 from circuits.programmings import training_frequencies
 from circuits.runs import Run
+from circuits.statistics.inversion import inversion, triangle
 from circuits.validation import validate
 
 

@@ -12,10 +12,10 @@ from circuits.board import REFERENCE_CELSIUS, Conditions, Design
 from circuits.charge import ChargeRun, charge_law, check_capacitive, peak_current
 from circuits.copies import specimens
 from circuits.deck import START_UP
-from circuits.estimators import law_of_records
-from circuits.inversion import Inversion, hold_correction, inversion
 from circuits.nodal import Circuit, assemble_many
 from circuits.ou import lagged_covariances
+from circuits.statistics.estimators import law_of_records
+from circuits.statistics.inversion import Inversion, hold_correction, inversion
 
 LONG_NOISE_RECORD = 1_000_000  # readings of a record beside which the memory of the noise is nothing
 

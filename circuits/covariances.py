@@ -14,11 +14,11 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from circuits.board import Program
-from circuits.estimators import EstimateLaw
 from circuits.leavings import Draws, delayed_leavings
 from circuits.ou import reading_covariance
 from circuits.pairs import Half, PairModel, half_circuit, half_of
 from circuits.quadrature import covariance_and_slopes
+from circuits.statistics.estimators import EstimateLaw
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,16 +9,16 @@ import numpy as np
 
 from circuits.board import Conditions, Design
 from circuits.budget import total_interval
-from circuits.equilibrium import Equilibrium, equilibrium, pairs_of_records
-from circuits.estimators import EstimateLaw, effective_samples, joint_chi_square
 from circuits.files import Array
-from circuits.inversion import Inversion, hold_correction
-from circuits.moments import Moments, chunk_sizes, running
 from circuits.nodal import Circuit, nominal_circuit
 from circuits.ou import lagged_covariances
-from circuits.recorded import Recorded, recorded_law
 from circuits.runs import Run
 from circuits.sampled import chunks_lags, chunks_law
+from circuits.statistics.equilibrium import Equilibrium, equilibrium, pairs_of_records
+from circuits.statistics.estimators import EstimateLaw, effective_samples, joint_chi_square
+from circuits.statistics.inversion import Inversion, hold_correction
+from circuits.statistics.moments import Moments, chunk_sizes, running
+from circuits.statistics.recorded import Recorded, recorded_law
 
 CURVE_POINTS = 40
 

@@ -18,11 +18,11 @@ from circuits.copies import codes, specimens
 from circuits.deck import deck
 from circuits.files import new_folder, sha256, write_json, write_text
 from circuits.folder import describe
-from circuits.moments import CHUNK, chunk_seed
 from circuits.netlist import library_text
 from circuits.pcb import pcb_netlist
 from circuits.review import review_text
 from circuits.schematic import schematic_svg
+from circuits.statistics.moments import CHUNK, chunk_seed
 
 
 def write_design(design: Design, folder: Path, force: bool = False) -> None:

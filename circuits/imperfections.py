@@ -10,9 +10,9 @@ from scipy.linalg import eigh
 
 from circuits.bill import UNITS, engineering
 from circuits.board import Board, Conditions, Design, Program
-from circuits.inversion import circuit_inverses, inversion
 from circuits.nodal import Circuit, nominal_circuit, states
 from circuits.ou import MOST_STATES, reading_covariance
+from circuits.statistics.inversion import circuit_inverses, inversion
 from circuits.synthesis.elements import held_matrix
 from circuits.synthesis.options import SMALLEST_PART
 

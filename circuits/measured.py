@@ -3,7 +3,7 @@
     data = C(0), C(L),   <C_ij(τ)> = r_i r_j ρ_ij(τ; θ) - V_ij,   offset = mean reading
 
 with C(τ) the covariances of readings τ apart about the mean, their joint law from circuits.lagged, r the relative gains
-of the readout, and L the lag that circuits.recorded keeps: a quarter period, or the time constant, of a cell. Pairs of
+of the readout, and L the lag that circuits.statistics.recorded keeps: a quarter period, or the time constant, of a cell. Pairs of
 readings count that have no gap between them; a record without any has C(0) alone, which tells the parts that settle
 nothing (inductances, a common scale of time). There are fewer data than a board has parts, so some keep their prior,
 and the standard errors say so. A gain that all cells have in common cannot be told from their common temperature,
@@ -22,7 +22,6 @@ from circuits.covariances import covariance_evidence, with_readout
 from circuits.device import copy_of
 from circuits.errors import InputError
 from circuits.estimated import Estimate, FittedCopy
-from circuits.estimators import LONG_RECORD, EstimateLaw, effective_samples
 from circuits.fitted import Device
 from circuits.fitting import Fit, Known, fit
 from circuits.lagged import lagged_evidence
@@ -30,7 +29,8 @@ from circuits.leavings import FEW, Draws, draw_pairs
 from circuits.pairs import PairModel, pair_model
 from circuits.parallel import Progress, silent
 from circuits.programmings import UNKNOWN, correlations
-from circuits.recorded import Recorded, recorded_law
+from circuits.statistics.estimators import LONG_RECORD, EstimateLaw, effective_samples
+from circuits.statistics.recorded import Recorded, recorded_law
 
 READOUT = 0.01  # half width of the uniform relative spread of a cell's readout gain, unless told better
 LARGEST_READOUT = 0.5

@@ -15,11 +15,8 @@ import numpy as np
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design
 from circuits.charge import charge_run
 from circuits.copies import gains_of, specimens
-from circuits.equilibrium import Sums
 from circuits.exact import exact_run
 from circuits.files import sha256
-from circuits.inversion import Inversion
-from circuits.moments import BLOCK, CHUNK, Accumulator, chunk_seed, chunk_sizes
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import assemble, source_power, unit_rate
 from circuits.noise import noise_run
@@ -27,6 +24,9 @@ from circuits.parallel import Progress, run_all, silent
 from circuits.runs import Run, load_chunk, save_chunk
 from circuits.sampled import HELD, Chunk, Recipe, chunk_deck, chunks_law, recipe_for, run_chunk
 from circuits.solve import solve_run
+from circuits.statistics.equilibrium import Sums
+from circuits.statistics.inversion import Inversion
+from circuits.statistics.moments import BLOCK, CHUNK, Accumulator, chunk_seed, chunk_sizes
 
 EXACT, SOLVE, CHARGE, NOISE = "exact", "solving", "charge", "noise"  # jobs of a copy that are no chunks
 

@@ -13,7 +13,6 @@ import numpy as np
 from circuits.board import Design, Program
 from circuits.covariances import covariance_evidence
 from circuits.errors import InputError
-from circuits.estimators import EstimateLaw
 from circuits.evidence import FLOOR
 from circuits.fitting import Fit, fit_all, observed
 from circuits.heldout import predicted, question, standard_error
@@ -25,6 +24,7 @@ from circuits.parallel import Progress
 from circuits.programmings import UNKNOWN, correlations, evidence_of
 from circuits.runs import Run
 from circuits.sampled import chunks_law
+from circuits.statistics.estimators import EstimateLaw
 
 FIELD = {"exact": "exact", "sampled": "moments"}  # of a run, by route
 

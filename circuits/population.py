@@ -15,9 +15,9 @@ from scipy import special
 
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design, ideal_conditions
 from circuits.copies import draw_gains
-from circuits.inversion import Inversion, circuit_inverses
 from circuits.nodal import assemble_gains, is_stable, nominal_circuit, states
 from circuits.ou import MOST_STATES
+from circuits.statistics.inversion import Inversion, circuit_inverses
 from circuits.synthesis.sensitivity import expected_error, part_sensitivities
 
 COPIES = 600

@@ -16,11 +16,11 @@ from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Board, Program
 from circuits.errors import InputError
 from circuits.estimated import FittedCopy
 from circuits.interface import Interface, board_interface, convert, converted_law
-from circuits.inversion import Inversion
 from circuits.nodal import Circuit
 from circuits.ou import drift
 from circuits.reduction import reduce_order
 from circuits.specimen import fitted_circuit, shown
+from circuits.statistics.inversion import Inversion
 from circuits.synthesis.cells import plan
 from circuits.synthesis.design import program, reprogram
 from circuits.synthesis.target import check_array, check_congruence, check_target

@@ -11,14 +11,14 @@ import numpy as np
 from circuits.board import Design
 from circuits.charge import ChargeRun
 from circuits.copies import specimens
-from circuits.equilibrium import Sums
 from circuits.errors import InputError
 from circuits.exact import ExactRun
 from circuits.files import write_npz
-from circuits.moments import Moments
 from circuits.noise import NoiseRun
 from circuits.sampled import HELD, Chunk, Recipe, recipe_named
 from circuits.solve import SolveRun
+from circuits.statistics.equilibrium import Sums
+from circuits.statistics.moments import Moments
 
 EXACT = ("covariance", "integration_error", "frequencies", "spectra")
 SOLVED = ("bias", "columns", "times", "settling")

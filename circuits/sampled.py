@@ -6,7 +6,7 @@ not grow with the record and any later question about error against samples can 
 
 A recipe says how noise comes in. Held noise (`trrandom`) makes a break point of every sample and so four or five steps
 of the integrator: the law is that of circuits.ou. Noise from a file costs one step a sample, and four or five times
-less; its law is that of circuits.stepped. Everything that makes a chunk is in its deck, which it may be kept under.
+less; its law is that of circuits.statistics.trapezoidal. Everything that makes a chunk is in its deck, which it may be kept under.
 """
 
 import re
@@ -18,14 +18,20 @@ import numpy as np
 
 from circuits.board import Board, Conditions, Program
 from circuits.deck import START_UP, discarded, file_sources, file_widths, sampled_analysis, stepped_analysis
-from circuits.equilibrium import Sums, sums_of
 from circuits.errors import InputError, SimulationError
-from circuits.estimators import EstimateLaw, estimate_law
-from circuits.moments import BLOCK, CHUNK
 from circuits.ngspice import find_ngspice, ngspice_version, run_deck
 from circuits.nodal import Circuit, lag_of, nominal_circuit, readout_matrix
 from circuits.ou import held_covariance, lagged_covariances, reading_covariance
-from circuits.stepped import UNIT, alternating_currents, memory, stepped_estimate_law, stepped_lagged_covariances
+from circuits.statistics.equilibrium import Sums, sums_of
+from circuits.statistics.estimators import EstimateLaw, estimate_law
+from circuits.statistics.moments import BLOCK, CHUNK
+from circuits.statistics.trapezoidal import (
+    UNIT,
+    alternating_currents,
+    memory,
+    stepped_estimate_law,
+    stepped_lagged_covariances,
+)
 
 FILE_STREAM = 4  # of random numbers: not that of parts, seeds of noise, or devices
 STEPPED_FROM = 32  # cells
@@ -46,7 +52,7 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Second moments (samples / BLOCK, n, n) [V²] of the blocks of a chunk, and the sums of circuits.equilibrium."""
+    """Second moments (samples / BLOCK, n, n) [V²] of the blocks of a chunk, and the sums of circuits.statistics.equilibrium."""
 
     moments: np.ndarray
     sums: Sums

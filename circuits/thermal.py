@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design
-from circuits.inversion import Inversion, circuit_inverses
 from circuits.nodal import assemble_many, nominal_circuit, states
 from circuits.ou import MOST_STATES
+from circuits.statistics.inversion import Inversion, circuit_inverses
 
 COLDEST, HOTTEST = 0.0, 70.0  # °C, commercial
 STEPS = 15

@@ -26,11 +26,11 @@ from circuits.budget import (
 from circuits.charge_readout import ChargeReadout, charge_readout
 from circuits.estimates import Estimate, SampledResult, estimates, mean_estimate, recorded_estimate, sampled_result
 from circuits.files import Array, sha256
-from circuits.inversion import Inversion, inversion
 from circuits.nodal import assemble
 from circuits.population import COPIES, Population, population
-from circuits.recorded import Recorded, RecordSummary
 from circuits.runs import Run
+from circuits.statistics.inversion import Inversion, inversion
+from circuits.statistics.recorded import Recorded, RecordSummary
 from circuits.thermal import Sweep, sweep
 
 SCHEMA = "tngd.verification/2"

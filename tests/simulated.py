@@ -6,14 +6,14 @@ from circuits.board import Conditions
 from circuits.copies import specimens
 from circuits.device import ideal_device
 from circuits.estimated import Estimate
-from circuits.estimators import estimate_law
 from circuits.exact import ExactRun
 from circuits.fitted import Device
 from circuits.measurement import spectral_frequencies
-from circuits.moments import BLOCK, CHUNK, Moments
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance, spectrum
 from circuits.runs import Run
+from circuits.statistics.estimators import estimate_law
+from circuits.statistics.moments import BLOCK, CHUNK, Moments
 from circuits.synthesis.topology import build_board
 
 

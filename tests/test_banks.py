@@ -16,17 +16,17 @@ from circuits.board import Conditions, Program, ideal_conditions
 from circuits.copies import codes, draw_copies, nominal_copy, populated_parts
 from circuits.deck import circuit_of, deck
 from circuits.errors import InputError
-from circuits.estimators import estimate_law, joint_chi_square
 from circuits.exact import exact_run
 from circuits.folder import load_design
 from circuits.handover import codes_text, decks, write_design
-from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.nodal import assemble, is_stable, nominal_circuit
 from circuits.ou import predicted_columns, reading_covariance, spectrum
 from circuits.pcb import pcb_netlist
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.solve import solve_run
+from circuits.statistics.estimators import estimate_law, joint_chi_square
+from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import board_and_program, make_design, reprogram, reuse_design
 from circuits.synthesis.options import Choices
 from circuits.synthesis.rounding import row_sum_scaling

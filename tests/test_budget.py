@@ -23,12 +23,12 @@ from circuits.budget import (
 from circuits.copies import nominal_copy
 from circuits.deck import circuit_of
 from circuits.estimates import estimates
-from circuits.estimators import EstimateLaw, estimate_law
 from circuits.handover import decks
-from circuits.inversion import hold_correction, inversion
 from circuits.measurement import Plan, measure
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance
+from circuits.statistics.estimators import EstimateLaw, estimate_law
+from circuits.statistics.inversion import hold_correction, inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics
 from circuits.verification import verify

@@ -24,12 +24,12 @@ from circuits.ensemble import ensemble
 from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.handover import write_design
-from circuits.inversion import inversion
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import predicted_columns, reading_covariance
 from circuits.pairs import pair_model
 from circuits.populated import Layout, element_means, model_circuit
 from circuits.solve import SolveRun
+from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices

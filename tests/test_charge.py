@@ -19,11 +19,11 @@ from circuits.charge import ChargeRun, charge_law, charge_run
 from circuits.charge_readout import ChargeReadout, charge_readout
 from circuits.copies import specimens
 from circuits.errors import InputError
-from circuits.estimators import estimate_law
-from circuits.inversion import hold_correction, inversion
 from circuits.netlist import circuit_text
 from circuits.nodal import assemble
 from circuits.ou import held_covariance, lagged_covariances
+from circuits.statistics.estimators import estimate_law
+from circuits.statistics.inversion import hold_correction, inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics
 

@@ -12,16 +12,16 @@ from conftest import needs_ngspice
 
 from circuits.board import Conditions
 from circuits.copies import draw_copies, nominal_copy
-from circuits.estimators import estimate_law, joint_chi_square
 from circuits.exact import exact_run
 from circuits.handover import write_design
-from circuits.inversion import hold_correction, inversion
-from circuits.moments import BLOCK, CHUNK
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck
 from circuits.nodal import assemble, readout_matrix
 from circuits.ou import reading_covariance, spectrum
 from circuits.sampled import chunk_deck, run_chunk
+from circuits.statistics.estimators import estimate_law, joint_chi_square
+from circuits.statistics.inversion import hold_correction, inversion
+from circuits.statistics.moments import BLOCK, CHUNK
 from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.options import Choices, Parasitics
 

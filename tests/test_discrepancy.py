@@ -19,7 +19,6 @@ from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.covariances import covariance_evidence
 from circuits.device import predict
 from circuits.estimated import gain_names
-from circuits.estimators import estimate_law
 from circuits.evidence import flattened
 from circuits.fitting import fit
 from circuits.heldout import held_out_programs, measured_inverse, predicted, principal_scores, question
@@ -29,6 +28,7 @@ from circuits.ou import lagged_covariances, reading_covariance, spectrum
 from circuits.pairs import half_circuit, half_of, pair_model
 from circuits.programmings import soldered_training
 from circuits.response import spectra
+from circuits.statistics.estimators import estimate_law
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics
 

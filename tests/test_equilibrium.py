@@ -10,12 +10,12 @@ from scipy.linalg import expm, solve_continuous_lyapunov
 
 from circuits.board import Conditions
 from circuits.deck import circuit_of
-from circuits.equilibrium import equilibrium as judged
-from circuits.equilibrium import pairs_of_records, sums_of
 from circuits.handover import decks
-from circuits.moments import CHUNK
 from circuits.nodal import assemble, lag_of
 from circuits.sampled import HELD, chunk_deck, chunks_lags, run_chunk
+from circuits.statistics.equilibrium import equilibrium as judged
+from circuits.statistics.equilibrium import pairs_of_records, sums_of
+from circuits.statistics.moments import CHUNK
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 

@@ -20,9 +20,9 @@ from circuits.board import Conditions
 from circuits.errors import InputError
 from circuits.files import locked
 from circuits.handover import write_design
-from circuits.inversion import inversion
 from circuits.nodal import assemble
 from circuits.ou import drift, reading_covariance, stationary_covariance
+from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 from tngd import laboratory

@@ -11,9 +11,9 @@ from circuits.board import Conditions
 from circuits.copies import draw_gains
 from circuits.errors import InputError
 from circuits.handover import decks, write_design
-from circuits.inversion import inversion
 from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import decay_time, reading_covariance, reading_covariances, settling_time
+from circuits.statistics.inversion import inversion
 from circuits.synthesis.cells import passive_damping, plan
 from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.options import Choices, check_choices

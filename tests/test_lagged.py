@@ -11,15 +11,15 @@ from scipy.linalg import expm
 
 from circuits.board import Conditions, Copy
 from circuits.copies import nominal_copy
-from circuits.equilibrium import sums_of
-from circuits.estimators import law_of_pairs, mean_covariance
 from circuits.lagged import lagged_evidence, lagged_law, lags_of
 from circuits.leavings import draw_pairs
 from circuits.measured import calibrate_measured
 from circuits.nodal import assemble, lag_of
 from circuits.ou import drift, lagged_covariances, stationary_covariance
 from circuits.pairs import pair_model
-from circuits.recorded import Recorded, RecordSummary
+from circuits.statistics.equilibrium import sums_of
+from circuits.statistics.estimators import law_of_pairs, mean_covariance
+from circuits.statistics.recorded import Recorded, RecordSummary
 from circuits.synthesis.design import make_design
 
 COPIES, READINGS = 10, 30_000

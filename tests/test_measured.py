@@ -17,14 +17,14 @@ from circuits.board import Conditions, Copy
 from circuits.copies import nominal_copy
 from circuits.device_file import load_device
 from circuits.errors import InputError
-from circuits.estimators import law_about_mean, mean_covariance
 from circuits.handover import write_design
 from circuits.measured import calibrate_measured
 from circuits.nodal import assemble
 from circuits.ou import lagged_covariances
 from circuits.pairs import pair_model
-from circuits.recorded import Recorded, RecordSummary
-from circuits.streaming import Clipping
+from circuits.statistics.estimators import law_about_mean, mean_covariance
+from circuits.statistics.recorded import Recorded, RecordSummary
+from circuits.statistics.streaming import Clipping
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 from tngd import laboratory

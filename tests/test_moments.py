@@ -11,15 +11,15 @@ from conftest import needs_ngspice
 from circuits import measurement
 from circuits.board import Conditions
 from circuits.deck import circuit_of
-from circuits.equilibrium import Sums
 from circuits.errors import SimulationError
-from circuits.estimators import estimate_law
 from circuits.handover import decks
-from circuits.inversion import inversion
 from circuits.measurement import Plan, error_of_one, measure
-from circuits.moments import BLOCK, CHUNK, MOST_BLOCKS, Accumulator, running
 from circuits.nodal import assemble
 from circuits.sampled import HELD, Chunk
+from circuits.statistics.equilibrium import Sums
+from circuits.statistics.estimators import estimate_law
+from circuits.statistics.inversion import inversion
+from circuits.statistics.moments import BLOCK, CHUNK, MOST_BLOCKS, Accumulator, running
 from circuits.synthesis.design import make_design
 
 TWO = make_design(np.array([[1.0, 0.3], [0.3, 1.0]]), copies=1)
@@ -76,7 +76,7 @@ def test_a_job_that_fails_is_tried_again_when_the_others_are_done(monkeypatch):
         return real(board, program, deck, samples)
 
     monkeypatch.setattr(measurement, "run_chunk", chunk)
-    monkeypatch.setattr("circuits.moments.CHUNK", 500)
+    monkeypatch.setattr("circuits.statistics.moments.CHUNK", 500)
     plan = Plan(exact=False, samples=2000)
     run = measure(TWO, CIRCUITS, plan)["copy-1"]
     assert len(seen) == 5
@@ -94,7 +94,7 @@ def test_a_job_that_fails_twice_ends_the_run_when_all_others_are_kept(monkeypatc
             raise SimulationError("ngspice crashed with signal 11")
         return real(board, program, deck, samples)
 
-    monkeypatch.setattr("circuits.moments.CHUNK", 500)
+    monkeypatch.setattr("circuits.statistics.moments.CHUNK", 500)
     bad = measurement.chunk_deck(TWO.board, TWO.program, CIRCUITS["copy-1"], measurement.chunk_seed(0, 1, 0), 500, HELD)
     monkeypatch.setattr(measurement, "run_chunk", chunk)
     with pytest.raises(SimulationError, match="signal 11"):

@@ -9,11 +9,12 @@ from scipy import stats
 from scipy.integrate import quad_vec
 from scipy.linalg import expm
 
-from circuits import estimators, ou
+from circuits import ou
 from circuits.board import Conditions
 from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.exact import integrate
 from circuits.nodal import Circuit, assemble_gains, nominal_circuit
+from circuits.statistics import estimators
 from circuits.synthesis.design import board_and_program
 
 

@@ -16,16 +16,16 @@ from reference import kronecker_lyapunov
 from scipy.linalg import expm
 from scipy.stats import norm
 
-from circuits import streaming
 from circuits.board import Conditions, Design
 from circuits.copies import specimens
-from circuits.equilibrium import equilibrium
 from circuits.errors import InputError
-from circuits.estimators import effective_samples, joint_chi_square
-from circuits.moments import BLOCK
 from circuits.nodal import assemble, lag_of
 from circuits.ou import lagged_covariances
-from circuits.recorded import RecordSummary, read_recorded, recorded_law
+from circuits.statistics import streaming
+from circuits.statistics.equilibrium import equilibrium
+from circuits.statistics.estimators import effective_samples, joint_chi_square
+from circuits.statistics.moments import BLOCK
+from circuits.statistics.recorded import RecordSummary, read_recorded, recorded_law
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics
 

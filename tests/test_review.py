@@ -14,10 +14,10 @@ from circuits.bringup import bringup
 from circuits.copies import nominal_copy
 from circuits.deck import circuit_of, deck
 from circuits.imperfections import nominal_errors, small_elements
-from circuits.inversion import inversion
 from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import diffusion, drift, reading_covariance
 from circuits.review import review_lines, review_text, worst_parts
+from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.options import Choices, Parasitics

@@ -14,10 +14,10 @@ from circuits.errors import InputError
 from circuits.exact import exact_run
 from circuits.folder import load_design
 from circuits.handover import write_design
-from circuits.inversion import inversion
 from circuits.netlist import circuit_text
 from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
+from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.options import Choices
 from circuits.synthesis.rounding import round_to_grid, series_near

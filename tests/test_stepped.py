@@ -14,14 +14,11 @@ from compare import FALSE_ALARM, NORMAL_BOUND, assert_close, circuit_of_cells
 from conftest import needs_ngspice
 from reference import deck_inductors, read_deck
 
-from circuits import moments as circuits_moments
 from circuits import sampled
 from circuits.board import Conditions
 from circuits.copies import draw_copies, nominal_copy
 from circuits.deck import file_widths
 from circuits.errors import InputError
-from circuits.estimators import joint_chi_square
-from circuits.moments import BLOCK
 from circuits.netlist import circuit_text
 from circuits.ngspice import run_deck
 from circuits.nodal import assemble, nominal_circuit, readout_matrix
@@ -39,7 +36,16 @@ from circuits.sampled import (
     recipe_named,
     run_chunk,
 )
-from circuits.stepped import UNIT, alternating_currents, memory, stepped_estimate_law, stepped_lagged_covariances
+from circuits.statistics import moments as circuits_moments
+from circuits.statistics.estimators import joint_chi_square
+from circuits.statistics.moments import BLOCK
+from circuits.statistics.trapezoidal import (
+    UNIT,
+    alternating_currents,
+    memory,
+    stepped_estimate_law,
+    stepped_lagged_covariances,
+)
 from circuits.synthesis.design import board_and_program
 from circuits.synthesis.options import Choices, Parasitics
 

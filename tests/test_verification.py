@@ -13,16 +13,16 @@ from circuits.board import Conditions
 from circuits.copies import draw_gains
 from circuits.device import draw_device
 from circuits.errors import InputError
-from circuits.estimators import estimate_law
 from circuits.folder import load_design
 from circuits.handover import write_design
-from circuits.inversion import hold_correction, inversion
 from circuits.measurement import Plan, measure
-from circuits.moments import chunk_seed, chunk_sizes
 from circuits.nodal import assemble_gains, assemble_many, nominal_circuit
 from circuits.ou import reading_covariances
 from circuits.runs import load_measurements, save_measurements
 from circuits.sampled import run_chunk
+from circuits.statistics.estimators import estimate_law
+from circuits.statistics.inversion import hold_correction, inversion
+from circuits.statistics.moments import chunk_seed, chunk_sizes
 from circuits.synthesis.design import make_design
 from circuits.verification import describe_verification, verify
 from tngd import laboratory
@@ -99,7 +99,7 @@ def test_interrupted_run_goes_on_with_its_finished_chunks(tmp_path, monkeypatch)
     write_design(made, tmp_path / "run")
     design, decks = load_design(tmp_path / "run")
     calls = []
-    monkeypatch.setattr("circuits.moments.CHUNK", 500)
+    monkeypatch.setattr("circuits.statistics.moments.CHUNK", 500)
     monkeypatch.setattr("circuits.measurement.run_chunk", _counting(calls, stop_at=3))
     with pytest.raises(KeyboardInterrupt):
         measure(design, decks, Plan(exact=False, samples=1000), chunks=tmp_path / "chunks")

@@ -26,19 +26,19 @@ from circuits.fitted import Device
 from circuits.fitting import Fit
 from circuits.folder import load_design
 from circuits.heldout import predicted, question, standard_error
-from circuits.inversion import inversion
 from circuits.leavings import FEW, draw_pairs
 from circuits.measured import READOUT, calibrate_measured
 from circuits.measurement import Plan, error_of_one, measure
-from circuits.moments import BLOCK
 from circuits.netlist import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.pairs import PairModel, pair_model
 from circuits.parallel import Progress, silent
 from circuits.population import COPIES
-from circuits.recorded import read_recorded
 from circuits.reduction import check_order, choose_order
 from circuits.runs import load_measurements, save_measurements
+from circuits.statistics.inversion import inversion
+from circuits.statistics.moments import BLOCK
+from circuits.statistics.recorded import read_recorded
 from circuits.synthesis.options import two_digits
 from circuits.verification import describe_verification, verify_recorded
 from circuits.verification import verify as compare

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.board import Board, Design, Program
-from circuits.estimators import EstimateLaw
 from circuits.nodal import Circuit, nominal_circuit
 from circuits.ou import nominal_hold_correction, predicted_columns, reading_covariances
+from circuits.statistics.estimators import EstimateLaw
 
 
 @dataclass(frozen=True, eq=False)

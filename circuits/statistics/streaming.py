@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import betainc, ndtri
 
-from circuits.equilibrium import Sums
 from circuits.errors import InputError
-from circuits.moments import BLOCK, BlockMoments
 from circuits.ou import MEMORY
+from circuits.statistics.equilibrium import Sums
+from circuits.statistics.moments import BLOCK, BlockMoments
 
 LEAST = 2 * BLOCK  # readings of a copy
 STEP = 0.01  # relative, how far a time step may be from a whole number of periods

@@ -25,13 +25,13 @@ from pandas.errors import EmptyDataError, ParserError, ParserWarning
 
 from circuits.board import REFERENCE_CELSIUS, Board, Conditions, Copy, Design
 from circuits.copies import specimens
-from circuits.equilibrium import Sums
 from circuits.errors import InputError
-from circuits.estimators import EstimateLaw, law_about_mean, mean_covariance
 from circuits.files import Array
 from circuits.nodal import Circuit, assemble, lag_of
 from circuits.ou import decay_time, lagged_covariances
-from circuits.streaming import LEAST, Clipping, Outliers, Stream
+from circuits.statistics.equilibrium import Sums
+from circuits.statistics.estimators import EstimateLaw, law_about_mean, mean_covariance
+from circuits.statistics.streaming import LEAST, Clipping, Outliers, Stream
 
 ROWS = 50_000  # read at a time
 BOM = b"\xef\xbb\xbf"  # with which some programs begin a UTF-8 file
@@ -90,7 +90,7 @@ class Recorded:
 
     `moments` (blocks, n, n) [V²] are those of consecutive blocks of `block_readings` (blocks,) readings about the
     same mean, BLOCK or BLOCK · 2ᵏ each but the last; weighted with these they average to `covariance`. `pairs` (lags,)
-    readings are 0, 1, 2, … periods apart. `sums` are those of circuits.equilibrium about the mean, over pairs without a
+    readings are 0, 1, 2, … periods apart. `sums` are those of circuits.statistics.equilibrium about the mean, over pairs without a
     gap between them (None: there are none), and `sums_pairs` (lags,) of these pairs are 0, 1, 2, … periods apart.
     """
 

@@ -20,9 +20,9 @@ much faster than h becomes one that alternates too and is slow to die out: `memo
 
 import numpy as np
 
-from circuits.estimators import EstimateLaw, law_of_records
 from circuits.nodal import Circuit
 from circuits.ou import MEMORY, drift, stationary_covariance
+from circuits.statistics.estimators import EstimateLaw, law_of_records
 
 UNIT = 4096  # steps of the whole numbers g in one standard deviation: their variance is off by 5e-9
 
