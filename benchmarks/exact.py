@@ -11,9 +11,9 @@ import numpy as np
 
 from circuits.board import Conditions
 from circuits.copies import gains_of
-from circuits.deck import circuit_of
 from circuits.exact import exact_run
 from circuits.handover import decks
+from circuits.netlist.deck import circuit_of
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import assemble, source_power
 from circuits.ou import reading_covariance

@@ -17,7 +17,7 @@ import numpy as np
 
 from circuits.board import Conditions
 from circuits.copies import nominal_copy
-from circuits.netlist import circuit_text
+from circuits.netlist.spice import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import nominal_circuit
 from circuits.sampled import HELD, STEPPED, chunk_deck, chunks_law, recipe_for, run_chunk

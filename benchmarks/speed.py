@@ -20,7 +20,7 @@ from sampling import READINGS, SIZES, target, timed
 
 from circuits.board import Conditions
 from circuits.copies import draw_copies
-from circuits.netlist import circuit_text
+from circuits.netlist.spice import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import assemble
 from circuits.sampled import HELD, STEPPED, chunk_deck, chunks_law, recipe_for

@@ -15,7 +15,7 @@ from circuits.board import Board, Conditions, Copy, Program
 from circuits.copies import gains_of
 from circuits.exact import ExactRun, Spectra, exact_run, spectral_run
 from circuits.files import sha256, write_npz
-from circuits.netlist import circuit_text
+from circuits.netlist.spice import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import source_power
 from circuits.parallel import Progress, run_all, silent

@@ -17,8 +17,8 @@ import numpy as np
 from scipy.linalg import expm, matrix_balance
 
 from circuits.board import Board, Program
-from circuits.deck import control
 from circuits.errors import InputError, SimulationError
+from circuits.netlist.deck import control
 from circuits.ngspice import run_deck
 from circuits.nodal import Circuit, nominal_circuit, readout_matrix
 from circuits.ou import drift

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.board import Board, Conditions, Program
-from circuits.deck import exact_analysis
 from circuits.errors import SimulationError
+from circuits.netlist.deck import exact_analysis
 from circuits.ngspice import run_deck
 from circuits.nodal import nominal_circuit, readout_matrix, source_power, states
 from circuits.ou import MOST_STATES, drift

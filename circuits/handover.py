@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from circuits.bill import bill_text
 from circuits.board import Board, Conditions, Design, Program
 from circuits.copies import codes, specimens
-from circuits.deck import deck
 from circuits.files import new_folder, sha256, write_json, write_text
-from circuits.folder import describe
-from circuits.netlist import library_text
-from circuits.pcb import pcb_netlist
-from circuits.review import review_text
-from circuits.schematic import schematic_svg
+from circuits.netlist.bill import bill_text
+from circuits.netlist.deck import deck
+from circuits.netlist.folder import describe
+from circuits.netlist.kicad import pcb_netlist
+from circuits.netlist.review import review_text
+from circuits.netlist.schematic import schematic_svg
+from circuits.netlist.spice import library_text
 from circuits.statistics.moments import CHUNK, chunk_seed
 
 

@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 from scipy.linalg import eigh
 
-from circuits.bill import UNITS, engineering
 from circuits.board import Board, Conditions, Design, Program
+from circuits.netlist.bill import UNITS, engineering
 from circuits.nodal import Circuit, nominal_circuit, states
 from circuits.ou import MOST_STATES, reading_covariance
 from circuits.statistics.inversion import circuit_inverses, inversion

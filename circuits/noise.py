@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.board import Board, Program, Reading, Source
-from circuits.deck import control
 from circuits.errors import InputError, SimulationError
 from circuits.exact import converged
+from circuits.netlist.deck import control
 from circuits.ngspice import run_deck
 
 BOLTZMANN = 1.38064852e-23  # J/K, that of ngspice, which has to cancel

@@ -29,7 +29,7 @@ from circuits.files import provenance, sha256
 from circuits.fitted import Device
 from circuits.interface import board_interface
 from circuits.measurement import Plan, measure
-from circuits.netlist import circuit_text
+from circuits.netlist.spice import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.ou import reading_covariance
 from circuits.parallel import Progress, silent

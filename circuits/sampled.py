@@ -17,8 +17,8 @@ from itertools import pairwise
 import numpy as np
 
 from circuits.board import Board, Conditions, Program
-from circuits.deck import START_UP, discarded, file_sources, file_widths, sampled_analysis, stepped_analysis
 from circuits.errors import InputError, SimulationError
+from circuits.netlist.deck import START_UP, discarded, file_sources, file_widths, sampled_analysis, stepped_analysis
 from circuits.ngspice import find_ngspice, ngspice_version, run_deck
 from circuits.nodal import Circuit, lag_of, nominal_circuit, readout_matrix
 from circuits.ou import held_covariance, lagged_covariances, reading_covariance

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.board import Board, Program
-from circuits.deck import control
 from circuits.errors import SimulationError
+from circuits.netlist.deck import control
 from circuits.ngspice import run_deck
 from circuits.nodal import nominal_circuit, readout_matrix
 

@@ -10,7 +10,7 @@ import pytest
 from cases import TARGETS
 
 from circuits.errors import InputError
-from circuits.folder import load_design
+from circuits.netlist.folder import load_design
 from circuits.synthesis.design import holds, make_design, reuse_design
 from circuits.synthesis.options import Choices, Parasitics
 from circuits.synthesis.rounding import needed_range

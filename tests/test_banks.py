@@ -14,15 +14,15 @@ from reference import deck_impedance, read_deck, read_kicad
 
 from circuits.board import Conditions, Program, ideal_conditions
 from circuits.copies import codes, draw_copies, nominal_copy, populated_parts
-from circuits.deck import circuit_of, deck
 from circuits.errors import InputError
 from circuits.exact import exact_run
-from circuits.folder import load_design
 from circuits.handover import codes_text, decks, write_design
-from circuits.netlist import circuit_text
+from circuits.netlist.deck import circuit_of, deck
+from circuits.netlist.folder import load_design
+from circuits.netlist.kicad import pcb_netlist
+from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble, is_stable, nominal_circuit
 from circuits.ou import predicted_columns, reading_covariance, spectrum
-from circuits.pcb import pcb_netlist
 from circuits.sampled import chunk_deck, run_chunk
 from circuits.solve import solve_run
 from circuits.statistics.estimators import estimate_law, joint_chi_square

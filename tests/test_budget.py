@@ -21,10 +21,10 @@ from circuits.budget import (
     total_interval,
 )
 from circuits.copies import nominal_copy
-from circuits.deck import circuit_of
 from circuits.estimates import estimates
 from circuits.handover import decks
 from circuits.measurement import Plan, measure
+from circuits.netlist.deck import circuit_of
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance
 from circuits.statistics.estimators import EstimateLaw, estimate_law

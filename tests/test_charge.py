@@ -19,7 +19,7 @@ from circuits.charge import ChargeRun, charge_law, charge_run
 from circuits.charge_readout import ChargeReadout, charge_readout
 from circuits.copies import specimens
 from circuits.errors import InputError
-from circuits.netlist import circuit_text
+from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble
 from circuits.ou import held_covariance, lagged_covariances
 from circuits.statistics.estimators import estimate_law

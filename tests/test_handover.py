@@ -12,16 +12,16 @@ from cases import FAIR, FAIR_FACTOR, M_MATRIX, TARGETS
 from compare import assert_close
 from reference import read_deck, read_kicad
 
-from circuits.bill import COLUMNS, bill_text, engineering
 from circuits.board import GROUND
 from circuits.copies import populated_parts
-from circuits.deck import circuit_of
-from circuits.explanation import explanation
 from circuits.handover import decks, write_design
-from circuits.netlist import library_text
-from circuits.pcb import pcb_netlist
-from circuits.review import avoiding_negative, part_counts, review_text, worst_parts
-from circuits.schematic import schematic_svg
+from circuits.netlist.bill import COLUMNS, bill_text, engineering
+from circuits.netlist.deck import circuit_of
+from circuits.netlist.explanation import explanation
+from circuits.netlist.kicad import pcb_netlist
+from circuits.netlist.review import avoiding_negative, part_counts, review_text, worst_parts
+from circuits.netlist.schematic import schematic_svg
+from circuits.netlist.spice import library_text
 from circuits.synthesis.design import make_design
 from circuits.synthesis.equations import cell_law
 from circuits.synthesis.options import Choices

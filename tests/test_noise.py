@@ -14,7 +14,7 @@ from circuits.board import Conditions
 from circuits.copies import draw_copies, gains_of
 from circuits.errors import InputError, SimulationError
 from circuits.exact import exact_run
-from circuits.netlist import circuit_text
+from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble, source_power
 from circuits.noise import noise_run
 from circuits.ou import reading_covariance

@@ -12,7 +12,7 @@ from conftest import needs_ngspice
 from circuits.board import Conditions, Copy
 from circuits.copies import draw_gains
 from circuits.exact import exact_run
-from circuits.netlist import circuit_text
+from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble_gains, source_power
 from circuits.ou import reading_covariance
 from circuits.population import POPULATION_SEED, contributions, population, yield_at

@@ -14,9 +14,9 @@ from circuits.board import Conditions
 from circuits.device import ideal_device
 from circuits.device_file import describe_device
 from circuits.files import write_json
-from circuits.folder import load_design
 from circuits.handover import write_design
 from circuits.interface import Interface
+from circuits.netlist.folder import load_design
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance
 from circuits.retrim import retrim, trimmed_copy

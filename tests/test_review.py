@@ -8,15 +8,15 @@ from cases import FAIR, FAIR_FACTOR, M_MATRIX, random_target
 from compare import assert_close
 from reference import deck_impedance, kronecker_lyapunov, read_deck
 
-from circuits.bill import bill_lines, digits
 from circuits.board import Conditions
 from circuits.bringup import bringup
 from circuits.copies import nominal_copy
-from circuits.deck import circuit_of, deck
 from circuits.imperfections import nominal_errors, small_elements
+from circuits.netlist.bill import bill_lines, digits
+from circuits.netlist.deck import circuit_of, deck
+from circuits.netlist.review import review_lines, review_text, worst_parts
 from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import diffusion, drift, reading_covariance
-from circuits.review import review_lines, review_text, worst_parts
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.fisher import named_fisher

@@ -12,9 +12,9 @@ from circuits.board import Conditions
 from circuits.copies import nominal_copy
 from circuits.errors import InputError
 from circuits.exact import exact_run
-from circuits.folder import load_design
 from circuits.handover import write_design
-from circuits.netlist import circuit_text
+from circuits.netlist.folder import load_design
+from circuits.netlist.spice import circuit_text
 from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
 from circuits.statistics.inversion import inversion

@@ -17,9 +17,9 @@ from reference import deck_inductors, read_deck
 from circuits import sampled
 from circuits.board import Conditions
 from circuits.copies import draw_copies, nominal_copy
-from circuits.deck import file_widths
 from circuits.errors import InputError
-from circuits.netlist import circuit_text
+from circuits.netlist.deck import file_widths
+from circuits.netlist.spice import circuit_text
 from circuits.ngspice import run_deck
 from circuits.nodal import assemble, nominal_circuit, readout_matrix
 from circuits.ou import held_covariance, reading_covariance

@@ -1,6 +1,6 @@
 """What the verbs of calibrated copies do with files: devices of the package, their converters, codes for very copies.
 
-By the rules of tngd.verbs: nothing is replaced without `force`, results are written whole and say what they are of.
+By the rules of circuits.netlist.export: nothing is replaced without `force`, results are written whole and say what they are of.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,10 +21,10 @@ from circuits.estimated import pairs_of
 from circuits.evidence import evidence_frequencies
 from circuits.files import new_folder, provenance, read_json, refuse_existing, sha256, write_json, write_text
 from circuits.fitted import Device
-from circuits.folder import load_design
 from circuits.handover import codes_text
 from circuits.heldout import measured_inverse
 from circuits.interface import Interface
+from circuits.netlist.folder import load_design
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.parallel import Progress, silent
 from circuits.presets import make_presets

@@ -14,13 +14,14 @@ from threadpoolctl import threadpool_limits
 
 from circuits.board import REFERENCE_CELSIUS
 from circuits.errors import InputError, SimulationError
-from circuits.explanation import explanation
 from circuits.files import read_json
+from circuits.netlist import export
+from circuits.netlist.explanation import explanation
+from circuits.netlist.review import review_lines
 from circuits.population import COPIES
-from circuits.review import review_lines
 from circuits.synthesis import fisher as synthesis_fisher
 from circuits.synthesis.options import Choices, Parasitics
-from tngd import cli_copies, cli_train, verbs
+from tngd import cli_copies, cli_train
 from tngd.__main__ import INTERRUPTED, end_interrupted
 from tngd.options import (
     At,
@@ -58,7 +59,7 @@ def fisher(
     force: Force = False,
 ) -> None:
     """Fisher matrix of a logistic regression on a real data set."""
-    F = verbs.fisher(name, at, out, factor, force)
+    F = export.fisher(name, at, out, factor, force)
     print(f"{out}: {len(F)} x {len(F)}")
 
 
@@ -139,7 +140,7 @@ def design(
         pad_capacitance=pad_capacitance,
         source_tolerance=source_tolerance,
     )
-    request = verbs.Request(
+    request = export.Request(
         copies=copies,
         tolerance=tolerance,
         seed=seed,
@@ -149,9 +150,9 @@ def design(
     )
     place = synthesis_fisher.Place(target, at, precondition, damping, name)
     made = (
-        verbs.design(place, request, out, force)
+        export.design(place, request, out, force)
         if reuse is None
-        else verbs.reuse(place, request, reuse, coupling, out, force)
+        else export.reuse(place, request, reuse, coupling, out, force)
     )
     print(f"{out}: {made.program.step}; {len(made.copies)} copies, yield {made.yield_fraction:.0%}")
     print("\n".join(f"  {line}" for line in review_lines(made)))

@@ -16,7 +16,6 @@ from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Conditions, Desi
 from circuits.calibration import calibrate as fit_copies
 from circuits.calibration import uncertainties, validated
 from circuits.copies import specimens
-from circuits.deck import discarded
 from circuits.device import ideal_device, predict
 from circuits.device_file import describe_device
 from circuits.errors import InputError
@@ -24,12 +23,13 @@ from circuits.estimated import by_pairs
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
 from circuits.fitted import Device
 from circuits.fitting import Fit
-from circuits.folder import load_design
 from circuits.heldout import predicted, question, standard_error
 from circuits.leavings import FEW, draw_pairs
 from circuits.measured import READOUT, calibrate_measured
 from circuits.measurement import Plan, error_of_one, measure
-from circuits.netlist import circuit_text
+from circuits.netlist.deck import discarded
+from circuits.netlist.folder import load_design
+from circuits.netlist.spice import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.pairs import PairModel, pair_model
 from circuits.parallel import Progress, silent

@@ -1,4 +1,4 @@
-"""What the verbs `train_task_file` and `report` do with files, by the rules of tngd.verbs.
+"""What the verbs `train_task_file` and `report` do with files, by the rules of circuits.netlist.export.
 
 Apart from them because torch and matplotlib take seconds to load, which no board needs.
 """

@@ -16,12 +16,13 @@ from threading import Event
 
 from circuits.errors import InputError, UnstableCopyError
 from circuits.files import is_ours, read_json, refuse_existing, write_json
+from circuits.netlist import export
 from circuits.ngspice import find_ngspice
 from circuits.parallel import Progress
 from circuits.synthesis import fisher
 from circuits.synthesis.design import check_options
 from circuits.synthesis.fisher import DATA_SETS
-from tngd import laboratory, learning, verbs
+from tngd import laboratory, learning
 from tngd.training import check_budget
 
 SCHEMA = "tngd.run/1"
@@ -106,12 +107,12 @@ def _matrices(options: Options, out: Path) -> Iterator[Step]:
     yield (
         "Fisher matrix at w = 0",
         zero.with_suffix(".json").exists(),
-        lambda _: verbs.fisher(name, "zero", zero, factor, True),
+        lambda _: export.fisher(name, "zero", zero, factor, True),
     )
     yield (
         "Fisher matrix at the fit",
         fit.with_suffix(".json").exists(),
-        lambda _: verbs.fisher(name, "fit", fit, None, True),
+        lambda _: export.fisher(name, "fit", fit, None, True),
     )
 
 
@@ -142,8 +143,8 @@ def _designing(
     def work(_: Progress) -> None:
         try:
             place = fisher.Place(str(matrix), precondition=precondition, name=options.name)
-            request = verbs.Request(options.copies, options.tolerance, options.seed, cells="active")
-            verbs.design(place, request, folder)
+            request = export.Request(options.copies, options.tolerance, options.seed, cells="active")
+            export.design(place, request, folder)
         except UnstableCopyError as error:
             if precondition is not None:
                 raise

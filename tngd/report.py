@@ -11,9 +11,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError, select_autoescape
 from markupsafe import Markup
 
-from circuits.bill import engineering
 from circuits.errors import InputError
 from circuits.files import read_json, sha256, write_text
+from circuits.netlist.bill import engineering
 from tngd import plots, plots_training, report_training
 from tngd.mnist_tables import comparison_tables, study_table
 from tngd.report_training import Trained, read_trained, training_provenance

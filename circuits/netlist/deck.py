@@ -11,7 +11,7 @@ import numpy as np
 from circuits.board import Board, Conditions, Copy, Program
 from circuits.errors import InputError
 from circuits.files import sha256
-from circuits.netlist import circuit_text
+from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble
 from circuits.ou import held_covariance
 

@@ -12,8 +12,8 @@ import numpy as np
 from circuits.board import Design
 from circuits.errors import InputError
 from circuits.files import provenance, refuse_existing, sha256, write_json, write_npy
-from circuits.folder import load_design
 from circuits.handover import write_design
+from circuits.netlist.folder import load_design
 from circuits.synthesis.design import check_options, check_size, holds, make_design, reuse_design, takes
 from circuits.synthesis.fisher import Place, congruence_of, named_fisher, target_of
 from circuits.synthesis.options import Choices, Parasitics, check_choices

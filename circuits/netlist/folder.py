@@ -8,9 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from circuits.board import Board, Copy, Design, Program
 from circuits.copies import specimens
-from circuits.deck import circuit_of
 from circuits.errors import InputError
 from circuits.files import provenance, read_json, sha256
+from circuits.netlist.deck import circuit_of
 from circuits.nodal import noise_amplitude, nominal_circuit
 from circuits.ou import nominal_hold_correction
 from circuits.synthesis.design import YIELD_DRAWS

@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from circuits.bill import UNITS, engineering, soldered_parts
 from circuits.board import Design, RoundingCost
 from circuits.bringup import Bringup, bringup
-from circuits.deck import START_UP, WIDEST, WIDEST_BANKED
 from circuits.files import sha256
 from circuits.imperfections import errors_in_words, nominal_errors, small_elements, unwelcome
+from circuits.netlist.bill import UNITS, engineering, soldered_parts
+from circuits.netlist.deck import START_UP, WIDEST, WIDEST_BANKED
 from circuits.nodal import noise_amplitude, nominal_circuit
 from circuits.synthesis.cells import without_negative
 from circuits.synthesis.design import YIELD_DRAWS
@@ -25,7 +25,7 @@ KINDS = {"R": "resistors", "L": "inductors", "C": "capacitors"}
 def review_text(design: Design) -> str:
     """The review of a design."""
     environment = Environment(
-        loader=PackageLoader("circuits", "."),
+        loader=PackageLoader("circuits.netlist", "."),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -10,9 +10,9 @@ import tempfile
 from functools import lru_cache
 from pathlib import Path
 
-from circuits.bill import bill_lines, soldered_parts
 from circuits.board import GROUND, Board, Program
 from circuits.errors import SimulationError
+from circuits.netlist.bill import bill_lines, soldered_parts
 
 TIMEOUT = 300.0  # s; a board of 64 cells takes some two
 

@@ -6,9 +6,9 @@ cell i stands on the diagonal and the coupling of i and j where row and column m
 
 import sys
 
-from circuits.bill import UNITS, engineering, soldered_parts
 from circuits.board import Bank, Board, Program
 from circuits.copies import codes
+from circuits.netlist.bill import UNITS, engineering, soldered_parts
 
 # schemdraw does without its matplotlib backend where that cannot be imported; drawing SVG needs none, and importing it
 # takes longer than drawing. None makes the import of this one module fail.

@@ -2,9 +2,9 @@
 
 import sympy as sp
 
-from circuits.bill import engineering
 from circuits.board import Board, Program
 from circuits.copies import codes
+from circuits.netlist.bill import engineering
 from circuits.synthesis.equations import CROSSED, GROUND1, NEGATIVE1, STRAIGHT, cell_law
 
 MOST_LINES = 40

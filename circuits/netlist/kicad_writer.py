@@ -1,7 +1,7 @@
 """Reads parts as JSON on standard input and prints a KiCad netlist made by skidl. A program, not for import.
 
 skidl writes log files where it is imported, warns about symbol libraries it does not need here, and keeps global
-state; so it gets a process and a folder of its own (see circuits.pcb).
+state; so it gets a process and a folder of its own (see circuits.netlist.kicad).
 
 Input: {"title": text, "parts": [{"ref", "kind", "value", "footprint", "nodes": [a, b]}, …]}.
 """
