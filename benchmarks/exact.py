@@ -12,8 +12,8 @@ import numpy as np
 from circuits.board import Conditions
 from circuits.copies import gains_of
 from circuits.exact import exact_run
-from circuits.handover import decks
 from circuits.netlist.deck import circuit_of
+from circuits.netlist.export import decks
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import assemble, source_power
 from circuits.ou import reading_covariance

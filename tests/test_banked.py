@@ -22,9 +22,9 @@ from circuits.estimated import pairs_of
 from circuits.evidence import flattened
 from circuits.files import write_json
 from circuits.fitting import fit, fit_all
-from circuits.handover import write_design
 from circuits.heldout import held_out_programs, measured_inverse, predicted, question
 from circuits.leavings import draw_pairs
+from circuits.netlist.export import write_design
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance, spectrum
 from circuits.pairs import pair_model

@@ -16,8 +16,8 @@ from circuits.board import Conditions, Program, ideal_conditions
 from circuits.copies import codes, draw_copies, nominal_copy, populated_parts
 from circuits.errors import InputError
 from circuits.exact import exact_run
-from circuits.handover import codes_text, decks, write_design
 from circuits.netlist.deck import circuit_of, deck
+from circuits.netlist.export import codes_text, decks, write_design
 from circuits.netlist.folder import load_design
 from circuits.netlist.kicad import pcb_netlist
 from circuits.netlist.spice import circuit_text

@@ -22,9 +22,9 @@ from circuits.budget import (
 )
 from circuits.copies import nominal_copy
 from circuits.estimates import estimates
-from circuits.handover import decks
 from circuits.measurement import Plan, measure
 from circuits.netlist.deck import circuit_of
+from circuits.netlist.export import decks
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance
 from circuits.statistics.estimators import EstimateLaw, estimate_law

@@ -23,7 +23,7 @@ from circuits.device_file import describe_device, device_hash, load_device
 from circuits.ensemble import ensemble
 from circuits.errors import InputError
 from circuits.files import write_json
-from circuits.handover import write_design
+from circuits.netlist.export import write_design
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import predicted_columns, reading_covariance
 from circuits.pairs import pair_model

@@ -13,7 +13,7 @@ from conftest import needs_ngspice
 from circuits.board import Conditions
 from circuits.copies import draw_copies, nominal_copy
 from circuits.exact import exact_run
-from circuits.handover import write_design
+from circuits.netlist.export import write_design
 from circuits.netlist.spice import circuit_text
 from circuits.ngspice import run_deck
 from circuits.nodal import assemble, readout_matrix

@@ -15,7 +15,7 @@ from circuits.device_file import describe_device, device_hash, load_device
 from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.fitted import Device
-from circuits.handover import write_design
+from circuits.netlist.export import write_design
 from circuits.synthesis.design import make_design
 from tngd import laboratory
 from tngd.calibrated import set_interface

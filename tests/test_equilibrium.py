@@ -9,8 +9,8 @@ from scipy import stats
 from scipy.linalg import expm, solve_continuous_lyapunov
 
 from circuits.board import Conditions
-from circuits.handover import decks
 from circuits.netlist.deck import circuit_of
+from circuits.netlist.export import decks
 from circuits.nodal import assemble, lag_of
 from circuits.sampled import HELD, chunk_deck, chunks_lags, run_chunk
 from circuits.statistics.equilibrium import equilibrium as judged

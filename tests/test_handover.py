@@ -14,10 +14,10 @@ from reference import read_deck, read_kicad
 
 from circuits.board import GROUND
 from circuits.copies import populated_parts
-from circuits.handover import decks, write_design
 from circuits.netlist.bill import COLUMNS, bill_text, engineering
 from circuits.netlist.deck import circuit_of
 from circuits.netlist.explanation import explanation
+from circuits.netlist.export import decks, write_design
 from circuits.netlist.kicad import pcb_netlist
 from circuits.netlist.review import avoiding_negative, part_counts, review_text, worst_parts
 from circuits.netlist.schematic import schematic_svg

@@ -19,7 +19,7 @@ from scipy.linalg import expm
 from circuits.board import Conditions
 from circuits.errors import InputError
 from circuits.files import locked
-from circuits.handover import write_design
+from circuits.netlist.export import write_design
 from circuits.nodal import assemble
 from circuits.ou import drift, reading_covariance, stationary_covariance
 from circuits.statistics.inversion import inversion

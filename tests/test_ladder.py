@@ -10,7 +10,7 @@ from compare import NORMAL_BOUND, assert_close
 from circuits.board import Conditions
 from circuits.copies import draw_gains
 from circuits.errors import InputError
-from circuits.handover import decks, write_design
+from circuits.netlist.export import decks, write_design
 from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import decay_time, reading_covariance, reading_covariances, settling_time
 from circuits.statistics.inversion import inversion

@@ -17,8 +17,8 @@ from circuits.board import Conditions, Copy
 from circuits.copies import nominal_copy
 from circuits.device_file import load_device
 from circuits.errors import InputError
-from circuits.handover import write_design
 from circuits.measured import calibrate_measured
+from circuits.netlist.export import write_design
 from circuits.nodal import assemble
 from circuits.ou import lagged_covariances
 from circuits.pairs import pair_model

@@ -11,9 +11,9 @@ from conftest import needs_ngspice
 from circuits import measurement
 from circuits.board import Conditions
 from circuits.errors import SimulationError
-from circuits.handover import decks
 from circuits.measurement import Plan, error_of_one, measure
 from circuits.netlist.deck import circuit_of
+from circuits.netlist.export import decks
 from circuits.nodal import assemble
 from circuits.sampled import HELD, Chunk
 from circuits.statistics.equilibrium import Sums

@@ -15,8 +15,8 @@ from circuits.board import TOLERANCE, Conditions, Part, check_name
 from circuits.copies import draw_copies, nominal_copy
 from circuits.errors import InputError
 from circuits.files import sha256
-from circuits.handover import decks
 from circuits.netlist.deck import ANALYSIS, circuit_of, deck
+from circuits.netlist.export import decks
 from circuits.nodal import assemble
 from circuits.ou import held_covariance
 from circuits.synthesis.design import board_and_program, make_design

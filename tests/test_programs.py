@@ -15,8 +15,8 @@ from circuits.board import Conditions
 from circuits.device import predict
 from circuits.errors import InputError, SimulationError
 from circuits.exact import ExactRun
-from circuits.handover import write_design
 from circuits.leavings import draw_pairs
+from circuits.netlist.export import write_design
 from circuits.nodal import assemble
 from circuits.ou import diffusion, drift, reading_covariance, spectrum
 from circuits.pairs import half_of, pair_model

@@ -14,8 +14,8 @@ from circuits.board import Conditions
 from circuits.device import ideal_device
 from circuits.device_file import describe_device
 from circuits.files import write_json
-from circuits.handover import write_design
 from circuits.interface import Interface
+from circuits.netlist.export import write_design
 from circuits.netlist.folder import load_design
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance

@@ -9,12 +9,10 @@ from compare import assert_close
 from reference import deck_impedance, kronecker_lyapunov, read_deck
 
 from circuits.board import Conditions
-from circuits.bringup import bringup
 from circuits.copies import nominal_copy
-from circuits.imperfections import nominal_errors, small_elements
 from circuits.netlist.bill import bill_lines, digits
 from circuits.netlist.deck import circuit_of, deck
-from circuits.netlist.review import review_lines, review_text, worst_parts
+from circuits.netlist.review import bringup, nominal_errors, review_lines, review_text, small_elements, worst_parts
 from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import diffusion, drift, reading_covariance
 from circuits.statistics.inversion import inversion

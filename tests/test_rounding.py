@@ -12,7 +12,7 @@ from circuits.board import Conditions
 from circuits.copies import nominal_copy
 from circuits.errors import InputError
 from circuits.exact import exact_run
-from circuits.handover import write_design
+from circuits.netlist.export import write_design
 from circuits.netlist.folder import load_design
 from circuits.netlist.spice import circuit_text
 from circuits.nodal import nominal_circuit

@@ -13,8 +13,8 @@ from circuits.board import Conditions
 from circuits.copies import draw_gains
 from circuits.device import draw_device
 from circuits.errors import InputError
-from circuits.handover import write_design
 from circuits.measurement import Plan, measure
+from circuits.netlist.export import write_design
 from circuits.netlist.folder import load_design
 from circuits.nodal import assemble_gains, assemble_many, nominal_circuit
 from circuits.ou import reading_covariances

@@ -21,9 +21,9 @@ from circuits.estimated import pairs_of
 from circuits.evidence import evidence_frequencies
 from circuits.files import new_folder, provenance, read_json, refuse_existing, sha256, write_json, write_text
 from circuits.fitted import Device
-from circuits.handover import codes_text
 from circuits.heldout import measured_inverse
 from circuits.interface import Interface
+from circuits.netlist.export import codes_text
 from circuits.netlist.folder import load_design
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.parallel import Progress, silent

@@ -1,25 +1,55 @@
-"""The summary a design review needs, as Markdown: `design.md` of a run folder."""
+"""The summary a design review needs, as Markdown: `design.md` of a run folder.
 
+What is not ideal about a board of exact parts: what it has besides its elements, and elements hardly there.
+
+Nothing of it is left out of a design. A designer is told what it costs the inverse.
+
+Numbers for bringing a board up: what can be measured at its nodes without noise, and with one source at a time.
+
+In an all-to-all network no part can be measured by itself once it is soldered: whatever is put across it, R, L and
+every coupling of its nodes answer too. What can be measured is the impedance of a node to ground, all others open,
+
+    Z_ii(s) of Z(s) = (G + s C + E (s L + R)⁻¹ Eᵀ)⁻¹,
+
+and with noise at one node alone the spread of its cell's reading, from the modes V of the nominal board: the
+covariance V [2 kT g V_ia V_ib / (g (c_a + c_b) + Γ (c_a - c_b)²/(2 g))] Vᵀ, on a resistive one with the denominator
+c (λ_a + λ_b).
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from scipy.linalg import eigh
 
-from circuits.board import Design, RoundingCost
-from circuits.bringup import Bringup, bringup
+from circuits.board import Board, Conditions, Design, Program, RoundingCost, ideal_conditions
 from circuits.files import sha256
-from circuits.imperfections import errors_in_words, nominal_errors, small_elements, unwelcome
 from circuits.netlist.bill import UNITS, engineering, soldered_parts
 from circuits.netlist.deck import START_UP, WIDEST, WIDEST_BANKED
-from circuits.nodal import noise_amplitude, nominal_circuit
+from circuits.nodal import Circuit, assemble_many, noise_amplitude, nominal_circuit, states
+from circuits.ou import MOST_STATES, predicted_columns, reading_covariance
+from circuits.statistics.inversion import circuit_inverses, inversion
 from circuits.synthesis.cells import without_negative
 from circuits.synthesis.design import YIELD_DRAWS
+from circuits.synthesis.elements import held_matrix
+from circuits.synthesis.options import SMALLEST_PART
 from circuits.synthesis.sensitivity import PartSensitivity, differentiated, expected_error, part_sensitivities
 
 WORST = 10
 WORST_LISTED = 3  # on the screen
 MOST_NODES = 16  # whose measurements are listed
 KINDS = {"R": "resistors", "L": "inductors", "C": "capacitors"}
+
+MOST_RELAXING = 1500  # nodes of a circuit without inductors, whose Lyapunov equation is an eigenvalue problem
+# Below these an element is as small as what no layout is without: strays of 0.2 pF, leakage of 100 MΩ.
+STRAY = {"F": 0.2e-12, "S": 1e-8}
+UNAVOIDABLE = {"F": "layout strays", "S": "leakage"}
+MATTERS = 1e-3  # relative change of the inverse
+
+MOST_COLUMNS = 600  # of a circuit whose impedances are taken with every parasitic in it
+MOST_COPIES = 3  # that are compared with the nominal board
 
 
 def review_text(design: Design) -> str:
@@ -186,6 +216,24 @@ def _frequencies(design: Design) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, eq=False)
+class Bringup:
+    """What a designer measures on the nominal board.
+
+    `impedances` (nodes, frequencies) [ohm] at `frequencies` [Hz]; `spread`, the largest relative difference of the
+    drawn copies' from them; `alone` (nodes,) [V], rms of the cell's reading with the noise of that node alone;
+    `columns` (n, n) [V], readings for `bias` [A] into each cell, of a resistive board.
+    """
+
+    nodes: tuple[str, ...]
+    frequencies: np.ndarray
+    impedances: np.ndarray
+    spread: float
+    alone: np.ndarray
+    bias: float
+    columns: np.ndarray | None
+
+
 def _measurements(numbers: Bringup) -> dict[str, Any]:
     """What to measure, in words: the first nodes, and all readings for a bias into the first cell."""
     columns = [] if numbers.columns is None else numbers.columns
@@ -213,3 +261,143 @@ def _common_mode(nodes_per_cell: int, capacitance: np.ndarray) -> float:
     cells = len(capacitance) // nodes_per_cell
     mean = np.kron(np.eye(cells), np.ones((1, nodes_per_cell)) / nodes_per_cell)
     return float(np.linalg.eigvalsh(mean @ capacitance @ mean.T * nodes_per_cell)[0])
+
+
+@lru_cache(maxsize=4)
+def nominal_errors(design: Design) -> dict[str, float]:
+    """Relative error of the inverse on the nominal board with all that is not ideal, by how it is read.
+
+    From the "covariance", and on a resistive board from the "mean" too; what would take too long is left out.
+    """
+    board, program = design.board, design.program
+    circuit = nominal_circuit(board, program, Conditions())
+    rule, size = inversion(design), states(circuit)
+    found = {}
+    if board.inputs:
+        found["mean"] = float(rule.error(circuit_inverses(design, rule, circuit)))
+    if size <= (MOST_RELAXING if board.inputs else MOST_STATES):
+        covariance = _relaxing_covariance(circuit) if board.inputs else reading_covariance(circuit)
+        found["covariance"] = float(rule.error(rule.read(covariance)))
+    return found
+
+
+def errors_in_words(errors: dict[str, float]) -> str:
+    """Errors of the inverse by how it is read."""
+    if not errors:
+        return ""
+    first, *others = (f"{100 * error:.2g} %" for error in errors.values())
+    if "mean" not in errors:
+        return f"{first} error of the inverse"
+    return f"{first} error of the inverse from the mean" + "".join(f", {other} from the covariance" for other in others)
+
+
+def unwelcome(board: Board, program: Program) -> list[str]:
+    """Parasitics by cause: how many parts, and their value."""
+    found: dict[str, list] = {}
+    for part in board.parts:
+        there = part.beside is None or part.beside in program.values
+        if there and (part.cause or part.role == "input") and part.role != "pad":
+            found.setdefault(part.cause or "inputs", []).append(part)
+    lines = [
+        f"{cause}: {len(parts)} × {engineering(parts[0].nominal, UNITS[parts[0].kind])}"
+        for cause, parts in found.items()
+    ]
+    pads = sum(part.nominal for part in board.parts if part.role == "pad")
+    if pads:
+        lines.append(f"pads of the switches: {engineering(pads, 'F')} in all, taken from the capacitors to ground")
+    if board.mutuals:
+        lines.append(f"coupled coils: {len(board.mutuals)} pairs with a factor of {board.mutuals[0].coefficient:g}")
+    return lines
+
+
+def small_elements(design: Design) -> str:
+    """Elements that are as small as what no layout is without, and how much the inverse depends on them, in words."""
+    board, program = design.board, design.program
+    unit = board.element_unit
+    word = engineering(STRAY[unit], unit)
+    if board.banks:
+        bits = [part.nominal if part.kind == "C" else 1 / part.nominal for part in board.parts if part.role == "bit"]
+        words = f"the lowest bits hold {engineering(min(bits), unit)}; below {word}, as small as {UNAVOIDABLE[unit]}"
+        return words if min(bits) < STRAY[unit] else ""
+    small = {name: value for name, value in program.values.items() if abs(value) < STRAY[unit]}
+    if not small:
+        return ""
+    name = min(small, key=lambda name: abs(small[name]))
+    nowhere = ", which no part is" if abs(small[name]) < SMALLEST_PART[unit] else ""
+    return (
+        f"{len(small)} of {len(program.values)} elements are below {word}, as small as {UNAVOIDABLE[unit]} "
+        f"({name} is {engineering(small[name], unit)}{nowhere}); {_dependence(board, program, small)}"
+    )
+
+
+def _dependence(board: Board, program: Program, small: dict[str, float]) -> str:
+    """What leaving these elements out would cost, in words."""
+    M = program.matrix - held_matrix(board, small) / board.unit
+    lost = "the board depends on them: without them no inverse is left; use a larger --damping or a --precondition"
+    if np.linalg.eigvalsh(M)[0] <= 0:
+        return lost
+    X, inverse = program.mapping, np.linalg.inv(program.target)
+    error = np.linalg.norm(X.T @ np.linalg.inv(M) @ X - inverse) / np.linalg.norm(inverse)
+    if error > 1:
+        return lost
+    depends = "the board depends on them: " if error > MATTERS else ""
+    return f"{depends}left out, they cost {100 * error:.2g} % of the inverse"
+
+
+def _relaxing_covariance(circuit: Circuit) -> np.ndarray:
+    """Covariance (n, n) [V²] of the readings without inductors: G Σ C + C Σ G = 2 Q, by the modes of (G, C)."""
+    rates, V = eigh(circuit.conductance, circuit.capacitance)
+    modes = 2 * V.T @ circuit.noise @ V / (rates[:, None] + rates)
+    HV = circuit.readout @ V
+    return HV @ modes @ HV.T
+
+
+def bringup(design: Design, frequencies: np.ndarray, bias: float) -> Bringup:
+    """The numbers of a design at these frequencies [Hz] and for this bias current [A]."""
+    board, program = design.board, design.program
+    nominal = nominal_circuit(board, program)
+    conditions, circuit = Conditions(), nominal_circuit(board, program, Conditions())
+    if circuit.capacitance.shape[-1] > MOST_COLUMNS:
+        conditions, circuit = ideal_conditions(board), nominal
+    own = len(board.nodes)
+    impedances = _impedances(circuit, frequencies)[:, :own].T
+    copies = assemble_many(board, program, design.copies[:MOST_COPIES], conditions)
+    others = [_impedances(copies[k], frequencies)[:, :own].T for k in range(len(copies.capacitance))]
+    return Bringup(
+        board.nodes,
+        frequencies,
+        impedances,
+        float(np.abs(np.array(others) / impedances - 1).max()),
+        _alone(nominal, board.nodes_per_cell),
+        bias,
+        predicted_columns(board, nominal, bias) if board.inputs else None,
+    )
+
+
+def _impedances(circuit: Circuit, frequencies: np.ndarray) -> np.ndarray:
+    """|Z_ii|, (frequencies, m) [ohm]."""
+    found = []
+    for s in 2j * np.pi * frequencies:
+        Y = circuit.conductance + s * circuit.capacitance
+        if circuit.inverse_inductance.size:
+            stiffness, E = circuit.inverse_inductance, circuit.coils
+            # (s L + R)⁻¹ = Γ (s + R Γ)⁻¹: no inverse of Γ is needed.
+            Y = Y + E @ stiffness @ np.linalg.inv(s * np.eye(len(stiffness)) + circuit.loss @ stiffness) @ E.T
+        found.append(np.abs(np.diag(np.linalg.inv(Y))))
+    return np.array(found)
+
+
+def _alone(circuit: Circuit, nodes_per_cell: int) -> np.ndarray:
+    """Rms (m,) [V] of the reading of each node's cell with the source of that node alone, under white noise."""
+    rlc = circuit.inverse_inductance.size > 0
+    values, V = np.linalg.eigh(circuit.capacitance if rlc else circuit.conductance)
+    a, b = values[:, None], values[None, :]
+    power = circuit.noise[0, 0]
+    if rlc:
+        g, stiffness = circuit.conductance[0, 0], circuit.inverse_inductance[0, 0]
+        response = 2 * power / (g * (a + b) + stiffness * (a - b) ** 2 / (2 * g))
+    else:
+        response = 2 * power / (circuit.capacitance[0, 0] * (a + b))
+    read = np.repeat(circuit.readout @ V, nodes_per_cell, axis=0)  # the reading of every node's cell, (m, modes)
+    weight = read * V  # of a mode, driven at the node and read at its cell
+    return np.sqrt(np.einsum("ia,ab,ib->i", weight, response, weight, optimize=True))
