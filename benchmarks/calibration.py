@@ -18,8 +18,8 @@ import numpy as np
 
 from circuits.banked import calibrate_programs
 from circuits.board import Design
-from circuits.device_file import describe_device
 from circuits.files import write_json
+from circuits.model.device_file import describe_device
 from circuits.netlist.export import write_design
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.design import make_design

@@ -11,7 +11,7 @@ import json
 import numpy as np
 import torch
 
-from circuits.device import ideal_device
+from circuits.model.device import ideal_device
 from circuits.synthesis.topology import build_board
 from tngd.baselines import ExactNGD
 from tngd.optimizer import TNGD

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 
 from circuits.board import Design
-from circuits.device import copy_of
 from circuits.errors import InputError
 from circuits.estimated import by_pairs, gain_names
 from circuits.fitted import Device
 from circuits.fitting import Fit
 from circuits.leavings import draw_pairs
+from circuits.model.device import copy_of
+from circuits.model.pairs import pair_model
 from circuits.ngspice import has_ngspice
 from circuits.ou import reading_covariance
-from circuits.pairs import pair_model
 from circuits.pairwise import check_runs, doubtful, fit_pairs, pair_errors, undetermined
 from circuits.parallel import Progress, silent
 from circuits.populated import (

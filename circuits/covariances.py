@@ -15,8 +15,8 @@ from scipy.linalg import solve_triangular
 
 from circuits.board import Program
 from circuits.leavings import Draws, delayed_leavings
+from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.ou import reading_covariance
-from circuits.pairs import Half, PairModel, half_circuit, half_of
 from circuits.quadrature import covariance_and_slopes
 from circuits.statistics.estimators import EstimateLaw
 

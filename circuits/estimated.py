@@ -1,7 +1,7 @@
 """The records of a fitted copy: an estimate of everything that is known of it, with what a board of its kind has.
 
 Each element (a matched pair of parts) has one relative gain, each cell a relative temperature and inductance; on boards
-with banks or parasitics, and on resistive ones, every pair of parts has a gain (circuits.pairs). A cell's reading y is
+with banks or parasitics, and on resistive ones, every pair of parts has a gain (circuits.model.pairs). A cell's reading y is
 shown as readout gain · y + readout offset.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from circuits.board import Board
-from circuits.pairs import PairModel, pair_model
+from circuits.model.pairs import PairModel, pair_model
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.board import Board
-from circuits.pairs import Half
-from circuits.response import (
-    impedance,
-    impedance_slopes,
-    spectra,
-    spectra_and_slopes,
-)
+from circuits.model.pairs import Half
+from circuits.model.response import impedance, impedance_slopes, spectra, spectra_and_slopes
 
 ESR = "esr"  # the cause of resistances in series with capacitors
 SERIES = (128.0, 1024.0, 8192.0, 65536.0)  # where they show: noise of so high a frequency is in the covariance too

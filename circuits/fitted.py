@@ -8,7 +8,7 @@ import numpy as np
 from circuits.board import REFERENCE_CELSIUS, Board, Program
 from circuits.errors import InputError
 from circuits.estimated import Estimate, FittedCopy, by_pairs, gain_names, nominal_cell, nominal_values, pairs_of
-from circuits.interface import IDEAL, Interface
+from circuits.model.converters import IDEAL, Interface
 from circuits.prediction import Prediction, process, programmed
 
 __all__ = [
@@ -83,5 +83,5 @@ class Device:
 def checked(device: Device) -> Device:
     """The same; InputError if it is none, as a preset's name or a path is."""
     if not isinstance(device, Device):
-        raise InputError(f"expected a device, got {device!r:.80}; read one with circuits.device_file.load_device")
+        raise InputError(f"expected a device, got {device!r:.80}; read one with circuits.model.device_file.load_device")
     return device

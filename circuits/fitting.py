@@ -28,7 +28,7 @@ from circuits.errors import InputError
 from circuits.evidence import Evidence, flattened
 from circuits.exact import ExactRun, Spectra
 from circuits.lagged import LaggedEvidence
-from circuits.pairs import PairModel
+from circuits.model.pairs import PairModel
 from circuits.parallel import Progress, side_by_side
 from circuits.solve import SolveRun
 

@@ -24,9 +24,9 @@ from circuits.errors import InputError
 from circuits.exact import ExactRun
 from circuits.fitting import Fit, leaving_parts
 from circuits.leavings import Draws, delayed_leavings, drawn_spectra
-from circuits.pairs import Half, PairModel, half_circuit, half_of
+from circuits.model.pairs import Half, PairModel, half_circuit, half_of
+from circuits.model.response import impedance, impedance_slopes
 from circuits.programmings import near_program, random_program, soldered_program
-from circuits.response import impedance, impedance_slopes
 from circuits.settling import circuit_delays, delayed_and_slopes, delayed_covariance
 from circuits.solve import SolveRun
 from circuits.statistics.inversion import triangle

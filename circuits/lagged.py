@@ -19,9 +19,9 @@ from scipy.linalg import expm, solve_triangular
 
 from circuits.board import Program
 from circuits.leavings import Draws, lagged_leavings
+from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.nodal import Circuit
 from circuits.ou import drift, lagged_covariances, stationary_covariance
-from circuits.pairs import Half, PairModel, half_circuit, half_of
 from circuits.statistics.estimators import mean_covariance
 
 STEP = 1e-4  # of a parameter, for a slope

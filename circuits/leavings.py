@@ -1,7 +1,7 @@
 """What the circuit of equal pairs leaves out of a copy: unequal pairs, and strays that only one side of a cell has.
 
 The values of a pair are μ (1 ± δ), of capacitances, of conductances, of inverse inductances, of series resistances.
-With x and c of circuits.pairs the whole board is Y = [[Y_xx, Y_xc], [Y_cx, Y_cc]]; the pair model is Y_xx at δ = 0. A
+With x and c of circuits.model.pairs the whole board is Y = [[Y_xx, Y_xc], [Y_cx, Y_cc]]; the pair model is Y_xx at δ = 0. A
 stray between two cells is one part: it is on one side, δ = 1, where the pair model has half of it on either. What is
 left out of a statistic s is s(μ, δ) - s(μ, 0); its law comes from copies (μ, δ) drawn from the tolerances. The same
 draws serve all programs, for one copy's mismatch is one, so leavings under different programs keep their correlation.
@@ -15,7 +15,7 @@ import numpy as np
 
 from circuits.board import Part
 from circuits.copies import draw_gains
-from circuits.pairs import Half, PairModel
+from circuits.model.pairs import Half, PairModel
 from circuits.quadrature import ROUGH, nodes_and_weights
 
 DRAWS = 128

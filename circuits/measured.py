@@ -19,14 +19,14 @@ import numpy as np
 
 from circuits.board import REFERENCE_CELSIUS, Design
 from circuits.covariances import covariance_evidence, with_readout
-from circuits.device import copy_of
 from circuits.errors import InputError
 from circuits.estimated import Estimate, FittedCopy
 from circuits.fitted import Device
 from circuits.fitting import Fit, Known, fit
 from circuits.lagged import lagged_evidence
 from circuits.leavings import FEW, Draws, draw_pairs
-from circuits.pairs import PairModel, pair_model
+from circuits.model.device import copy_of
+from circuits.model.pairs import PairModel, pair_model
 from circuits.parallel import Progress, silent
 from circuits.programmings import UNKNOWN, correlations
 from circuits.statistics.estimators import LONG_RECORD, EstimateLaw, effective_samples

@@ -17,9 +17,9 @@ from circuits.evidence import FLOOR
 from circuits.fitting import Fit, fit_all, observed
 from circuits.heldout import predicted, question, standard_error
 from circuits.leavings import DRAWS, FEW, draw_pairs
+from circuits.model.pairs import PairModel, half_circuit, half_of, pair_model
 from circuits.nodal import Circuit
 from circuits.ou import reading_covariance
-from circuits.pairs import PairModel, half_circuit, half_of, pair_model
 from circuits.parallel import Progress
 from circuits.programmings import UNKNOWN, correlations, evidence_of
 from circuits.runs import Run

@@ -17,12 +17,12 @@ from circuits.copies import draw_gains
 from circuits.estimated import Estimate, FittedCopy, by_pairs
 from circuits.fitting import Fit, plain_fit
 from circuits.leavings import DRAWS, FEW
+from circuits.model.fitted_copy import reduced_circuit
+from circuits.model.pairs import PairModel, pair_model
 from circuits.nodal import Circuit, assemble_gains, is_stable
 from circuits.ou import reading_covariance, spectrum
-from circuits.pairs import PairModel, pair_model
 from circuits.runs import Run
 from circuits.sampled import chunks_covariance, chunks_law
-from circuits.specimen import reduced_circuit
 
 DISCREPANCY_DRAWS = 256
 DISCREPANCY_SEED = 20_000_003  # added to the design's seed: never the copies themselves
@@ -91,7 +91,7 @@ def prior_of(board: Board, layout: Layout) -> np.ndarray:
 
 
 def fitted_copy(board: Board, name: str, layout: Layout, fit: Fit) -> FittedCopy:
-    """The record of a fit; observed is what is known twice as well as before, as in circuits.device."""
+    """The record of a fit; observed is what is known twice as well as before, as in circuits.model.device."""
     error = np.sqrt(np.diag(fit.covariance))
     found = {
         parameter: Estimate(float(value), float(own), bool(own < spread / 2))

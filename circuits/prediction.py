@@ -2,9 +2,9 @@
 
     dx = (b - A x) dt + N(0, D dt),   <y> = H A⁻¹ b,   Cov(y) = H Σ Hᵀ,   A Σ + Σ Aᵀ = D
 
-with A, D, H of the copy's own circuit (circuits.specimen) at an ambient temperature, or, if the device is of a lower
-order, of that circuit reduced to so many states (circuits.reduction): all that is predicted is then of that process.
-The copy shows g y + o of a reading y, and the ADC rounds and clips that (circuits.interface.converted_law); its full
+with A, D, H of the copy's own circuit (circuits.model.fitted_copy) at an ambient temperature, or, if the device is of a lower
+order, of that circuit reduced to so many states (circuits.model.reduction): all that is predicted is then of that process.
+The copy shows g y + o of a reading y, and the ADC rounds and clips that (circuits.model.converters.converted_law); its full
 scale is for the largest rms reading of the board. Bias currents come from the DAC, whose full scale is for their rms.
 """
 
@@ -15,11 +15,11 @@ import numpy as np
 from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Board, Program
 from circuits.errors import InputError
 from circuits.estimated import FittedCopy
-from circuits.interface import Interface, board_interface, convert, converted_law
+from circuits.model.converters import Interface, board_interface, convert, converted_law
+from circuits.model.fitted_copy import fitted_circuit, shown
+from circuits.model.reduction import reduce_order
 from circuits.nodal import Circuit
 from circuits.ou import drift
-from circuits.reduction import reduce_order
-from circuits.specimen import fitted_circuit, shown
 from circuits.statistics.inversion import Inversion
 from circuits.synthesis.cells import plan
 from circuits.synthesis.design import program, reprogram

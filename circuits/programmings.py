@@ -18,9 +18,9 @@ from circuits.board import Board, Program
 from circuits.errors import InputError
 from circuits.evidence import ESR, Evidence, evidence_frequencies, expected_and_slopes, flattened
 from circuits.leavings import Draws, drawn_spectra
+from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.nodal import nominal_circuit
 from circuits.ou import drift
-from circuits.pairs import Half, PairModel, half_circuit, half_of
 from circuits.synthesis.cells import plan
 from circuits.synthesis.design import levelled
 from circuits.synthesis.design import program as synthesised

@@ -7,9 +7,9 @@ and f⁻², which closes the tails.
 
 import numpy as np
 
+from circuits.model.pairs import Half, half_circuit
+from circuits.model.response import spectra_and_slopes
 from circuits.ou import drift
-from circuits.pairs import Half, half_circuit
-from circuits.response import spectra_and_slopes
 
 BELOW, ABOVE = 1e-3, 1e4  # of the lowest and the highest pole
 DIGITS = 20.0  # natural logarithm of one over the error

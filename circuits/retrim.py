@@ -22,12 +22,12 @@ from circuits.copies import codes
 from circuits.errors import InputError
 from circuits.estimated import pairs_of
 from circuits.fitted import Device
-from circuits.interface import source_power
 from circuits.leavings import delayed_leavings, draw_pairs, drawn_spectra
+from circuits.model.converters import source_power
+from circuits.model.fitted_copy import parameters_of
+from circuits.model.pairs import Half, PairModel, half_circuit, half_of, part_gains
+from circuits.model.response import impedance, spread_stamps
 from circuits.ou import reading_covariance
-from circuits.pairs import Half, PairModel, half_circuit, half_of, part_gains
-from circuits.response import impedance, spread_stamps
-from circuits.specimen import parameters_of
 from circuits.synthesis.cells import plan
 from circuits.synthesis.design import levelled
 from circuits.synthesis.elements import element_values

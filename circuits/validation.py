@@ -16,7 +16,7 @@ from circuits.board import Design, Program
 from circuits.fitting import Fit
 from circuits.heldout import HeldOut, Question, held_out_programs, judge, measured, predicted, question
 from circuits.leavings import Draws
-from circuits.pairs import PairModel
+from circuits.model.pairs import PairModel
 from circuits.parallel import Progress, side_by_side, silent
 from circuits.settling import settling_frequencies
 

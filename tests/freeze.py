@@ -179,7 +179,7 @@ def optimizer_steps(resistive: str) -> None:
         from circuits import load_device
         from tngd import TNGD, array_of, tile_board
     except ImportError:  # before there were doors
-        from circuits.device_file import load_device
+        from circuits.model.device_file import load_device
         from tngd.array import array_of
         from tngd.optimizer import TNGD
         from tngd.tiles import tile_board

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from conftest import needs_ngspice, tree
 
-from circuits.device import ideal_device
-from circuits.device_file import describe_device
 from circuits.files import write_json, write_npz
+from circuits.model.device import ideal_device
+from circuits.model.device_file import describe_device
 from circuits.synthesis.topology import build_board
 from tngd.pipeline import Options, _content
 from tngd.training import SCHEMA as TRAINING_SCHEMA

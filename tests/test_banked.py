@@ -15,8 +15,6 @@ from circuits import bench
 from circuits.banked import calibrate_programs
 from circuits.bench import run_programs
 from circuits.board import Conditions
-from circuits.device import predict
-from circuits.device_file import SCHEMA, describe_device, device_hash, load_device
 from circuits.errors import InputError, SimulationError
 from circuits.estimated import pairs_of
 from circuits.evidence import flattened
@@ -24,10 +22,12 @@ from circuits.files import write_json
 from circuits.fitting import fit, fit_all
 from circuits.heldout import held_out_programs, measured_inverse, predicted, question
 from circuits.leavings import draw_pairs
+from circuits.model.device import predict
+from circuits.model.device_file import SCHEMA, describe_device, device_hash, load_device
+from circuits.model.pairs import pair_model
 from circuits.netlist.export import write_design
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance, spectrum
-from circuits.pairs import pair_model
 from circuits.parallel import side_by_side, silent
 from circuits.programmings import random_program, soldered_training, training_programs
 from circuits.synthesis.design import make_design

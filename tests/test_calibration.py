@@ -18,15 +18,15 @@ from test_banked import SMALL, truth
 from circuits.board import Conditions
 from circuits.calibration import calibrate
 from circuits.copies import gains_of
-from circuits.device import draw_device, ideal_device, predict
-from circuits.device_file import describe_device, device_hash, load_device
-from circuits.ensemble import ensemble
 from circuits.errors import InputError
 from circuits.files import write_json
+from circuits.model.device import draw_device, ideal_device, predict
+from circuits.model.device_file import describe_device, device_hash, load_device
+from circuits.model.ensemble import ensemble
+from circuits.model.pairs import pair_model
 from circuits.netlist.export import write_design
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import predicted_columns, reading_covariance
-from circuits.pairs import pair_model
 from circuits.populated import Layout, element_means, model_circuit
 from circuits.solve import SolveRun
 from circuits.statistics.inversion import inversion

@@ -10,11 +10,11 @@ import pytest
 from cases import M_MATRIX
 from conftest import needs_ngspice
 
-from circuits.device import ideal_device
-from circuits.device_file import describe_device, device_hash, load_device
 from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.fitted import Device
+from circuits.model.device import ideal_device
+from circuits.model.device_file import describe_device, device_hash, load_device
 from circuits.netlist.export import write_design
 from circuits.synthesis.design import make_design
 from tngd import laboratory

@@ -12,17 +12,17 @@ from test_banked import truth
 
 from circuits.board import Conditions
 from circuits.copies import gains_of, nominal_copy
-from circuits.device import draw_device, ideal_device, predict
-from circuits.device_file import PRESETS, describe_device, device_file, device_hash, load_device
-from circuits.ensemble import element_spread
 from circuits.errors import InputError
 from circuits.estimated import Estimate, FittedCopy
 from circuits.files import sha256, write_json
 from circuits.fitted import Device
-from circuits.interface import Converter, Interface, board_interface, converted_law
+from circuits.model.converters import Converter, Interface, board_interface, converted_law
+from circuits.model.device import draw_device, ideal_device, predict
+from circuits.model.device_file import PRESETS, describe_device, device_file, device_hash, load_device
+from circuits.model.ensemble import element_spread
+from circuits.model.pairs import pair_model
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import reading_covariance, reading_covariances
-from circuits.pairs import pair_model
 from circuits.presets import OFFSET, TOLERANCE, shipped_design
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices

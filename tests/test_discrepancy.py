@@ -17,17 +17,17 @@ from circuits.board import Conditions, Copy
 from circuits.calibration import calibrate, uncertainties
 from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.covariances import covariance_evidence
-from circuits.device import predict
 from circuits.estimated import gain_names
 from circuits.evidence import flattened
 from circuits.fitting import fit
 from circuits.heldout import held_out_programs, measured_inverse, predicted, principal_scores, question
 from circuits.leavings import LEAVINGS_SEED, delayed_leavings, draw_pairs, drawn_spectra, lagged_leavings
+from circuits.model.device import predict
+from circuits.model.pairs import half_circuit, half_of, pair_model
+from circuits.model.response import spectra
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import lagged_covariances, reading_covariance, spectrum
-from circuits.pairs import half_circuit, half_of, pair_model
 from circuits.programmings import soldered_training
-from circuits.response import spectra
 from circuits.statistics.estimators import estimate_law
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from circuits.device import ideal_device
-from circuits.ensemble import draw_boards, element_spread, ensemble, kind_of
 from circuits.errors import InputError
 from circuits.estimated import Estimate
+from circuits.model.device import ideal_device
+from circuits.model.ensemble import draw_boards, element_spread, ensemble, kind_of
 from circuits.synthesis.topology import build_board
 from tngd.tiles import tile_board
 

@@ -8,7 +8,7 @@ from cases import M_MATRIX
 from scipy import integrate, stats
 
 from circuits.errors import InputError
-from circuits.interface import IDEAL, Converter, Interface, board_interface, convert, converted_law, source_power
+from circuits.model.converters import IDEAL, Converter, Interface, board_interface, convert, converted_law, source_power
 from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.options import TEMPCO
 from circuits.synthesis.topology import build_board

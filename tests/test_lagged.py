@@ -14,9 +14,9 @@ from circuits.copies import nominal_copy
 from circuits.lagged import lagged_evidence, lagged_law, lags_of
 from circuits.leavings import draw_pairs
 from circuits.measured import calibrate_measured
+from circuits.model.pairs import pair_model
 from circuits.nodal import assemble, lag_of
 from circuits.ou import drift, lagged_covariances, stationary_covariance
-from circuits.pairs import pair_model
 from circuits.statistics.equilibrium import sums_of
 from circuits.statistics.estimators import law_of_pairs, mean_covariance
 from circuits.statistics.recorded import Recorded, RecordSummary

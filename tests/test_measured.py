@@ -15,13 +15,13 @@ from test_laboratory import write_record
 
 from circuits.board import Conditions, Copy
 from circuits.copies import nominal_copy
-from circuits.device_file import load_device
 from circuits.errors import InputError
 from circuits.measured import calibrate_measured
+from circuits.model.device_file import load_device
+from circuits.model.pairs import pair_model
 from circuits.netlist.export import write_design
 from circuits.nodal import assemble
 from circuits.ou import lagged_covariances
-from circuits.pairs import pair_model
 from circuits.statistics.estimators import law_about_mean, mean_covariance
 from circuits.statistics.recorded import Recorded, RecordSummary
 from circuits.statistics.streaming import Clipping

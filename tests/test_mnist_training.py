@@ -14,8 +14,8 @@ import torch
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from circuits.device_file import load_device
 from circuits.errors import InputError
+from circuits.model.device_file import load_device
 from tngd import cli, evidence, mnist_results
 from tngd.baselines import ExactNGD
 from tngd.comparison import mean_and_error, paired_difference, reached, summary

@@ -10,8 +10,8 @@ from compare import assert_close
 from reference import block_natural_gradient, softmax_ggn
 from simulated import rough_device
 
-from circuits.device import ideal_device
 from circuits.errors import InputError
+from circuits.model.device import ideal_device
 from circuits.synthesis.topology import build_board
 from tngd.baselines import ExactNGD, woodbury
 from tngd.curvature import curvature_factor

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from conftest import needs_ngspice
 
-from circuits.device import ideal_device
-from circuits.device_file import describe_device
 from circuits.errors import InputError
 from circuits.files import write_json
+from circuits.model.device import ideal_device
+from circuits.model.device_file import describe_device
 from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.topology import build_board
 from tngd import laboratory, learning, pipeline

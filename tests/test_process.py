@@ -17,8 +17,8 @@ from simulated import measured_exactly
 from circuits import ou
 from circuits.board import Conditions
 from circuits.calibration import calibrate
-from circuits.device import predict
 from circuits.errors import InputError
+from circuits.model.device import predict
 from circuits.nodal import assemble, assemble_many
 from circuits.synthesis.design import make_design
 from tngd import likelihood, scan

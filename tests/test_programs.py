@@ -12,14 +12,14 @@ from scipy.linalg import expm
 
 from circuits.banked import calibrate_programs
 from circuits.board import Conditions
-from circuits.device import predict
 from circuits.errors import InputError, SimulationError
 from circuits.exact import ExactRun
 from circuits.leavings import draw_pairs
+from circuits.model.device import predict
+from circuits.model.pairs import half_of, pair_model
 from circuits.netlist.export import write_design
 from circuits.nodal import assemble
 from circuits.ou import diffusion, drift, reading_covariance, spectrum
-from circuits.pairs import half_of, pair_model
 from circuits.programmings import near_program, soldered_program, soldered_training
 from circuits.settling import circuit_delayed, delayed_and_slopes, delayed_covariance
 from circuits.synthesis.design import make_design

@@ -14,15 +14,15 @@ from test_retrim import known_device
 
 from circuits.board import Conditions
 from circuits.calibration import calibrate
-from circuits.device import draw_device, ideal_device, predict
-from circuits.device_file import load_device
-from circuits.ensemble import draw_boards, ensemble, kind_of
 from circuits.errors import InputError
 from circuits.files import write_json
+from circuits.model.device import draw_device, ideal_device, predict
+from circuits.model.device_file import load_device
+from circuits.model.ensemble import draw_boards, ensemble, kind_of
+from circuits.model.pairs import pair_model
+from circuits.model.reduction import choose_order, reduce_order
 from circuits.nodal import assemble, states
 from circuits.ou import diffusion, drift, reading_covariance
-from circuits.pairs import pair_model
-from circuits.reduction import choose_order, reduce_order
 from circuits.synthesis.design import make_design, reprogram
 from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board

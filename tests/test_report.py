@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from simulated import rough_device
 
-from circuits.device_file import describe_device, device_hash, load_device
 from circuits.errors import InputError
 from circuits.files import write_json
+from circuits.model.device_file import describe_device, device_hash, load_device
 from tngd.comparison import mean_and_error
 from tngd.learning import report
 from tngd.mnist_tables import comparison_tables, study_table

@@ -10,8 +10,8 @@ import torch
 from small_network import batches, network
 from torch import nn
 
-from circuits.device_file import load_device
 from circuits.errors import InputError
+from circuits.model.device_file import load_device
 from tngd.array import Array
 from tngd.optimizer import TNGD
 from tngd.tiles import tile_board

@@ -14,13 +14,13 @@ from test_banked import truth
 from circuits.bench import run_programs
 from circuits.board import Conditions
 from circuits.copies import codes
-from circuits.device import copy_of
 from circuits.errors import InputError
 from circuits.fitted import Device
 from circuits.heldout import measured_inverse
+from circuits.model.device import copy_of
+from circuits.model.pairs import pair_model
 from circuits.nodal import assemble
 from circuits.ou import predicted_columns, reading_covariance
-from circuits.pairs import pair_model
 from circuits.retrim import nearest_program, retrim, trimmed_copy
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices

@@ -11,10 +11,10 @@ from conftest import needs_ngspice
 from test_retrim import known_device
 
 from circuits.board import Conditions
-from circuits.device import ideal_device
-from circuits.device_file import describe_device
 from circuits.files import write_json
-from circuits.interface import Interface
+from circuits.model.converters import Interface
+from circuits.model.device import ideal_device
+from circuits.model.device_file import describe_device
 from circuits.netlist.export import write_design
 from circuits.netlist.folder import load_design
 from circuits.nodal import assemble

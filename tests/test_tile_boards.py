@@ -10,13 +10,13 @@ from compare import assert_close
 from scipy import linalg, stats
 from simulated import rough_device
 
-from circuits import interface
 from circuits.copies import codes
-from circuits.device import ideal_device, predict
 from circuits.errors import InputError
 from circuits.estimated import Estimate
 from circuits.fitted import Device
-from circuits.interface import Converter, Interface
+from circuits.model import converters
+from circuits.model.converters import Converter, Interface
+from circuits.model.device import ideal_device, predict
 from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
 from circuits.synthesis.cells import plan
@@ -287,9 +287,9 @@ def test_converters_see_every_tile_at_its_own_rms_and_count_what_they_clip():
     lost = 0
     for k in answer.stable.nonzero()[:, 0].tolist():
         v = vectors[:, k].numpy()
-        sent = interface.convert(v, given.dac, np.sqrt((v**2).mean()), to_analog=True)
+        sent = converters.convert(v, given.dac, np.sqrt((v**2).mean()), to_analog=True)
         x = np.linalg.solve(held.matrix[..., k].numpy(), sent.values)
-        read = interface.convert(x, given.adc, np.sqrt((x**2).mean()))
+        read = converters.convert(x, given.adc, np.sqrt((x**2).mean()))
         assert_close(answer.values[:, k], read.values, 1e-12)
         lost += sent.saturated + read.saturated
     assert answer.saturated == lost > 0

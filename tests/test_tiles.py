@@ -10,9 +10,9 @@ from simulated import measured_exactly, rough_device
 from circuits import ou
 from circuits.board import Conditions
 from circuits.calibration import calibrate
-from circuits.device import draw_device, ideal_device, predict
 from circuits.errors import InputError
 from circuits.fitted import Device
+from circuits.model.device import draw_device, ideal_device, predict
 from circuits.nodal import assemble
 from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.design import make_design

@@ -10,10 +10,10 @@ import pytest
 import torch
 from simulated import rough_device
 
-from circuits.device import ideal_device
-from circuits.device_file import describe_device, device_hash, load_device
 from circuits.files import write_json
-from circuits.interface import Converter, Interface
+from circuits.model.converters import Converter, Interface
+from circuits.model.device import ideal_device
+from circuits.model.device_file import describe_device, device_hash, load_device
 from circuits.synthesis.topology import build_board
 from tngd import learning
 from tngd.plots_training import task_curves

@@ -11,9 +11,9 @@ from simulated import rough_device
 
 from circuits.board import Conditions
 from circuits.copies import draw_gains
-from circuits.device import draw_device
 from circuits.errors import InputError
 from circuits.measurement import Plan, measure
+from circuits.model.device import draw_device
 from circuits.netlist.export import write_design
 from circuits.netlist.folder import load_design
 from circuits.nodal import assemble_gains, assemble_many, nominal_circuit

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from circuits.board import REFERENCE_CELSIUS
-from circuits.device import readout_of, temperature_coefficients
-from circuits.ensemble import WIDEST, element_spread
 from circuits.errors import InputError
 from circuits.fitted import Device, checked
-from circuits.interface import Converter
+from circuits.model.converters import Converter
+from circuits.model.device import readout_of, temperature_coefficients
+from circuits.model.ensemble import WIDEST, element_spread
 from tngd.converters import convert, root_mean_square
 from tngd.gram import Factor
 from tngd.low_rank import LowRank
@@ -39,7 +39,7 @@ ARRAY_STREAM = 11  # of random numbers
 CHUNK = 1024  # columns whose errors are drawn at once, from a seed of their own
 KEPT = 2**28  # gains kept in memory, 4 bytes each; of larger arrays they are drawn again at every upload
 PLAIN = Converter()
-SMALLEST = 0.01  # gain: as in circuits.ensemble
+SMALLEST = 0.01  # gain: as in circuits.model.ensemble
 
 
 @dataclass(frozen=True)

@@ -13,23 +13,23 @@ import numpy as np
 from circuits.bench import run_programs
 from circuits.board import Board, Copy, Design, Program
 from circuits.copies import codes
-from circuits.device import readout_of, unstable_copies
-from circuits.device_file import PRESETS, describe_device, device_file, device_hash, load_device
-from circuits.ensemble import draw_boards, ensemble
 from circuits.errors import InputError
 from circuits.estimated import pairs_of
 from circuits.evidence import evidence_frequencies
 from circuits.files import new_folder, provenance, read_json, refuse_existing, sha256, write_json, write_text
 from circuits.fitted import Device
 from circuits.heldout import measured_inverse
-from circuits.interface import Interface
+from circuits.model.converters import Interface
+from circuits.model.device import readout_of, unstable_copies
+from circuits.model.device_file import PRESETS, describe_device, device_file, device_hash, load_device
+from circuits.model.ensemble import draw_boards, ensemble
+from circuits.model.fitted_copy import parameters_of
 from circuits.netlist.export import codes_text
 from circuits.netlist.folder import load_design
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.parallel import Progress, silent
 from circuits.presets import make_presets
 from circuits.retrim import Retrim, expected_inverse, mean_leavings, nearest_program, retrim, trimmed_copy
-from circuits.specimen import parameters_of
 from circuits.synthesis.fisher import Place, congruence_of, target_of
 from circuits.synthesis.target import check_target
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from circuits.interface import Converter
+from circuits.model.converters import Converter
 from tngd.options import At, Damping, Folder, Force, Precondition
 from tngd.stages import Stages
 from tngd.tables import devices_table, retrim_table, show, spread_table

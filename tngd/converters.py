@@ -1,4 +1,4 @@
-"""Converters between numbers and an array, as tensors: the law of `circuits.interface.convert`.
+"""Converters between numbers and an array, as tensors: the law of `circuits.model.converters.convert`.
 
     Δ = 2 F / 2ᵇ,  F = range · rms,   value = clip(round(x / Δ), -2ᵇ⁻¹, 2ᵇ⁻¹ - 1) Δ,
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from circuits.interface import Converter
+from circuits.model.converters import Converter
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from circuits.device_file import device_hash, load_device
 from circuits.errors import InputError
 from circuits.fitted import Device
+from circuits.model.device_file import device_hash, load_device
 from circuits.parallel import Progress, one_of, silent
 from tngd.comparison import summary
 from tngd.methods import METHODS

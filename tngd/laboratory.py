@@ -16,8 +16,6 @@ from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Conditions, Desi
 from circuits.calibration import calibrate as fit_copies
 from circuits.calibration import uncertainties, validated
 from circuits.copies import specimens
-from circuits.device import ideal_device, predict
-from circuits.device_file import describe_device
 from circuits.errors import InputError
 from circuits.estimated import by_pairs
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
@@ -27,14 +25,16 @@ from circuits.heldout import predicted, question, standard_error
 from circuits.leavings import FEW, draw_pairs
 from circuits.measured import READOUT, calibrate_measured
 from circuits.measurement import Plan, error_of_one, measure
+from circuits.model.device import ideal_device, predict
+from circuits.model.device_file import describe_device
+from circuits.model.pairs import PairModel, pair_model
+from circuits.model.reduction import check_order, choose_order
 from circuits.netlist.deck import discarded
 from circuits.netlist.folder import load_design
 from circuits.netlist.spice import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
-from circuits.pairs import PairModel, pair_model
 from circuits.parallel import Progress, silent
 from circuits.population import COPIES
-from circuits.reduction import check_order, choose_order
 from circuits.runs import load_measurements, save_measurements
 from circuits.statistics.inversion import inversion
 from circuits.statistics.moments import BLOCK
@@ -111,7 +111,7 @@ def calibrate(
     banks has no other way. They are exact, or with `samples` sampled by noise of `seed`. Either way held-out programs
     are run now, if there is an ngspice.
     `measured`: to recorded readings, with gains of the readout within ±`readout`. `order` is that of the process the
-    device predicts, in place of the smallest that is good enough (circuits.reduction.choose_order).
+    device predicts, in place of the smallest that is good enough (circuits.model.reduction.choose_order).
     """
     if route not in ROUTES:
         raise InputError(f"--route is {', '.join(ROUTES[:-1])} or {ROUTES[-1]}, got {route!r}")

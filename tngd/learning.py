@@ -6,9 +6,9 @@ Apart from them because torch and matplotlib take seconds to load, which no boar
 from pathlib import Path
 from typing import Any
 
-from circuits.device_file import device_file, device_hash, load_device
 from circuits.errors import InputError
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, write_json
+from circuits.model.device_file import device_file, device_hash, load_device
 from circuits.parallel import Progress, silent
 from tngd.report import render
 from tngd.tasks import TASKS

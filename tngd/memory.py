@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from circuits.errors import InputError
-from circuits.interface import Converter
+from circuits.model.converters import Converter
 from tngd.array import Array, Programmed, check_size, noise_of, program_array, readings
 from tngd.converters import convert, root_mean_square
 from tngd.dynamics import Held, device_state, held_curvature

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from circuits.device import ideal_device
 from circuits.errors import InputError
 from circuits.estimated import Estimate
 from circuits.fitted import Device
-from circuits.interface import Converter
+from circuits.model.converters import Converter
+from circuits.model.device import ideal_device
 from circuits.synthesis.topology import build_board
 from tngd.array import Array, array_of
 from tngd.baselines import ConjugateNGD

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from circuits.board import Program
-from circuits.device import predict
 from circuits.errors import InputError
 from circuits.fitted import Device
+from circuits.model.device import predict
+from circuits.model.reduction import reduce_order
 from circuits.nodal import Circuit
 from circuits.ou import diffusion, drift
-from circuits.reduction import reduce_order
 from tngd.transition import Transition, balancing_units, exact_transition, lyapunov
 
 SKEW = 1e-5  # of the largest entry, by which a diffusion may fail to be symmetric

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from circuits.device_file import PRESETS, device_file, device_hash, load_device
 from circuits.errors import InputError
 from circuits.files import read_json
 from circuits.fitted import Device
+from circuits.model.device_file import PRESETS, device_file, device_hash, load_device
 from tngd.sheets import Sheet, sheet, with_error
 from tngd.tables import part_error
 

@@ -1,7 +1,7 @@
 """Tiles on boards of switched banks: what every code holds on every copy, and codes for many targets at once.
 
 Bit b of a bank between cells i and j is open, straight or crossed, and adds to M_ii, M_jj and M_ij of its copy what
-its part, switch and pads make of it (circuits.pairs): a switch is a wire on a capacitive board, a known resistance on a
+its part, switch and pads make of it (circuits.model.pairs): a switch is a wire on a capacitive board, a known resistance on a
 resistive one. What is soldered, and the pads that stay on a cell, adds to M_ii always. Codes are coded as
 circuits.synthesis.rounding does: the digital scaling d makes the row sums what is soldered,
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from circuits.board import GROUND, Board, Program
 from circuits.estimated import pairs_of
 from circuits.fitted import Device
-from circuits.pairs import Half, PairModel, half_of, part_gains
-from circuits.specimen import parameters_of
+from circuits.model.fitted_copy import parameters_of
+from circuits.model.pairs import Half, PairModel, half_of, part_gains
 from tngd.tile_algebra import apply, cholesky, solve_bordered
 
 PASSES = 3

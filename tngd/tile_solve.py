@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from circuits.interface import IDEAL, Converter
+from circuits.model.converters import IDEAL, Converter
 from tngd.converters import convert
 from tngd.tile_algebra import apply, cholesky, cholesky_solve, spectrum_bounds
 from tngd.tile_functions import centred, function_sum, pair_function, pair_series, series, widened

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuits.device import draw_device, quality_factor, readout_of
 from circuits.errors import InputError
 from circuits.estimated import by_pairs, pairs_of
 from circuits.fitted import Device, checked
-from circuits.interface import IDEAL, Interface
-from circuits.pairs import part_gains
-from circuits.specimen import parameters_of
+from circuits.model.converters import IDEAL, Interface
+from circuits.model.device import draw_device, quality_factor, readout_of
+from circuits.model.fitted_copy import parameters_of
+from circuits.model.pairs import part_gains
 from circuits.synthesis.cells import SCALING_LIMIT, SLACK_MINIMUM
 from circuits.synthesis.elements import GROUND_MINIMUM
 from tngd.tile_algebra import cholesky, cholesky_solve, lower_inverse

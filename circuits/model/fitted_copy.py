@@ -8,7 +8,7 @@ With the element values e of a program
     C = M~,  G = diag(g/t_i),  Γ = diag(1/(L l_i)),  Q = k kT g I  (k nodes a cell),
 
 and the law of the readings is that of circuits.ou. Mismatch inside a pair enters in second order only. A board with
-banks or parasitics, and a resistive one, has a gain of every pair of parts (circuits.pairs): bits, switches, pads,
+banks or parasitics, and a resistive one, has a gain of every pair of parts (circuits.model.pairs): bits, switches, pads,
 windings, what leads to ground; its reduced circuit keeps the inner nodes that hold a state.
 """
 
@@ -18,8 +18,8 @@ import numpy as np
 
 from circuits.board import Board, Program
 from circuits.estimated import FittedCopy, by_pairs, nominal_cell, pairs_of
+from circuits.model.pairs import PairModel, half_circuit, half_of
 from circuits.nodal import Circuit
-from circuits.pairs import PairModel, half_circuit, half_of
 
 
 def fitted_circuit(

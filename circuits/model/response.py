@@ -10,7 +10,7 @@ Nothing is larger than the cells are many, so that thousands of spectra with all
 import numpy as np
 from scipy import sparse
 
-from circuits.pairs import Half, inductance_matrix, noise_power, part_gains
+from circuits.model.pairs import Half, inductance_matrix, noise_power, part_gains
 
 
 def impedance(half: Half, theta: np.ndarray, s: np.ndarray) -> np.ndarray:

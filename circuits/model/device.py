@@ -1,6 +1,6 @@
 """A device: what calibration knows of the copies of one board, its file, and the presets of the package.
 
-`predict` gives the circuit of a copy under any program (circuits.specimen), `Device.program` the whole process of any
+`predict` gives the circuit of a copy under any program (circuits.model.fitted_copy), `Device.program` the whole process of any
 target (circuits.prediction).
 """
 
@@ -11,10 +11,10 @@ import numpy as np
 from circuits.board import REFERENCE_CELSIUS, Board, Program
 from circuits.estimated import Estimate, FittedCopy, gain_names, nominal_cell
 from circuits.fitted import Device
+from circuits.model.fitted_copy import fitted_circuit, shown
+from circuits.model.pairs import PairModel
 from circuits.nodal import Circuit, is_stable
-from circuits.pairs import PairModel
 from circuits.prediction import known_coefficients
-from circuits.specimen import fitted_circuit, shown
 
 DEVICE_STREAM = 3  # of random numbers: not that of parts or noise
 

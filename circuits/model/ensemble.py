@@ -14,10 +14,10 @@ import numpy as np
 from scipy import stats
 
 from circuits.board import Board
-from circuits.device import ideal_device
 from circuits.errors import InputError
 from circuits.estimated import Estimate, FittedCopy
 from circuits.fitted import Device
+from circuits.model.device import ideal_device
 
 ENSEMBLE_STREAM = 7  # of random numbers
 CONFIDENCE = 0.95

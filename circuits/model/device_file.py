@@ -11,12 +11,12 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from circuits.board import Board, impossible
-from circuits.device import unstable_copies
 from circuits.errors import InputError
 from circuits.estimated import FittedCopy, gain_names, nominal_values
 from circuits.files import read_json, sha256
 from circuits.fitted import Device
-from circuits.interface import Interface
+from circuits.model.converters import Interface
+from circuits.model.device import unstable_copies
 
 SCHEMA = "tngd.device/4"
 PRESETS = ("ideal", "board-1", "board-2", "board-3", "worst-case")  # devices that come with the package
@@ -44,7 +44,7 @@ def describe_device(device: Device, about: dict[str, Any] | None = None) -> dict
 def device_file(place: Path | str) -> Path:
     """Where a device is: the file of that name, or, if there is none, the preset of that name."""
     if str(place) in PRESETS and not Path(place).is_file():
-        return Path(str(resources.files("circuits"))) / "devices" / f"{place}.json"
+        return Path(str(resources.files("circuits.model"))) / "presets" / f"{place}.json"
     return Path(place)
 
 
