@@ -21,9 +21,8 @@ import torch
 from process import against, timed
 from torch import Tensor
 
-from circuits.estimated import Estimate
-from circuits.fitted import Device
-from circuits.model.device import ideal_device
+from circuits.model.device import Device, ideal_device
+from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board
 from tngd.tile_algebra import slices

@@ -18,13 +18,12 @@ from circuits.board import Design
 from circuits.copies import codes
 from circuits.covariances import covariance_evidence
 from circuits.errors import InputError
-from circuits.estimated import gain_names
 from circuits.files import sha256
-from circuits.fitted import Device
 from circuits.fitting import Fit, Known, fit_all, observed
 from circuits.heldout import HeldOut
 from circuits.leavings import DRAWS, FEW, MORE, Draws, draw_pairs
-from circuits.model.device import copy_of
+from circuits.model.device import Device, copy_of
+from circuits.model.fitted_copy import gain_names
 from circuits.model.pairs import PairModel, half_circuit, half_of, pair_model
 from circuits.pairwise import doubtful, undetermined
 from circuits.parallel import Progress, silent

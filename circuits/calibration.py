@@ -17,11 +17,10 @@ import numpy as np
 
 from circuits.board import Design
 from circuits.errors import InputError
-from circuits.estimated import by_pairs, gain_names
-from circuits.fitted import Device
 from circuits.fitting import Fit
 from circuits.leavings import draw_pairs
-from circuits.model.device import copy_of
+from circuits.model.device import Device, copy_of
+from circuits.model.fitted_copy import by_pairs, gain_names
 from circuits.model.pairs import pair_model
 from circuits.ngspice import has_ngspice
 from circuits.ou import reading_covariance

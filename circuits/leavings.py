@@ -16,7 +16,7 @@ import numpy as np
 from circuits.board import Part
 from circuits.copies import draw_gains
 from circuits.model.pairs import Half, PairModel
-from circuits.quadrature import ROUGH, nodes_and_weights
+from circuits.model.response import ROUGH, nodes_and_weights
 
 DRAWS = 128
 MORE = 192  # where many programs tell on each other

@@ -20,12 +20,11 @@ import numpy as np
 from circuits.board import REFERENCE_CELSIUS, Design
 from circuits.covariances import covariance_evidence, with_readout
 from circuits.errors import InputError
-from circuits.estimated import Estimate, FittedCopy
-from circuits.fitted import Device
 from circuits.fitting import Fit, Known, fit
 from circuits.lagged import lagged_evidence
 from circuits.leavings import FEW, Draws, draw_pairs
-from circuits.model.device import copy_of
+from circuits.model.device import Device, copy_of
+from circuits.model.fitted_copy import Estimate, FittedCopy
 from circuits.model.pairs import PairModel, pair_model
 from circuits.parallel import Progress, silent
 from circuits.programmings import UNKNOWN, correlations

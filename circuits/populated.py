@@ -14,10 +14,9 @@ from scipy.optimize import least_squares
 
 from circuits.board import Board, Conditions, Design, Program
 from circuits.copies import draw_gains
-from circuits.estimated import Estimate, FittedCopy, by_pairs
 from circuits.fitting import Fit, plain_fit
 from circuits.leavings import DRAWS, FEW
-from circuits.model.fitted_copy import reduced_circuit
+from circuits.model.fitted_copy import Estimate, FittedCopy, by_pairs, reduced_circuit
 from circuits.model.pairs import PairModel, pair_model
 from circuits.nodal import Circuit, assemble_gains, is_stable
 from circuits.ou import reading_covariance, spectrum

@@ -22,14 +22,12 @@ import numpy as np
 from circuits.board import Board, Conditions, Design, Element, Program
 from circuits.calibration import calibrate, validated
 from circuits.copies import specimens
-from circuits.estimated import Estimate, FittedCopy
 from circuits.files import provenance, sha256
-from circuits.fitted import Device
 from circuits.measurement import Plan, measure
 from circuits.model.converters import board_interface
-from circuits.model.device import ideal_device
+from circuits.model.device import Device, ideal_device
 from circuits.model.device_file import PRESETS, describe_device
-from circuits.model.fitted_copy import reduced_circuit
+from circuits.model.fitted_copy import Estimate, FittedCopy, reduced_circuit
 from circuits.netlist.spice import circuit_text
 from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.ou import reading_covariance

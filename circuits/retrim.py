@@ -20,11 +20,10 @@ import numpy as np
 from circuits.board import Bank, Board, Copy, Program
 from circuits.copies import codes
 from circuits.errors import InputError
-from circuits.estimated import pairs_of
-from circuits.fitted import Device
 from circuits.leavings import delayed_leavings, draw_pairs, drawn_spectra
 from circuits.model.converters import source_power
-from circuits.model.fitted_copy import parameters_of
+from circuits.model.device import Device
+from circuits.model.fitted_copy import pairs_of, parameters_of
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of, part_gains
 from circuits.model.response import impedance, spread_stamps
 from circuits.ou import reading_covariance

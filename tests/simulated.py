@@ -4,11 +4,10 @@ import numpy as np
 
 from circuits.board import Conditions
 from circuits.copies import specimens
-from circuits.estimated import Estimate
 from circuits.exact import ExactRun
-from circuits.fitted import Device
 from circuits.measurement import spectral_frequencies
-from circuits.model.device import ideal_device
+from circuits.model.device import Device, ideal_device
+from circuits.model.fitted_copy import Estimate
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance, spectrum
 from circuits.runs import Run

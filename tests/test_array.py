@@ -16,11 +16,10 @@ from small_network import batches, network
 from torch import nn
 
 from circuits.errors import InputError
-from circuits.estimated import Estimate
-from circuits.fitted import Device
 from circuits.model.converters import Converter, Interface
 from circuits.model.converters import convert as numpy_convert
-from circuits.model.device import ideal_device
+from circuits.model.device import Device, ideal_device
+from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.topology import build_board
 from tngd.array import Array, array_of, noise_level, noise_of, program_array, readings
 from tngd.converters import convert

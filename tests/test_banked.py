@@ -16,7 +16,6 @@ from circuits.banked import calibrate_programs
 from circuits.bench import run_programs
 from circuits.board import Conditions
 from circuits.errors import InputError, SimulationError
-from circuits.estimated import pairs_of
 from circuits.evidence import flattened
 from circuits.files import write_json
 from circuits.fitting import fit, fit_all
@@ -24,6 +23,7 @@ from circuits.heldout import held_out_programs, measured_inverse, predicted, que
 from circuits.leavings import draw_pairs
 from circuits.model.device import predict
 from circuits.model.device_file import SCHEMA, describe_device, device_hash, load_device
+from circuits.model.fitted_copy import pairs_of
 from circuits.model.pairs import pair_model
 from circuits.netlist.export import write_design
 from circuits.nodal import assemble

@@ -12,13 +12,12 @@ from conftest import needs_ngspice
 
 from circuits.errors import InputError
 from circuits.files import write_json
-from circuits.fitted import Device
-from circuits.model.device import ideal_device
+from circuits.model.device import Device, ideal_device
 from circuits.model.device_file import describe_device, device_hash, load_device
+from circuits.model.folder import set_interface
 from circuits.netlist.export import write_design
 from circuits.synthesis.design import make_design
 from tngd import laboratory
-from tngd.calibrated import set_interface
 
 CHANGED = "device.json was changed since it was made; make it again with `tngd calibrate`"
 ABOUT = {"ngspice": "42", "seed": 7, "board_sha256": "a" * 64, "statistics_sha256": "b" * 64, "versions": {"tngd": "0"}}

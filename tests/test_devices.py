@@ -13,13 +13,12 @@ from test_banked import truth
 from circuits.board import Conditions
 from circuits.copies import gains_of, nominal_copy
 from circuits.errors import InputError
-from circuits.estimated import Estimate, FittedCopy
 from circuits.files import sha256, write_json
-from circuits.fitted import Device
 from circuits.model.converters import Converter, Interface, board_interface, converted_law
-from circuits.model.device import draw_device, ideal_device, predict
+from circuits.model.device import Device, draw_device, ideal_device, predict
 from circuits.model.device_file import PRESETS, describe_device, device_file, device_hash, load_device
 from circuits.model.ensemble import element_spread
+from circuits.model.fitted_copy import Estimate, FittedCopy
 from circuits.model.pairs import pair_model
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import reading_covariance, reading_covariances

@@ -17,12 +17,12 @@ from circuits.board import Conditions, Copy
 from circuits.calibration import calibrate, uncertainties
 from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.covariances import covariance_evidence
-from circuits.estimated import gain_names
 from circuits.evidence import flattened
 from circuits.fitting import fit
 from circuits.heldout import held_out_programs, measured_inverse, predicted, principal_scores, question
 from circuits.leavings import LEAVINGS_SEED, delayed_leavings, draw_pairs, drawn_spectra, lagged_leavings
 from circuits.model.device import predict
+from circuits.model.fitted_copy import gain_names
 from circuits.model.pairs import half_circuit, half_of, pair_model
 from circuits.model.response import spectra
 from circuits.nodal import assemble, assemble_gains

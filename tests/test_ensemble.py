@@ -8,9 +8,9 @@ import pytest
 from scipy import stats
 
 from circuits.errors import InputError
-from circuits.estimated import Estimate
 from circuits.model.device import ideal_device
 from circuits.model.ensemble import draw_boards, element_spread, ensemble, kind_of
+from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.topology import build_board
 from tngd.tiles import tile_board
 

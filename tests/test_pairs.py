@@ -7,10 +7,9 @@ from compare import assert_close
 
 from circuits.board import Conditions
 from circuits.model.pairs import half_circuit, half_of, pair_model
-from circuits.model.response import impedance, impedance_slopes, spectra, spectra_and_slopes
+from circuits.model.response import covariance_and_slopes, impedance, impedance_slopes, spectra, spectra_and_slopes
 from circuits.nodal import assemble_gains, states
 from circuits.ou import reading_covariance, spectrum
-from circuits.quadrature import covariance_and_slopes
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics
 

@@ -15,9 +15,8 @@ from circuits.bench import run_programs
 from circuits.board import Conditions
 from circuits.copies import codes
 from circuits.errors import InputError
-from circuits.fitted import Device
 from circuits.heldout import measured_inverse
-from circuits.model.device import copy_of
+from circuits.model.device import Device, copy_of
 from circuits.model.pairs import pair_model
 from circuits.nodal import assemble
 from circuits.ou import predicted_columns, reading_covariance

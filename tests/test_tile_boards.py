@@ -12,11 +12,10 @@ from simulated import rough_device
 
 from circuits.copies import codes
 from circuits.errors import InputError
-from circuits.estimated import Estimate
-from circuits.fitted import Device
 from circuits.model import converters
 from circuits.model.converters import Converter, Interface
-from circuits.model.device import ideal_device, predict
+from circuits.model.device import Device, ideal_device, predict
+from circuits.model.fitted_copy import Estimate
 from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
 from circuits.synthesis.cells import plan

@@ -10,11 +10,10 @@ from compare import assert_close
 from simulated import rough_device
 from test_tile_boards import rough
 
-from circuits.estimated import Estimate
-from circuits.fitted import Device
 from circuits.model.converters import Converter, Interface, converted_law
-from circuits.model.device import draw_device, ideal_device
+from circuits.model.device import Device, draw_device, ideal_device
 from circuits.model.device_file import load_device
+from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.design import board_and_program
 from circuits.synthesis.options import Choices
 from tngd import tile_algebra

@@ -11,8 +11,7 @@ from circuits import ou
 from circuits.board import Conditions
 from circuits.calibration import calibrate
 from circuits.errors import InputError
-from circuits.fitted import Device
-from circuits.model.device import draw_device, ideal_device, predict
+from circuits.model.device import Device, draw_device, ideal_device, predict
 from circuits.nodal import assemble
 from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.design import make_design

@@ -27,9 +27,8 @@ from torch import Tensor
 
 from circuits.board import REFERENCE_CELSIUS
 from circuits.errors import InputError
-from circuits.fitted import Device, checked
 from circuits.model.converters import Converter
-from circuits.model.device import readout_of, temperature_coefficients
+from circuits.model.device import Device, checked, readout_of, temperature_coefficients
 from circuits.model.ensemble import WIDEST, element_spread
 from tngd.converters import convert, root_mean_square
 from tngd.gram import Factor

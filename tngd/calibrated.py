@@ -3,8 +3,8 @@
 By the rules of circuits.netlist.export: nothing is replaced without `force`, results are written whole and say what they are of.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,12 @@ from circuits.bench import run_programs
 from circuits.board import Board, Copy, Design, Program
 from circuits.copies import codes
 from circuits.errors import InputError
-from circuits.estimated import pairs_of
 from circuits.evidence import evidence_frequencies
-from circuits.files import new_folder, provenance, read_json, refuse_existing, sha256, write_json, write_text
-from circuits.fitted import Device
+from circuits.files import new_folder, provenance, refuse_existing, sha256, write_json, write_text
 from circuits.heldout import measured_inverse
-from circuits.model.converters import Interface
-from circuits.model.device import readout_of, unstable_copies
-from circuits.model.device_file import PRESETS, describe_device, device_file, device_hash, load_device
-from circuits.model.ensemble import draw_boards, ensemble
-from circuits.model.fitted_copy import parameters_of
+from circuits.model.device import Device, readout_of
+from circuits.model.device_file import PRESETS, device_hash, load_device
+from circuits.model.fitted_copy import pairs_of, parameters_of
 from circuits.netlist.export import codes_text
 from circuits.netlist.folder import load_design
 from circuits.ngspice import find_ngspice, ngspice_version
@@ -50,11 +46,6 @@ class Trim:
     check: bool = False
 
 
-def devices() -> Iterator[tuple[str, Device]]:
-    """The devices of the package with their names."""
-    yield from ((name, load_device(name)) for name in PRESETS)
-
-
 def make_devices(out: Path, force: bool = False, progress: Progress = silent) -> tuple[Path, ...]:
     """Make the devices of the package anew, in ngspice, and write them to the folder `out`; their files."""
     files = tuple(out / f"{name}.json" for name in PRESETS)
@@ -63,53 +54,6 @@ def make_devices(out: Path, force: bool = False, progress: Progress = silent) ->
     for path, content in zip(files, make_presets(progress).values(), strict=True):
         write_json(path, content)
     return files
-
-
-def set_interface(
-    place: str,
-    out: Path,
-    dac: dict[str, float | None],
-    adc: dict[str, float | None],
-    source_bits: int | None = None,
-    force: bool = False,
-) -> Interface:
-    """Write a device, from a file or of the package, with other converters; what is None stays as it is."""
-    refuse_existing(out, force)
-    device = load_device(place)
-    old = device.interface
-    interface = replace(
-        old,
-        dac=replace(old.dac, **{name: value for name, value in dac.items() if value is not None}),
-        adc=replace(old.adc, **{name: value for name, value in adc.items() if value is not None}),
-        source_bits=old.source_bits if source_bits is None else source_bits,
-    )
-    about = provenance(**_made_from(place) | {"device": Path(place).name, "device_sha256": device_hash(device)})
-    write_json(out, describe_device(replace(device, interface=interface), about))
-    return interface
-
-
-def draw_copies(place: str, out: Path, copies: int, seed: int, force: bool = False) -> Device:
-    """Write fresh copies of a device's board, their parts spread as those of its copies were found to be."""
-    refuse_existing(out, force)
-    device = load_device(place)
-    drawn = draw_boards(ensemble(device), device.board, copies, seed)
-    made = replace(drawn, interface=device.interface, values=device.values, order=device.order)
-    away = unstable_copies(made)
-    if away:
-        raise InputError(
-            f"{len(away)} of {copies} copies drawn would run away under the board's own program, first {away[0]}; "
-            "parts of this spread do not hold it: design it with a --precondition or a smaller --tolerance"
-        )
-    about = {"device": Path(place).name, "device_sha256": device_hash(device), "draw_seed": seed}
-    write_json(out, describe_device(made, provenance(**_made_from(place) | about)))
-    return made
-
-
-def _made_from(place: str) -> dict[str, Any]:
-    """What a device was made from (hashes, seeds, the ngspice that ran), and as `fitted_versions` what computed it."""
-    about = read_json(device_file(place), "calibrate").get("provenance", {})
-    inputs = {name: value for name, value in about.items() if name not in ("versions", "content_sha256")}
-    return ({"fitted_versions": about["versions"]} if "versions" in about else {}) | inputs
 
 
 def retrim_copies(

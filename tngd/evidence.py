@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import InputError
-from circuits.fitted import Device
+from circuits.model.device import Device
 from circuits.model.device_file import device_hash, load_device
 from circuits.parallel import Progress, one_of, silent
 from tngd.comparison import summary

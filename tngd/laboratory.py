@@ -17,16 +17,15 @@ from circuits.calibration import calibrate as fit_copies
 from circuits.calibration import uncertainties, validated
 from circuits.copies import specimens
 from circuits.errors import InputError
-from circuits.estimated import by_pairs
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
-from circuits.fitted import Device
 from circuits.fitting import Fit
 from circuits.heldout import predicted, question, standard_error
 from circuits.leavings import FEW, draw_pairs
 from circuits.measured import READOUT, calibrate_measured
 from circuits.measurement import Plan, error_of_one, measure
-from circuits.model.device import ideal_device, predict
+from circuits.model.device import Device, ideal_device, predict
 from circuits.model.device_file import describe_device
+from circuits.model.fitted_copy import by_pairs
 from circuits.model.pairs import PairModel, pair_model
 from circuits.model.reduction import check_order, choose_order
 from circuits.netlist.deck import discarded

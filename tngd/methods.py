@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from circuits.errors import InputError
-from circuits.estimated import Estimate
-from circuits.fitted import Device
 from circuits.model.converters import Converter
-from circuits.model.device import ideal_device
+from circuits.model.device import Device, ideal_device
+from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.topology import build_board
 from tngd.array import Array, array_of
 from tngd.baselines import ConjugateNGD

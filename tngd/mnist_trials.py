@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from circuits.errors import InputError
-from circuits.fitted import Device
+from circuits.model.device import Device
 from circuits.model.device_file import device_hash
 from tngd.losses import CROSS_ENTROPY
 from tngd.methods import Settings, make_optimizer, on_device

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from circuits.board import Program
 from circuits.errors import InputError
-from circuits.fitted import Device
-from circuits.model.device import predict
+from circuits.model.device import Device, predict
 from circuits.model.reduction import reduce_order
 from circuits.nodal import Circuit
 from circuits.ou import diffusion, drift

@@ -13,10 +13,10 @@ from typing import Any
 
 from circuits.errors import InputError
 from circuits.files import read_json
-from circuits.fitted import Device
+from circuits.model.device import Device
 from circuits.model.device_file import PRESETS, device_file, device_hash, load_device
+from circuits.model.ensemble import part_error
 from tngd.sheets import Sheet, sheet, with_error
-from tngd.tables import part_error
 
 Content = dict[str, Any]
 TRAINING = "training.json"

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from circuits.board import REFERENCE_CELSIUS
 from circuits.evidence import FLOOR
-from circuits.fitted import Device
+from circuits.model.device import Device
+from circuits.model.ensemble import part_error
 from tngd.sheets import Sheet, sheet
 
 FAR_BELOW = 0.2  # of their standard errors
@@ -181,13 +182,6 @@ def devices_table(devices: Iterable[tuple[str, Device]]) -> Table:
         cells = f"{len(board.cells)} {board.kind} cells, {board.coupling}"
         table.add_row(name, cells, str(len(device.copies)), device.fitted_on["what"], f"{part_error(device):.2%}")
     return table
-
-
-def part_error(device: Device) -> float:
-    """Root mean square of the known relative errors of parts and temperatures of all copies."""
-    rows = [(*copy.gains.values(), *copy.temperatures, *copy.inductances) for copy in device.copies]
-    known = [e.value - 1 for row in rows for e in row if e.observed or e.standard_error == 0]
-    return (sum(error**2 for error in known) / len(known)) ** 0.5 if known else 0.0
 
 
 def spread_table(device: Device) -> Table:

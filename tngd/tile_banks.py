@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from circuits.board import GROUND, Board, Program
-from circuits.estimated import pairs_of
-from circuits.fitted import Device
-from circuits.model.fitted_copy import parameters_of
+from circuits.model.device import Device
+from circuits.model.fitted_copy import pairs_of, parameters_of
 from circuits.model.pairs import Half, PairModel, half_of, part_gains
 from tngd.tile_algebra import apply, cholesky, solve_bordered
 

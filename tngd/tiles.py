@@ -20,11 +20,9 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from circuits.estimated import by_pairs, pairs_of
-from circuits.fitted import Device, checked
 from circuits.model.converters import IDEAL, Interface
-from circuits.model.device import draw_device, quality_factor, readout_of
-from circuits.model.fitted_copy import parameters_of
+from circuits.model.device import Device, checked, draw_device, quality_factor, readout_of
+from circuits.model.fitted_copy import by_pairs, pairs_of, parameters_of
 from circuits.model.pairs import part_gains
 from circuits.synthesis.cells import SCALING_LIMIT, SLACK_MINIMUM
 from circuits.synthesis.elements import GROUND_MINIMUM

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from circuits.files import sha256
-from circuits.fitted import Device
-from circuits.model.device import ideal_device
+from circuits.model.device import Device, ideal_device
 from circuits.model.device_file import device_hash
 from circuits.parallel import Progress, silent
 from tngd.comparison import mean_and_error

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import InputError
-from circuits.fitted import Device
+from circuits.model.device import Device
 from circuits.parallel import Progress
 from tngd.methods import METHODS, TUNED, Settings
 from tngd.mnist_results import change_results

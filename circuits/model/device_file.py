@@ -12,11 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from circuits.board import Board, impossible
 from circuits.errors import InputError
-from circuits.estimated import FittedCopy, gain_names, nominal_values
 from circuits.files import read_json, sha256
-from circuits.fitted import Device
 from circuits.model.converters import Interface
-from circuits.model.device import unstable_copies
+from circuits.model.device import Device, unstable_copies
+from circuits.model.fitted_copy import FittedCopy, gain_names, nominal_values
 
 SCHEMA = "tngd.device/4"
 PRESETS = ("ideal", "board-1", "board-2", "board-3", "worst-case")  # devices that come with the package

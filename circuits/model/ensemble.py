@@ -15,9 +15,8 @@ from scipy import stats
 
 from circuits.board import Board
 from circuits.errors import InputError
-from circuits.estimated import Estimate, FittedCopy
-from circuits.fitted import Device
-from circuits.model.device import ideal_device
+from circuits.model.device import Device, ideal_device
+from circuits.model.fitted_copy import Estimate, FittedCopy
 
 ENSEMBLE_STREAM = 7  # of random numbers
 CONFIDENCE = 0.95
@@ -160,3 +159,10 @@ def _drawn(spreads: dict[str, Spread], blank: FittedCopy, rng: np.random.Generat
         tuple(draw(f"temperature_{i}") for i in cells),
         tuple(draw(f"inductance_{i}") for i in cells),
     )
+
+
+def part_error(device: Device) -> float:
+    """Root mean square of the known relative errors of parts and temperatures of all copies."""
+    rows = [(*copy.gains.values(), *copy.temperatures, *copy.inductances) for copy in device.copies]
+    known = [e.value - 1 for row in rows for e in row if e.observed or e.standard_error == 0]
+    return (sum(error**2 for error in known) / len(known)) ** 0.5 if known else 0.0
