@@ -21,7 +21,7 @@ from circuits.board import Design
 from circuits.files import write_json
 from circuits.model.device_file import describe_device
 from circuits.netlist.export import write_design
-from circuits.ngspice import find_ngspice, ngspice_version
+from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.design import make_design
 from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.options import Choices, Parasitics

@@ -11,13 +11,13 @@ import numpy as np
 
 from circuits.board import Conditions
 from circuits.copies import gains_of
-from circuits.exact import exact_run
 from circuits.netlist.deck import circuit_of
 from circuits.netlist.export import decks
-from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import assemble, source_power
 from circuits.ou import reading_covariance
 from circuits.population import population
+from circuits.simulation.ac import exact_run
+from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices

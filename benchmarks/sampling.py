@@ -18,9 +18,9 @@ import numpy as np
 from circuits.board import Conditions
 from circuits.copies import nominal_copy
 from circuits.netlist.spice import circuit_text
-from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import nominal_circuit
-from circuits.sampled import HELD, STEPPED, chunk_deck, chunks_law, recipe_for, run_chunk
+from circuits.simulation.ngspice import find_ngspice, ngspice_version
+from circuits.simulation.transient import HELD, STEPPED, chunk_deck, chunks_law, recipe_for, run_chunk
 from circuits.statistics.estimators import effective_samples
 from circuits.statistics.moments import BLOCK, CHUNK, chunk_seed
 from circuits.synthesis.design import board_and_program

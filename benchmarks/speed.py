@@ -21,9 +21,9 @@ from sampling import READINGS, SIZES, target, timed
 from circuits.board import Conditions
 from circuits.copies import draw_copies
 from circuits.netlist.spice import circuit_text
-from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import assemble
-from circuits.sampled import HELD, STEPPED, chunk_deck, chunks_law, recipe_for
+from circuits.simulation.ngspice import find_ngspice, ngspice_version
+from circuits.simulation.transient import HELD, STEPPED, chunk_deck, chunks_law, recipe_for
 from circuits.statistics.estimators import effective_samples
 from circuits.statistics.moments import CHUNK, chunk_seed
 from circuits.synthesis.design import board_and_program

@@ -7,9 +7,9 @@ import numpy as np
 from circuits.board import Design
 from circuits.files import Array
 from circuits.nodal import Circuit
-from circuits.noise import NoiseRun
 from circuits.ou import predicted_columns, predicted_settling, reading_covariance
-from circuits.runs import Run
+from circuits.simulation.noise import NoiseRun
+from circuits.simulation.runs import Run
 from circuits.statistics.inversion import Inversion, solved_inverse
 
 

@@ -28,7 +28,7 @@ from circuits.model.pairs import PairModel, half_circuit, half_of, pair_model
 from circuits.pairwise import doubtful, undetermined
 from circuits.parallel import Progress, silent
 from circuits.programmings import Training, soldered_training, training_programs
-from circuits.sampled import chunks_law
+from circuits.simulation.transient import chunks_law
 from circuits.validation import validate
 
 KEPT_RESIDUALS = 400  # of every copy, evenly through the sorted ones: enough to draw their distribution

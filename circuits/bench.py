@@ -13,15 +13,15 @@ import numpy as np
 
 from circuits.board import Board, Conditions, Copy, Program
 from circuits.copies import gains_of
-from circuits.exact import ExactRun, Spectra, exact_run, spectral_run
 from circuits.files import sha256, write_npz
 from circuits.netlist.spice import circuit_text
-from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import source_power
 from circuits.parallel import Progress, run_all, silent
-from circuits.runs import UNREADABLE, exact_arrays, exact_from, load_chunk, save_chunk
-from circuits.sampled import Recipe, chunk_deck, recipe_for, run_chunk
-from circuits.solve import SolveRun, solve_run
+from circuits.simulation.ac import ExactRun, Spectra, exact_run, spectral_run
+from circuits.simulation.ngspice import find_ngspice, ngspice_version
+from circuits.simulation.operating_point import SolveRun, solve_run
+from circuits.simulation.runs import UNREADABLE, exact_arrays, exact_from, load_chunk, save_chunk
+from circuits.simulation.transient import Recipe, chunk_deck, recipe_for, run_chunk
 from circuits.statistics.moments import chunk_seed, chunk_sizes
 
 BESIDE = 1_000_000  # number of the first chunk: none that a verification of the same seed has

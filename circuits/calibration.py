@@ -22,7 +22,6 @@ from circuits.leavings import draw_pairs
 from circuits.model.device import Device, copy_of
 from circuits.model.fitted_copy import by_pairs, gain_names
 from circuits.model.pairs import pair_model
-from circuits.ngspice import has_ngspice
 from circuits.ou import reading_covariance
 from circuits.pairwise import check_runs, doubtful, fit_pairs, pair_errors, undetermined
 from circuits.parallel import Progress, silent
@@ -39,7 +38,8 @@ from circuits.populated import (
     sampled_misfit,
 )
 from circuits.programmings import training_frequencies
-from circuits.runs import Run
+from circuits.simulation.ngspice import has_ngspice
+from circuits.simulation.runs import Run
 from circuits.statistics.inversion import inversion, triangle
 from circuits.validation import validate
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design
-from circuits.charge import ChargeRun, charge_law, check_capacitive, peak_current
 from circuits.copies import specimens
 from circuits.netlist.deck import START_UP
 from circuits.nodal import Circuit, assemble_many
 from circuits.ou import lagged_covariances
+from circuits.simulation.charge import ChargeRun, charge_law, check_capacitive, peak_current
 from circuits.statistics.estimators import law_of_records
 from circuits.statistics.inversion import Inversion, hold_correction, inversion
 

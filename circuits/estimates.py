@@ -12,8 +12,8 @@ from circuits.budget import total_interval
 from circuits.files import Array
 from circuits.nodal import Circuit, nominal_circuit
 from circuits.ou import lagged_covariances
-from circuits.runs import Run
-from circuits.sampled import chunks_lags, chunks_law
+from circuits.simulation.runs import Run
+from circuits.simulation.transient import chunks_lags, chunks_law
 from circuits.statistics.equilibrium import Equilibrium, equilibrium, pairs_of_records
 from circuits.statistics.estimators import EstimateLaw, effective_samples, joint_chi_square
 from circuits.statistics.inversion import Inversion, hold_correction

@@ -26,11 +26,11 @@ from scipy.linalg import cho_factor, cho_solve
 from circuits.covariances import CovarianceEvidence
 from circuits.errors import InputError
 from circuits.evidence import Evidence, flattened
-from circuits.exact import ExactRun, Spectra
 from circuits.lagged import LaggedEvidence
 from circuits.model.pairs import PairModel
 from circuits.parallel import Progress, side_by_side
-from circuits.solve import SolveRun
+from circuits.simulation.ac import ExactRun, Spectra
+from circuits.simulation.operating_point import SolveRun
 
 MOST_STEPS = 100
 MOST_ROUNDS = 20  # of the components of variance

@@ -21,14 +21,14 @@ from scipy import special
 
 from circuits.board import Board, Program
 from circuits.errors import InputError
-from circuits.exact import ExactRun
 from circuits.fitting import Fit, leaving_parts
 from circuits.leavings import Draws, delayed_leavings, drawn_spectra
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.model.response import impedance, impedance_slopes
 from circuits.programmings import near_program, random_program, soldered_program
 from circuits.settling import circuit_delays, delayed_and_slopes, delayed_covariance
-from circuits.solve import SolveRun
+from circuits.simulation.ac import ExactRun
+from circuits.simulation.operating_point import SolveRun
 from circuits.statistics.inversion import triangle
 from circuits.synthesis.cells import plan
 from circuits.synthesis.design import program as synthesised

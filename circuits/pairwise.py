@@ -22,8 +22,8 @@ from circuits.nodal import Circuit
 from circuits.ou import reading_covariance
 from circuits.parallel import Progress
 from circuits.programmings import UNKNOWN, correlations, evidence_of
-from circuits.runs import Run
-from circuits.sampled import chunks_law
+from circuits.simulation.runs import Run
+from circuits.simulation.transient import chunks_law
 from circuits.statistics.estimators import EstimateLaw
 
 FIELD = {"exact": "exact", "sampled": "moments"}  # of a run, by route

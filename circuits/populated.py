@@ -20,8 +20,8 @@ from circuits.model.fitted_copy import Estimate, FittedCopy, by_pairs, reduced_c
 from circuits.model.pairs import PairModel, pair_model
 from circuits.nodal import Circuit, assemble_gains, is_stable
 from circuits.ou import reading_covariance, spectrum
-from circuits.runs import Run
-from circuits.sampled import chunks_covariance, chunks_law
+from circuits.simulation.runs import Run
+from circuits.simulation.transient import chunks_covariance, chunks_law
 
 DISCREPANCY_DRAWS = 256
 DISCREPANCY_SEED = 20_000_003  # added to the design's seed: never the copies themselves

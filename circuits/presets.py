@@ -23,15 +23,15 @@ from circuits.board import Board, Conditions, Design, Element, Program
 from circuits.calibration import calibrate, validated
 from circuits.copies import specimens
 from circuits.files import provenance, sha256
-from circuits.measurement import Plan, measure
 from circuits.model.converters import board_interface
 from circuits.model.device import Device, ideal_device
 from circuits.model.device_file import PRESETS, describe_device
 from circuits.model.fitted_copy import Estimate, FittedCopy, reduced_circuit
 from circuits.netlist.spice import circuit_text
-from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.ou import reading_covariance
 from circuits.parallel import Progress, silent
+from circuits.simulation.measure import Plan, measure
+from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.design import make_design
 from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.target import check_target, inverse_factor

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from circuits.errors import SimulationError
-from circuits.exact import ExactRun, integrate
 from circuits.leavings import low_pass
 from circuits.model.pairs import Half
 from circuits.model.response import nodes_and_weights, spectra_and_slopes
 from circuits.nodal import Circuit
 from circuits.ou import drift, stationary_covariance
+from circuits.simulation.ac import ExactRun, integrate
 
 PER_DECADE, DECADES = 160, 24  # of the frequencies asked for: as fine and as wide as the grid of an exact run
 CLOSE = 1e-6  # relative, of the covariance by the kept spectrum to that of the run itself

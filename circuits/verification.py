@@ -28,7 +28,7 @@ from circuits.estimates import Estimate, SampledResult, estimates, mean_estimate
 from circuits.files import Array, sha256
 from circuits.nodal import assemble
 from circuits.population import COPIES, Population, population
-from circuits.runs import Run
+from circuits.simulation.runs import Run
 from circuits.statistics.inversion import Inversion, inversion
 from circuits.statistics.recorded import Recorded, RecordSummary
 from circuits.thermal import Sweep, sweep

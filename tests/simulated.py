@@ -4,13 +4,13 @@ import numpy as np
 
 from circuits.board import Conditions
 from circuits.copies import specimens
-from circuits.exact import ExactRun
-from circuits.measurement import spectral_frequencies
 from circuits.model.device import Device, ideal_device
 from circuits.model.fitted_copy import Estimate
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance, spectrum
-from circuits.runs import Run
+from circuits.simulation.ac import ExactRun
+from circuits.simulation.measure import spectral_frequencies
+from circuits.simulation.runs import Run
 from circuits.statistics.estimators import estimate_law
 from circuits.statistics.moments import BLOCK, CHUNK, Moments
 from circuits.synthesis.topology import build_board

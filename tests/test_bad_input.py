@@ -564,7 +564,7 @@ def test_simulator_that_fails_is_refused_in_its_own_words(case, method, board, s
 
 @pytest.mark.parametrize("method", ROUTES)
 def test_simulator_that_hangs_is_stopped(method, board, simulator, refused, monkeypatch):
-    monkeypatch.setattr("circuits.ngspice.TIMEOUT", 0.2)
+    monkeypatch.setattr("circuits.simulation.ngspice.TIMEOUT", 0.2)
     simulator("exec sleep 60")
     assert "did not finish within 0.2 s" in refused("verify", "board", "--method", method, "--samples", "500")
 

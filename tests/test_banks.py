@@ -15,7 +15,6 @@ from reference import deck_impedance, read_deck, read_kicad
 from circuits.board import Conditions, Program, ideal_conditions
 from circuits.copies import codes, draw_copies, nominal_copy, populated_parts
 from circuits.errors import InputError
-from circuits.exact import exact_run
 from circuits.netlist.deck import circuit_of, deck
 from circuits.netlist.export import codes_text, decks, write_design
 from circuits.netlist.folder import load_design
@@ -23,8 +22,9 @@ from circuits.netlist.kicad import pcb_netlist
 from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble, is_stable, nominal_circuit
 from circuits.ou import predicted_columns, reading_covariance, spectrum
-from circuits.sampled import chunk_deck, run_chunk
-from circuits.solve import solve_run
+from circuits.simulation.ac import exact_run
+from circuits.simulation.operating_point import solve_run
+from circuits.simulation.transient import chunk_deck, run_chunk
 from circuits.statistics.estimators import estimate_law, joint_chi_square
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import board_and_program, make_design, reprogram, reuse_design

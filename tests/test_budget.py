@@ -22,11 +22,11 @@ from circuits.budget import (
 )
 from circuits.copies import nominal_copy
 from circuits.estimates import estimates
-from circuits.measurement import Plan, measure
 from circuits.netlist.deck import circuit_of
 from circuits.netlist.export import decks
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance
+from circuits.simulation.measure import Plan, measure
 from circuits.statistics.estimators import EstimateLaw, estimate_law
 from circuits.statistics.inversion import hold_correction, inversion
 from circuits.synthesis.design import make_design

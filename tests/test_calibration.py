@@ -28,7 +28,7 @@ from circuits.netlist.export import write_design
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import predicted_columns, reading_covariance
 from circuits.populated import Layout, element_means, model_circuit
-from circuits.solve import SolveRun
+from circuits.simulation.operating_point import SolveRun
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.design import make_design

@@ -15,13 +15,13 @@ from reference import deck_impedance, estimate_covariance, read_deck
 from scipy.integrate import quad
 
 from circuits.board import Conditions
-from circuits.charge import ChargeRun, charge_law, charge_run
 from circuits.charge_readout import ChargeReadout, charge_readout
 from circuits.copies import specimens
 from circuits.errors import InputError
 from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble
 from circuits.ou import held_covariance, lagged_covariances
+from circuits.simulation.charge import ChargeRun, charge_law, charge_run
 from circuits.statistics.estimators import estimate_law
 from circuits.statistics.inversion import hold_correction, inversion
 from circuits.synthesis.design import make_design

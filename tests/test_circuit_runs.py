@@ -12,13 +12,13 @@ from conftest import needs_ngspice
 
 from circuits.board import Conditions
 from circuits.copies import draw_copies, nominal_copy
-from circuits.exact import exact_run
 from circuits.netlist.export import write_design
 from circuits.netlist.spice import circuit_text
-from circuits.ngspice import run_deck
 from circuits.nodal import assemble, readout_matrix
 from circuits.ou import reading_covariance, spectrum
-from circuits.sampled import chunk_deck, run_chunk
+from circuits.simulation.ac import exact_run
+from circuits.simulation.ngspice import run_deck
+from circuits.simulation.transient import chunk_deck, run_chunk
 from circuits.statistics.estimators import estimate_law, joint_chi_square
 from circuits.statistics.inversion import hold_correction, inversion
 from circuits.statistics.moments import BLOCK, CHUNK

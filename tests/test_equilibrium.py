@@ -12,7 +12,7 @@ from circuits.board import Conditions
 from circuits.netlist.deck import circuit_of
 from circuits.netlist.export import decks
 from circuits.nodal import assemble, lag_of
-from circuits.sampled import HELD, chunk_deck, chunks_lags, run_chunk
+from circuits.simulation.transient import HELD, chunk_deck, chunks_lags, run_chunk
 from circuits.statistics.equilibrium import equilibrium as judged
 from circuits.statistics.equilibrium import pairs_of_records, sums_of
 from circuits.statistics.moments import CHUNK

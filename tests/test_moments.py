@@ -8,14 +8,14 @@ from cases import FAIR, FAIR_FACTOR
 from compare import assert_close
 from conftest import needs_ngspice
 
-from circuits import measurement
 from circuits.board import Conditions
 from circuits.errors import SimulationError
-from circuits.measurement import Plan, error_of_one, measure
 from circuits.netlist.deck import circuit_of
 from circuits.netlist.export import decks
 from circuits.nodal import assemble
-from circuits.sampled import HELD, Chunk
+from circuits.simulation import measure as simulation_measure
+from circuits.simulation.measure import Plan, error_of_one, measure
+from circuits.simulation.transient import HELD, Chunk
 from circuits.statistics.equilibrium import Sums
 from circuits.statistics.estimators import estimate_law
 from circuits.statistics.inversion import inversion
@@ -49,11 +49,11 @@ def test_fifty_million_readings_take_no_more_memory_than_one(monkeypatch):
     def chunk(board, program, deck, samples):
         return Chunk(np.full((samples // BLOCK, 2, 2), 1.0), Sums(1, samples - 1, np.eye(2), samples, np.ones(2)))
 
-    monkeypatch.setattr(measurement, "run_chunk", chunk)
-    monkeypatch.setattr(measurement, "chunk_deck", lambda *_: "deck")
-    monkeypatch.setattr(measurement, "recipe_for", lambda *_: HELD)
-    monkeypatch.setattr(measurement, "find_ngspice", lambda: "ngspice")
-    monkeypatch.setattr(measurement, "ngspice_version", lambda _: "0")
+    monkeypatch.setattr(simulation_measure, "run_chunk", chunk)
+    monkeypatch.setattr(simulation_measure, "chunk_deck", lambda *_: "deck")
+    monkeypatch.setattr(simulation_measure, "recipe_for", lambda *_: HELD)
+    monkeypatch.setattr(simulation_measure, "find_ngspice", lambda: "ngspice")
+    monkeypatch.setattr(simulation_measure, "ngspice_version", lambda _: "0")
     peaks = []
     for samples in (1_000_000, 50_000_000):
         tracemalloc.start()
@@ -67,7 +67,7 @@ def test_fifty_million_readings_take_no_more_memory_than_one(monkeypatch):
 
 @needs_ngspice
 def test_a_job_that_fails_is_tried_again_when_the_others_are_done(monkeypatch):
-    real, seen, failing = measurement.run_chunk, [], 1
+    real, seen, failing = simulation_measure.run_chunk, [], 1
 
     def chunk(board, program, deck, samples):
         seen.append(deck)
@@ -75,7 +75,7 @@ def test_a_job_that_fails_is_tried_again_when_the_others_are_done(monkeypatch):
             raise SimulationError("ngspice crashed with signal 11")
         return real(board, program, deck, samples)
 
-    monkeypatch.setattr(measurement, "run_chunk", chunk)
+    monkeypatch.setattr(simulation_measure, "run_chunk", chunk)
     monkeypatch.setattr("circuits.statistics.moments.CHUNK", 500)
     plan = Plan(exact=False, samples=2000)
     run = measure(TWO, CIRCUITS, plan)["copy-1"]
@@ -87,7 +87,7 @@ def test_a_job_that_fails_is_tried_again_when_the_others_are_done(monkeypatch):
 
 @needs_ngspice
 def test_a_job_that_fails_twice_ends_the_run_when_all_others_are_kept(monkeypatch, tmp_path):
-    real = measurement.run_chunk
+    real = simulation_measure.run_chunk
 
     def chunk(board, program, deck, samples):
         if "seed=" in deck and deck == bad:
@@ -95,8 +95,10 @@ def test_a_job_that_fails_twice_ends_the_run_when_all_others_are_kept(monkeypatc
         return real(board, program, deck, samples)
 
     monkeypatch.setattr("circuits.statistics.moments.CHUNK", 500)
-    bad = measurement.chunk_deck(TWO.board, TWO.program, CIRCUITS["copy-1"], measurement.chunk_seed(0, 1, 0), 500, HELD)
-    monkeypatch.setattr(measurement, "run_chunk", chunk)
+    bad = simulation_measure.chunk_deck(
+        TWO.board, TWO.program, CIRCUITS["copy-1"], simulation_measure.chunk_seed(0, 1, 0), 500, HELD
+    )
+    monkeypatch.setattr(simulation_measure, "run_chunk", chunk)
     with pytest.raises(SimulationError, match="signal 11"):
         measure(TWO, CIRCUITS, Plan(exact=False, samples=2000), chunks=tmp_path)
     assert len(list(tmp_path.glob("*.npz"))) == 3

@@ -13,11 +13,11 @@ from reference import kronecker_lyapunov, read_deck
 from circuits.board import Conditions
 from circuits.copies import draw_copies, gains_of
 from circuits.errors import InputError, SimulationError
-from circuits.exact import exact_run
 from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble, source_power
-from circuits.noise import noise_run
 from circuits.ou import reading_covariance
+from circuits.simulation.ac import exact_run
+from circuits.simulation.noise import noise_run
 from circuits.synthesis.design import board_and_program
 from circuits.synthesis.options import Choices, Parasitics
 

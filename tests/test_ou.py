@@ -12,8 +12,8 @@ from scipy.linalg import expm
 from circuits import ou
 from circuits.board import Conditions
 from circuits.copies import draw_gains, gains_of, nominal_copy
-from circuits.exact import integrate
 from circuits.nodal import Circuit, assemble_gains, nominal_circuit
+from circuits.simulation.ac import integrate
 from circuits.statistics import estimators
 from circuits.synthesis.design import board_and_program
 

@@ -12,12 +12,12 @@ from reference import deck_impedance, read_deck
 from circuits.board import Conditions
 from circuits.copies import draw_copies, nominal_copy, populated_parts
 from circuits.errors import InputError
-from circuits.exact import exact_run
 from circuits.netlist.deck import circuit_of, deck
 from circuits.netlist.review import review_text
 from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble, nominal_circuit
 from circuits.ou import reading_covariance, spectrum
+from circuits.simulation.ac import exact_run
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics

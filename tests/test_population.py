@@ -11,11 +11,11 @@ from conftest import needs_ngspice
 
 from circuits.board import Conditions, Copy
 from circuits.copies import draw_gains
-from circuits.exact import exact_run
 from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble_gains, source_power
 from circuits.ou import reading_covariance
 from circuits.population import POPULATION_SEED, contributions, population, yield_at
+from circuits.simulation.ac import exact_run
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics

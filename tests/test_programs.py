@@ -13,7 +13,6 @@ from scipy.linalg import expm
 from circuits.banked import calibrate_programs
 from circuits.board import Conditions
 from circuits.errors import InputError, SimulationError
-from circuits.exact import ExactRun
 from circuits.leavings import draw_pairs
 from circuits.model.device import predict
 from circuits.model.pairs import half_of, pair_model
@@ -22,6 +21,7 @@ from circuits.nodal import assemble
 from circuits.ou import diffusion, drift, reading_covariance, spectrum
 from circuits.programmings import near_program, soldered_program, soldered_training
 from circuits.settling import circuit_delayed, delayed_and_slopes, delayed_covariance
+from circuits.simulation.ac import ExactRun
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics
 from tngd import laboratory

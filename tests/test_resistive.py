@@ -11,15 +11,15 @@ from scipy.linalg import expm
 
 from circuits.board import Conditions
 from circuits.copies import draw_copies, nominal_copy
-from circuits.exact import exact_run
 from circuits.netlist.deck import circuit_of, deck
 from circuits.netlist.explanation import explanation
 from circuits.netlist.review import review_text
 from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble, assemble_gains, nominal_circuit
 from circuits.ou import decay_time, predicted_columns, predicted_settling, reading_covariance, settling_time
-from circuits.sampled import chunk_deck, run_chunk
-from circuits.solve import solve_run
+from circuits.simulation.ac import exact_run
+from circuits.simulation.operating_point import solve_run
+from circuits.simulation.transient import chunk_deck, run_chunk
 from circuits.statistics.estimators import estimate_law, joint_chi_square
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import board_and_program, make_design

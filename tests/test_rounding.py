@@ -11,12 +11,12 @@ from conftest import needs_ngspice
 from circuits.board import Conditions
 from circuits.copies import nominal_copy
 from circuits.errors import InputError
-from circuits.exact import exact_run
 from circuits.netlist.export import write_design
 from circuits.netlist.folder import load_design
 from circuits.netlist.spice import circuit_text
 from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
+from circuits.simulation.ac import exact_run
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.options import Choices

@@ -14,16 +14,16 @@ from compare import FALSE_ALARM, NORMAL_BOUND, assert_close, circuit_of_cells
 from conftest import needs_ngspice
 from reference import deck_inductors, read_deck
 
-from circuits import sampled
 from circuits.board import Conditions
 from circuits.copies import draw_copies, nominal_copy
 from circuits.errors import InputError
 from circuits.netlist.deck import file_widths
 from circuits.netlist.spice import circuit_text
-from circuits.ngspice import run_deck
 from circuits.nodal import assemble, nominal_circuit, readout_matrix
 from circuits.ou import held_covariance, reading_covariance
-from circuits.sampled import (
+from circuits.simulation import transient
+from circuits.simulation.ngspice import run_deck
+from circuits.simulation.transient import (
     HELD,
     STEPPED,
     STEPPED_KLU,
@@ -189,7 +189,7 @@ def test_noise_files_are_the_numbers_and_fit_what_ngspice_reads():
         assert all(width % 2 == 1 and width <= 31 for width in widths)
         i = alternating_currents(np.random.default_rng(channels), 600, channels)
         i[5, 0], i[6, 0] = 10**9, -(10**9)
-        files = sampled._files(i)
+        files = transient._files(i)
         tables = [np.loadtxt(io.BytesIO(files[f"noise{k}.txt"]), ndmin=2) for k in range(1, len(widths) + 1)]
         assert all((table[:, 0] == np.arange(600)).all() for table in tables)
         assert (np.hstack([table[:, 1:] for table in tables]) == i).all()
@@ -207,7 +207,7 @@ def test_ngspice_takes_the_steps_of_the_twin(name, monkeypatch):
         taken.update(files)
         return run_deck(deck, nodes, output, plots, files)
 
-    monkeypatch.setattr(sampled, "run_deck", kept)
+    monkeypatch.setattr(transient, "run_deck", kept)
     deck = chunk_deck(board, program, text, 23, samples, STEPPED)
     moments = run_chunk(board, program, deck, samples).moments
     plot = run_deck(deck, board.nodes, "chunk", 1, taken)[0]

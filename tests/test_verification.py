@@ -12,14 +12,14 @@ from simulated import rough_device
 from circuits.board import Conditions
 from circuits.copies import draw_gains
 from circuits.errors import InputError
-from circuits.measurement import Plan, measure
 from circuits.model.device import draw_device
 from circuits.netlist.export import write_design
 from circuits.netlist.folder import load_design
 from circuits.nodal import assemble_gains, assemble_many, nominal_circuit
 from circuits.ou import reading_covariances
-from circuits.runs import load_measurements, save_measurements
-from circuits.sampled import run_chunk
+from circuits.simulation.measure import Plan, measure
+from circuits.simulation.runs import load_measurements, save_measurements
+from circuits.simulation.transient import run_chunk
 from circuits.statistics.estimators import estimate_law
 from circuits.statistics.inversion import hold_correction, inversion
 from circuits.statistics.moments import chunk_seed, chunk_sizes
@@ -100,13 +100,13 @@ def test_interrupted_run_goes_on_with_its_finished_chunks(tmp_path, monkeypatch)
     design, decks = load_design(tmp_path / "run")
     calls = []
     monkeypatch.setattr("circuits.statistics.moments.CHUNK", 500)
-    monkeypatch.setattr("circuits.measurement.run_chunk", _counting(calls, stop_at=3))
+    monkeypatch.setattr("circuits.simulation.measure.run_chunk", _counting(calls, stop_at=3))
     with pytest.raises(KeyboardInterrupt):
         measure(design, decks, Plan(exact=False, samples=1000), chunks=tmp_path / "chunks")
     kept = len(list((tmp_path / "chunks").glob("*.npz")))
     assert 1 <= kept < 6
     calls.clear()
-    monkeypatch.setattr("circuits.measurement.run_chunk", _counting(calls, stop_at=None))
+    monkeypatch.setattr("circuits.simulation.measure.run_chunk", _counting(calls, stop_at=None))
     measured = measure(design, decks, Plan(exact=False, samples=1000), chunks=tmp_path / "chunks")
     assert len(calls) == 6 - kept
     fresh = measure(design, decks, Plan(exact=False, samples=1000))

@@ -22,10 +22,10 @@ from circuits.model.device_file import PRESETS, device_hash, load_device
 from circuits.model.fitted_copy import pairs_of, parameters_of
 from circuits.netlist.export import codes_text
 from circuits.netlist.folder import load_design
-from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.parallel import Progress, silent
 from circuits.presets import make_presets
 from circuits.retrim import Retrim, expected_inverse, mean_leavings, nearest_program, retrim, trimmed_copy
+from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.fisher import Place, congruence_of, target_of
 from circuits.synthesis.target import check_target
 

@@ -22,7 +22,6 @@ from circuits.fitting import Fit
 from circuits.heldout import predicted, question, standard_error
 from circuits.leavings import FEW, draw_pairs
 from circuits.measured import READOUT, calibrate_measured
-from circuits.measurement import Plan, error_of_one, measure
 from circuits.model.device import Device, ideal_device, predict
 from circuits.model.device_file import describe_device
 from circuits.model.fitted_copy import by_pairs
@@ -31,10 +30,11 @@ from circuits.model.reduction import check_order, choose_order
 from circuits.netlist.deck import discarded
 from circuits.netlist.folder import load_design
 from circuits.netlist.spice import circuit_text
-from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.parallel import Progress, silent
 from circuits.population import COPIES
-from circuits.runs import load_measurements, save_measurements
+from circuits.simulation.measure import Plan, error_of_one, measure
+from circuits.simulation.ngspice import find_ngspice, ngspice_version
+from circuits.simulation.runs import load_measurements, save_measurements
 from circuits.statistics.inversion import inversion
 from circuits.statistics.moments import BLOCK
 from circuits.statistics.recorded import read_recorded

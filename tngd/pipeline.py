@@ -17,8 +17,8 @@ from threading import Event
 from circuits.errors import InputError, UnstableCopyError
 from circuits.files import is_ours, read_json, refuse_existing, write_json
 from circuits.netlist import export
-from circuits.ngspice import find_ngspice
 from circuits.parallel import Progress
+from circuits.simulation.ngspice import find_ngspice
 from circuits.synthesis import fisher
 from circuits.synthesis.design import check_options
 from circuits.synthesis.fisher import DATA_SETS

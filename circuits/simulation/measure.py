@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design
-from circuits.charge import charge_run
 from circuits.copies import gains_of, specimens
-from circuits.exact import exact_run
 from circuits.files import sha256
-from circuits.ngspice import find_ngspice, ngspice_version
 from circuits.nodal import assemble, source_power, unit_rate
-from circuits.noise import noise_run
 from circuits.parallel import Progress, run_all, silent
-from circuits.runs import Run, load_chunk, save_chunk
-from circuits.sampled import HELD, Chunk, Recipe, chunk_deck, chunks_law, recipe_for, run_chunk
-from circuits.solve import solve_run
+from circuits.simulation.ac import exact_run
+from circuits.simulation.charge import charge_run
+from circuits.simulation.ngspice import find_ngspice, ngspice_version
+from circuits.simulation.noise import noise_run
+from circuits.simulation.operating_point import solve_run
+from circuits.simulation.runs import Run, load_chunk, save_chunk
+from circuits.simulation.transient import HELD, Chunk, Recipe, chunk_deck, chunks_law, recipe_for, run_chunk
 from circuits.statistics.equilibrium import Sums
 from circuits.statistics.inversion import Inversion
 from circuits.statistics.moments import BLOCK, CHUNK, Accumulator, chunk_seed, chunk_sizes

@@ -6,7 +6,7 @@
 the adjoint circuit. So every noise source k, of σ held for h in the deck, gets a resistor 1/g_k of its own, heated by
 `dtemp` to the temperature T_k = σ² h/(2 k g_k) of its cell, 10⁸ to 10¹¹ K, whose voltage a transconductance g_k
 puts into the node. The rest of the circuit is at absolute zero, where resistors add nothing. ngspice's own integral
-overflows on steep spectra; the spectrum is integrated as in circuits.exact.
+overflows on steep spectra; the spectrum is integrated as in circuits.simulation.ac.
 """
 
 import re
@@ -17,9 +17,9 @@ import numpy as np
 
 from circuits.board import Board, Program, Reading, Source
 from circuits.errors import InputError, SimulationError
-from circuits.exact import converged
 from circuits.netlist.deck import control
-from circuits.ngspice import run_deck
+from circuits.simulation.ac import converged
+from circuits.simulation.ngspice import run_deck
 
 BOLTZMANN = 1.38064852e-23  # J/K, that of ngspice, which has to cancel
 DENSITY = "density"  # what the spectrum of an output is called in the raw file

@@ -13,8 +13,8 @@ import numpy as np
 from circuits.board import Board, Program
 from circuits.errors import SimulationError
 from circuits.netlist.deck import control
-from circuits.ngspice import run_deck
 from circuits.nodal import nominal_circuit, readout_matrix
+from circuits.simulation.ngspice import run_deck
 
 STEPS = 100  # of the simulator, per time constant of the fastest mode: the trapezoidal rule is off by 1e-5
 MOST_STEPS = 50_000

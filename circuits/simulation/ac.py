@@ -15,9 +15,9 @@ import numpy as np
 from circuits.board import Board, Conditions, Program
 from circuits.errors import SimulationError
 from circuits.netlist.deck import exact_analysis
-from circuits.ngspice import run_deck
 from circuits.nodal import nominal_circuit, readout_matrix, source_power, states
 from circuits.ou import MOST_STATES, drift
+from circuits.simulation.ngspice import run_deck
 
 TOLERANCE = 1e-8  # relative, of the integration
 POINTS = 40  # per decade, first try

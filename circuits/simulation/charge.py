@@ -19,10 +19,10 @@ from scipy.linalg import expm, matrix_balance
 from circuits.board import Board, Program
 from circuits.errors import InputError, SimulationError
 from circuits.netlist.deck import control
-from circuits.ngspice import run_deck
 from circuits.nodal import Circuit, nominal_circuit, readout_matrix
 from circuits.ou import drift
-from circuits.solve import quiet
+from circuits.simulation.ngspice import run_deck
+from circuits.simulation.operating_point import quiet
 
 PULSE = 1e-3  # length of a packet, in units of the window
 EDGE = 0.1  # of the pulse: rise and fall

@@ -19,9 +19,9 @@ import numpy as np
 from circuits.board import Board, Conditions, Program
 from circuits.errors import InputError, SimulationError
 from circuits.netlist.deck import START_UP, discarded, file_sources, file_widths, sampled_analysis, stepped_analysis
-from circuits.ngspice import find_ngspice, ngspice_version, run_deck
 from circuits.nodal import Circuit, lag_of, nominal_circuit, readout_matrix
 from circuits.ou import held_covariance, lagged_covariances, reading_covariance
+from circuits.simulation.ngspice import find_ngspice, ngspice_version, run_deck
 from circuits.statistics.equilibrium import Sums, sums_of
 from circuits.statistics.estimators import EstimateLaw, estimate_law
 from circuits.statistics.moments import BLOCK, CHUNK

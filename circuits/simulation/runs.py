@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from circuits.board import Design
-from circuits.charge import ChargeRun
 from circuits.copies import specimens
 from circuits.errors import InputError
-from circuits.exact import ExactRun
 from circuits.files import write_npz
-from circuits.noise import NoiseRun
-from circuits.sampled import HELD, Chunk, Recipe, recipe_named
-from circuits.solve import SolveRun
+from circuits.simulation.ac import ExactRun
+from circuits.simulation.charge import ChargeRun
+from circuits.simulation.noise import NoiseRun
+from circuits.simulation.operating_point import SolveRun
+from circuits.simulation.transient import HELD, Chunk, Recipe, recipe_named
 from circuits.statistics.equilibrium import Sums
 from circuits.statistics.moments import Moments
 

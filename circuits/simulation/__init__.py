@@ -1,0 +1,1 @@
+"""Simulation: circuits in ngspice, one analysis a file, all copies side by side."""
