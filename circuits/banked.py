@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from circuits.bench import Sampled, Shown, run_programs, sample_programs
 from circuits.board import Design
 from circuits.copies import codes
 from circuits.covariances import covariance_evidence
@@ -28,6 +27,7 @@ from circuits.model.pairs import PairModel, half_circuit, half_of, pair_model
 from circuits.pairwise import doubtful, undetermined
 from circuits.parallel import Progress, silent
 from circuits.programmings import Training, soldered_training, training_programs
+from circuits.simulation.measure import Sampled, Shown, run_programs, sample_programs
 from circuits.simulation.transient import chunks_law
 from circuits.validation import validate
 

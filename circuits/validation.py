@@ -11,7 +11,6 @@ from threading import Event
 
 import numpy as np
 
-from circuits.bench import Shown, run_programs
 from circuits.board import Design, Program
 from circuits.fitting import Fit
 from circuits.heldout import HeldOut, Question, held_out_programs, judge, measured, predicted, question
@@ -19,6 +18,7 @@ from circuits.leavings import Draws
 from circuits.model.pairs import PairModel
 from circuits.parallel import Progress, side_by_side, silent
 from circuits.settling import settling_frequencies
+from circuits.simulation.measure import Shown, run_programs
 
 
 def validate(

@@ -11,9 +11,7 @@ from compare import FALSE_ALARM, assert_close
 from conftest import needs_ngspice
 from scipy.stats import norm
 
-from circuits import bench
 from circuits.banked import calibrate_programs
-from circuits.bench import run_programs
 from circuits.board import Conditions
 from circuits.errors import InputError, SimulationError
 from circuits.evidence import flattened
@@ -30,6 +28,8 @@ from circuits.nodal import assemble
 from circuits.ou import reading_covariance, spectrum
 from circuits.parallel import side_by_side, silent
 from circuits.programmings import random_program, soldered_training, training_programs
+from circuits.simulation import measure
+from circuits.simulation.measure import run_programs
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 from tngd import laboratory
@@ -215,7 +215,7 @@ def test_finished_runs_are_kept_and_failed_ones_tried_twice(only, tmp_path, monk
         tried.append(1)
         raise SimulationError("no result")
 
-    monkeypatch.setattr(bench, "spectral_run" if only else "exact_run", fails)
+    monkeypatch.setattr(measure, "spectral_run" if only else "exact_run", fails)
     again = run_programs(*wanted)[0]
     for before, after in zip(first, again, strict=True):
         assert only or (after.exact.covariance == before.exact.covariance).all()

@@ -12,7 +12,6 @@ from scipy import stats
 from simulated import measured_exactly
 
 from circuits.banked import calibrate_programs
-from circuits.bench import run_programs
 from circuits.board import Conditions, Copy
 from circuits.calibration import calibrate, uncertainties
 from circuits.copies import draw_gains, gains_of, nominal_copy
@@ -28,6 +27,7 @@ from circuits.model.response import spectra
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import lagged_covariances, reading_covariance, spectrum
 from circuits.programmings import soldered_training
+from circuits.simulation.measure import run_programs
 from circuits.statistics.estimators import estimate_law
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics

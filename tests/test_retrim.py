@@ -11,7 +11,6 @@ from cases import M_MATRIX
 from conftest import needs_ngspice
 from test_banked import truth
 
-from circuits.bench import run_programs
 from circuits.board import Conditions
 from circuits.copies import codes
 from circuits.errors import InputError
@@ -21,6 +20,7 @@ from circuits.model.pairs import pair_model
 from circuits.nodal import assemble
 from circuits.ou import predicted_columns, reading_covariance
 from circuits.retrim import nearest_program, retrim, trimmed_copy
+from circuits.simulation.measure import run_programs
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board

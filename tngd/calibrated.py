@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from circuits.bench import run_programs
 from circuits.board import Board, Copy, Design, Program
 from circuits.copies import codes
 from circuits.errors import InputError
@@ -25,6 +24,7 @@ from circuits.netlist.folder import load_design
 from circuits.parallel import Progress, silent
 from circuits.presets import make_presets
 from circuits.retrim import Retrim, expected_inverse, mean_leavings, nearest_program, retrim, trimmed_copy
+from circuits.simulation.measure import run_programs
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.fisher import Place, congruence_of, target_of
 from circuits.synthesis.target import check_target

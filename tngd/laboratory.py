@@ -32,7 +32,7 @@ from circuits.netlist.folder import load_design
 from circuits.netlist.spice import circuit_text
 from circuits.parallel import Progress, silent
 from circuits.population import COPIES
-from circuits.simulation.measure import Plan, error_of_one, measure
+from circuits.simulation.measure import MOST_SAMPLES, Plan, check_samples, error_of_one, measure
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.simulation.runs import load_measurements, save_measurements
 from circuits.statistics.inversion import inversion
@@ -46,7 +46,6 @@ from circuits.verification import verify as compare
 Calibrated = tuple[Device, float, dict[str, str | int]]
 ROUTES = ("auto", "exact", "sampled", "programs")
 SAMPLES = 100_000  # readings of a copy under a program, unless told better
-MOST_SAMPLES = 100_000_000
 MOST_START_UP = 2_000_000  # readings of one chunk that are thrown away: some three minutes
 MOST_COPIES = 100_000
 
@@ -69,12 +68,6 @@ class Inquiry:
     copies: int = COPIES
     bound: float | None = None
     measured: Path | None = None
-
-
-def check_samples(samples: int) -> None:
-    """Raise InputError unless a run can take this many readings a copy."""
-    if not BLOCK <= samples <= MOST_SAMPLES:
-        raise InputError(f"--samples is from {BLOCK} to {MOST_SAMPLES}, got {samples}")
 
 
 def verify(folder: Path, inquiry: Inquiry, force: bool = False, progress: Progress = silent) -> dict[str, Any]:

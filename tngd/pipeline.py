@@ -18,6 +18,7 @@ from circuits.errors import InputError, UnstableCopyError
 from circuits.files import is_ours, read_json, refuse_existing, write_json
 from circuits.netlist import export
 from circuits.parallel import Progress
+from circuits.simulation import measure
 from circuits.simulation.ngspice import find_ngspice
 from circuits.synthesis import fisher
 from circuits.synthesis.design import check_options
@@ -48,7 +49,7 @@ def run(options: Options, out: Path, force: bool, stage: Stage) -> Path:
     if options.name not in DATA_SETS:
         raise InputError(f"unknown data set {options.name!r}; expected one of {', '.join(DATA_SETS)}")
     check_options(options.copies, options.tolerance, options.seed)
-    laboratory.check_samples(options.samples)
+    measure.check_samples(options.samples)
     check_budget(options.seeds, options.steps)
     find_ngspice()
     _open_folder(options, out, force)
