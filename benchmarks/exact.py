@@ -15,12 +15,12 @@ from circuits.netlist.deck import circuit_of
 from circuits.netlist.export import decks
 from circuits.nodal import assemble, source_power
 from circuits.ou import reading_covariance
-from circuits.population import population
 from circuits.simulation.ac import exact_run
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
+from circuits.verification.population import population
 
 CASES = ((8, 0.5), (8, 1.5), (8, 30.0), (16, 1.5), (32, 1.5), (64, 1.5))
 REPEATS = {8: 5, 16: 3, 32: 3, 64: 1}

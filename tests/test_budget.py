@@ -9,7 +9,17 @@ from reference import kronecker_lyapunov
 from scipy import stats
 
 from circuits.board import Conditions
-from circuits.budget import (
+from circuits.copies import nominal_copy
+from circuits.netlist.deck import circuit_of
+from circuits.netlist.export import decks
+from circuits.nodal import assemble
+from circuits.ou import reading_covariance
+from circuits.simulation.measure import Plan, measure
+from circuits.statistics.estimators import EstimateLaw, estimate_law
+from circuits.statistics.inversion import hold_correction, inversion
+from circuits.synthesis.design import make_design
+from circuits.synthesis.options import Choices, Parasitics
+from circuits.verification.budget import (
     AMBIENT,
     INTERACTION,
     ROUNDING,
@@ -20,18 +30,8 @@ from circuits.budget import (
     sampled_budget,
     total_interval,
 )
-from circuits.copies import nominal_copy
-from circuits.estimates import estimates
-from circuits.netlist.deck import circuit_of
-from circuits.netlist.export import decks
-from circuits.nodal import assemble
-from circuits.ou import reading_covariance
-from circuits.simulation.measure import Plan, measure
-from circuits.statistics.estimators import EstimateLaw, estimate_law
-from circuits.statistics.inversion import hold_correction, inversion
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices, Parasitics
-from circuits.verification import verify
+from circuits.verification.results import estimates
+from circuits.verification.verify import verify
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.01, 1e-12)
 CASES = {

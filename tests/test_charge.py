@@ -15,7 +15,6 @@ from reference import deck_impedance, estimate_covariance, read_deck
 from scipy.integrate import quad
 
 from circuits.board import Conditions
-from circuits.charge_readout import ChargeReadout, charge_readout
 from circuits.copies import specimens
 from circuits.errors import InputError
 from circuits.netlist.spice import circuit_text
@@ -26,6 +25,7 @@ from circuits.statistics.estimators import estimate_law
 from circuits.statistics.inversion import hold_correction, inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics
+from circuits.verification.charge_readout import ChargeReadout, charge_readout
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 BOTH_SIGNS = TARGETS["both signs, dominant"][0]

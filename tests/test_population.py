@@ -14,12 +14,12 @@ from circuits.copies import draw_gains
 from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble_gains, source_power
 from circuits.ou import reading_covariance
-from circuits.population import POPULATION_SEED, contributions, population, yield_at
 from circuits.simulation.ac import exact_run
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics
-from circuits.thermal import KNOWN_AT, KNOWN_AT_BOTH, sweep
+from circuits.verification.population import POPULATION_SEED, contributions, population, yield_at
+from circuits.verification.temperature import KNOWN_AT, KNOWN_AT_BOTH, sweep
 
 
 @pytest.mark.parametrize("congruence", [None, FAIR_FACTOR])
@@ -81,7 +81,7 @@ def test_parasitics_of_large_boards_count_as_on_the_nominal_board():
     whole = population(made, rule, copies=60, bound=0.02)
     assert whole.parasitics == "on"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("circuits.population.LARGE", 10)
+        patch.setattr("circuits.verification.population.LARGE", 10)
         quick = population(made, rule, copies=60, bound=0.02)
     assert quick.parasitics == "as on the nominal board"
     assert whole.single_median > 0.02

@@ -24,7 +24,7 @@ from circuits.statistics.estimators import estimate_law
 from circuits.statistics.inversion import hold_correction, inversion
 from circuits.statistics.moments import chunk_seed, chunk_sizes
 from circuits.synthesis.design import make_design
-from circuits.verification import describe_verification, verify
+from circuits.verification.verify import describe_verification, verify
 from tngd import laboratory
 from tngd.laboratory import Inquiry
 

@@ -18,9 +18,9 @@ from circuits.files import read_json
 from circuits.netlist import export
 from circuits.netlist.explanation import explanation
 from circuits.netlist.review import review_lines
-from circuits.population import COPIES
 from circuits.synthesis import fisher as synthesis_fisher
 from circuits.synthesis.options import Choices, Parasitics
+from circuits.verification.population import COPIES
 from tngd import cli_copies, cli_train
 from tngd.__main__ import INTERRUPTED, end_interrupted
 from tngd.options import (

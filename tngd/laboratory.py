@@ -31,7 +31,6 @@ from circuits.netlist.deck import discarded
 from circuits.netlist.folder import load_design
 from circuits.netlist.spice import circuit_text
 from circuits.parallel import Progress, silent
-from circuits.population import COPIES
 from circuits.simulation.measure import MOST_SAMPLES, Plan, check_samples, error_of_one, measure
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.simulation.runs import load_measurements, save_measurements
@@ -39,8 +38,9 @@ from circuits.statistics.inversion import inversion
 from circuits.statistics.moments import BLOCK
 from circuits.statistics.recorded import read_recorded
 from circuits.synthesis.options import two_digits
-from circuits.verification import describe_verification, verify_recorded
-from circuits.verification import verify as compare
+from circuits.verification.population import COPIES
+from circuits.verification.verify import describe_verification, verify_recorded
+from circuits.verification.verify import verify as compare
 
 # With the uncertainty of its inverse, which holds what the pair model leaves out, and what it was made from.
 Calibrated = tuple[Device, float, dict[str, str | int]]

@@ -14,7 +14,12 @@ from pydantic import TypeAdapter
 
 from circuits.answers import ExactResult, SolveResult, exact_result, exact_results, solve_result, solve_results
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design
-from circuits.budget import (
+from circuits.files import Array, sha256
+from circuits.nodal import assemble
+from circuits.simulation.runs import Run
+from circuits.statistics.inversion import Inversion, inversion
+from circuits.statistics.recorded import Recorded, RecordSummary
+from circuits.verification.budget import (
     Budget,
     Deviations,
     deviations,
@@ -23,15 +28,17 @@ from circuits.budget import (
     recorded_budget,
     sampled_budget,
 )
-from circuits.charge_readout import ChargeReadout, charge_readout
-from circuits.estimates import Estimate, SampledResult, estimates, mean_estimate, recorded_estimate, sampled_result
-from circuits.files import Array, sha256
-from circuits.nodal import assemble
-from circuits.population import COPIES, Population, population
-from circuits.simulation.runs import Run
-from circuits.statistics.inversion import Inversion, inversion
-from circuits.statistics.recorded import Recorded, RecordSummary
-from circuits.thermal import Sweep, sweep
+from circuits.verification.charge_readout import ChargeReadout, charge_readout
+from circuits.verification.population import COPIES, Population, population
+from circuits.verification.results import (
+    Estimate,
+    SampledResult,
+    estimates,
+    mean_estimate,
+    recorded_estimate,
+    sampled_result,
+)
+from circuits.verification.temperature import Sweep, sweep
 
 SCHEMA = "tngd.verification/2"
 EXACT_AGREEMENT = 1e-6  # relative, of the exact covariance with the Lyapunov solution

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.board import Conditions, Design
-from circuits.budget import total_interval
 from circuits.files import Array
 from circuits.nodal import Circuit, nominal_circuit
 from circuits.ou import lagged_covariances
@@ -19,6 +18,7 @@ from circuits.statistics.estimators import EstimateLaw, effective_samples, joint
 from circuits.statistics.inversion import Inversion, hold_correction
 from circuits.statistics.moments import Moments, chunk_sizes, running
 from circuits.statistics.recorded import Recorded, recorded_law
+from circuits.verification.budget import total_interval
 
 CURVE_POINTS = 40
 

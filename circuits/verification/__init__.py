@@ -1,0 +1,1 @@
+"""Verification: every copy against the target's inverse and against the law of its own values."""
