@@ -34,8 +34,9 @@ from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board
+from circuits.verification import folder
+from circuits.verification.folder import Inquiry
 from tngd import laboratory
-from tngd.laboratory import Inquiry
 from tngd.tables import calibration_lines
 
 
@@ -159,7 +160,7 @@ def test_what_sampled_data_do_not_determine_is_not_observed_and_has_no_spread():
 def test_fit_to_ngspice_finds_the_parts_of_the_netlist(tmp_path):
     made = make_design(FAIR, FAIR_FACTOR, name="fair")
     write_design(made, tmp_path / "run")
-    laboratory.verify(tmp_path / "run", Inquiry("exact"))
+    folder.verify(tmp_path / "run", Inquiry("exact"))
     content = laboratory.calibrate(tmp_path / "run")
     device = load_device(tmp_path / "run" / "device.json")
     assert content["device_sha256"] == device_hash(device)
@@ -179,7 +180,7 @@ def test_fit_to_ngspice_finds_the_parts_of_the_netlist(tmp_path):
 def test_verb_judges_soldered_boards_on_held_out_programs(tmp_path, method):
     made = make_design(SMALL, cells="active", copies=2, tolerance=0.02, seed=6, name="small")
     write_design(made, tmp_path / "run")
-    laboratory.verify(tmp_path / "run", Inquiry(method, samples=20_000))
+    folder.verify(tmp_path / "run", Inquiry(method, samples=20_000))
     content = laboratory.calibrate(tmp_path / "run")
     fitted, held = content["fitted_on"], content["held_out"]
     assert fitted["route"] == method
@@ -201,7 +202,7 @@ def test_verb_judges_soldered_boards_on_held_out_programs(tmp_path, method):
 def test_verb_without_ngspice_says_that_nothing_was_held_out(tmp_path, request):
     made = make_design(M_MATRIX, copies=1, name="small")
     write_design(made, tmp_path / "run")
-    laboratory.verify(tmp_path / "run", Inquiry("exact"))
+    folder.verify(tmp_path / "run", Inquiry("exact"))
     request.getfixturevalue("no_ngspice")
     content = laboratory.calibrate(tmp_path / "run")
     assert content["held_out"] == {}

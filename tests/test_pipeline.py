@@ -18,6 +18,7 @@ from circuits.model.device import ideal_device
 from circuits.model.device_file import describe_device
 from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.topology import build_board
+from circuits.verification import folder as verification_folder
 from tngd import laboratory, learning, pipeline
 from tngd.cli import main
 
@@ -132,7 +133,7 @@ def _interrupt(*_, **__):
 
 @needs_ngspice
 def test_error_on_one_board_ends_the_other_is_said_once_and_the_run_goes_on_afterwards(tmp_path, monkeypatch, capsys):
-    out, real = tmp_path / "fair", laboratory.verify
+    out, real = tmp_path / "fair", verification_folder.verify
     other, told = Event(), []
 
     def failing(folder, inquiry, force, progress):
@@ -149,7 +150,7 @@ def test_error_on_one_board_ends_the_other_is_said_once_and_the_run_goes_on_afte
         return real(folder, inquiry, force=force, progress=watched)
 
     with monkeypatch.context() as patch:
-        patch.setattr(laboratory, "verify", failing)
+        patch.setattr(verification_folder, "verify", failing)
         assert command(patch, "run", "fair", "--out", str(out), *SHORT) == 2
     error = capsys.readouterr().err
     assert error.count("no such thing") == 1

@@ -24,9 +24,9 @@ from circuits.statistics.estimators import estimate_law
 from circuits.statistics.inversion import hold_correction, inversion
 from circuits.statistics.moments import chunk_seed, chunk_sizes
 from circuits.synthesis.design import make_design
+from circuits.verification import folder as verification_folder
+from circuits.verification.folder import Inquiry
 from circuits.verification.verify import describe_verification, verify
-from tngd import laboratory
-from tngd.laboratory import Inquiry
 
 SAMPLES = 6_000
 
@@ -36,7 +36,7 @@ def verified(tmp_path_factory):
     """Preconditioned `fair`, verified both ways."""
     folder = tmp_path_factory.mktemp("verified") / "run"
     write_design(make_design(FAIR, FAIR_FACTOR, name="fair"), folder)
-    return folder, laboratory.verify(folder, Inquiry(samples=SAMPLES))
+    return folder, verification_folder.verify(folder, Inquiry(samples=SAMPLES))
 
 
 @needs_ngspice
@@ -84,10 +84,10 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_other_noise(verified, t
     folder, first = verified
     write_design(make_design(FAIR, FAIR_FACTOR, name="fair"), tmp_path / "run")
     assert (tmp_path / "run" / "board.json").read_bytes() == (folder / "board.json").read_bytes()
-    laboratory.verify(tmp_path / "run", Inquiry(samples=SAMPLES))
+    verification_folder.verify(tmp_path / "run", Inquiry(samples=SAMPLES))
     for file in ("verification.json", "statistics.npz"):
         assert (tmp_path / "run" / file).read_bytes() == (folder / file).read_bytes()
-    other = laboratory.verify(tmp_path / "run", Inquiry("sampled", 1000, seed=1), force=True)
+    other = verification_folder.verify(tmp_path / "run", Inquiry("sampled", 1000, seed=1), force=True)
     assert other["copies"][0]["sampled"]["inverse"] != first["copies"][0]["sampled"]["inverse"]
     assert "exact" not in other["copies"][0]
     assert "exact" not in other["nominal"]

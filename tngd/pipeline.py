@@ -23,6 +23,7 @@ from circuits.simulation.ngspice import find_ngspice
 from circuits.synthesis import fisher
 from circuits.synthesis.design import check_options
 from circuits.synthesis.fisher import DATA_SETS
+from circuits.verification import folder as verification_folder
 from tngd import laboratory, learning
 from tngd.training import check_budget
 
@@ -156,8 +157,8 @@ def _designing(
 
 
 def _verifying(options: Options, folder: Path) -> Callable[[Progress], object]:
-    inquiry = laboratory.Inquiry(samples=options.samples, seed=options.seed)
-    return lambda progress: laboratory.verify(folder, inquiry, force=True, progress=progress)
+    inquiry = verification_folder.Inquiry(samples=options.samples, seed=options.seed)
+    return lambda progress: verification_folder.verify(folder, inquiry, force=True, progress=progress)
 
 
 def _calibrating(folder: Path) -> Callable[[Progress], object]:

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from pydantic import TypeAdapter
 
-from circuits.answers import ExactResult, SolveResult, exact_result, exact_results, solve_result, solve_results
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design
 from circuits.files import Array, sha256
 from circuits.nodal import assemble
@@ -32,11 +31,17 @@ from circuits.verification.charge_readout import ChargeReadout, charge_readout
 from circuits.verification.population import COPIES, Population, population
 from circuits.verification.results import (
     Estimate,
+    ExactResult,
     SampledResult,
+    SolveResult,
     estimates,
+    exact_result,
+    exact_results,
     mean_estimate,
     recorded_estimate,
     sampled_result,
+    solve_result,
+    solve_results,
 )
 from circuits.verification.temperature import Sweep, sweep
 
