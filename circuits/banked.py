@@ -1,6 +1,6 @@
 """Calibration by programs of its own: training programs in ngspice on every copy, one fit, and held-out targets.
 
-No single program shows every part of a board, so calibration programs it itself (circuits.programmings), fits the parts
+No single program shows every part of a board, so calibration programs it itself (circuits.calibration.experiments), fits the parts
 of every copy to all programs at once, and then meets targets the fit never saw. Training runs are exact (spectra) or
 sampled (covariances, by the law of their estimate); held-out targets are always run exactly, so that what is judged is
 the prediction.
@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 
 from circuits.board import Design
+from circuits.calibration.discrepancy import DRAWS, FEW, MORE, Draws, draw_pairs
+from circuits.calibration.experiments import Training, soldered_training, training_programs
+from circuits.calibration.fit import Fit, Known, fit_all, observed
+from circuits.calibration.held_out import HeldOut
 from circuits.copies import codes
 from circuits.covariances import covariance_evidence
 from circuits.errors import InputError
 from circuits.files import sha256
-from circuits.fitting import Fit, Known, fit_all, observed
-from circuits.heldout import HeldOut
-from circuits.leavings import DRAWS, FEW, MORE, Draws, draw_pairs
 from circuits.model.device import Device, copy_of
 from circuits.model.fitted_copy import gain_names
 from circuits.model.pairs import PairModel, half_circuit, half_of, pair_model
 from circuits.pairwise import doubtful, undetermined
 from circuits.parallel import Progress, silent
-from circuits.programmings import Training, soldered_training, training_programs
 from circuits.simulation.measure import Sampled, Shown, run_programs, sample_programs
 from circuits.simulation.transient import chunks_law
 from circuits.validation import validate

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from circuits.board import Program
-from circuits.leavings import Draws, delayed_leavings
+from circuits.calibration.discrepancy import Draws, delayed_leavings
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.model.response import covariance_and_slopes
 from circuits.ou import reading_covariance

@@ -2,7 +2,7 @@
 
     data = C(0), C(L),   <C_ij(τ)> = r_i r_j ρ_ij(τ; θ) - V_ij,   offset = mean reading
 
-with C(τ) the covariances of readings τ apart about the mean, their joint law from circuits.lagged, r the relative gains
+with C(τ) the covariances of readings τ apart about the mean, their joint law from circuits.calibration.observations, r the relative gains
 of the readout, and L the lag that circuits.statistics.recorded keeps: a quarter period, or the time constant, of a cell. Pairs of
 readings count that have no gap between them; a record without any has C(0) alone, which tells the parts that settle
 nothing (inductances, a common scale of time). There are fewer data than a board has parts, so some keep their prior,
@@ -18,16 +18,16 @@ from typing import Any
 import numpy as np
 
 from circuits.board import REFERENCE_CELSIUS, Design
+from circuits.calibration.discrepancy import FEW, Draws, draw_pairs
+from circuits.calibration.experiments import UNKNOWN, correlations
+from circuits.calibration.fit import Fit, Known, fit
+from circuits.calibration.observations import lagged_evidence
 from circuits.covariances import covariance_evidence, with_readout
 from circuits.errors import InputError
-from circuits.fitting import Fit, Known, fit
-from circuits.lagged import lagged_evidence
-from circuits.leavings import FEW, Draws, draw_pairs
 from circuits.model.device import Device, copy_of
 from circuits.model.fitted_copy import Estimate, FittedCopy
 from circuits.model.pairs import PairModel, pair_model
 from circuits.parallel import Progress, silent
-from circuits.programmings import UNKNOWN, correlations
 from circuits.statistics.estimators import LONG_RECORD, EstimateLaw, effective_samples
 from circuits.statistics.recorded import Recorded, recorded_law
 

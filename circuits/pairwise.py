@@ -3,7 +3,7 @@
 Of boards that have more parts than elements: parasitics, and resistive ones, whose storage and sources count. From
 exact runs the data are spectra, on a resistive board the columns of the solution, which sources do not enter, and on a
 capacitive one the covariance, which shows what is beyond the spectra; from sampled runs the covariance alone, weighted
-by the law of the estimate. The fit is that of circuits.fitting, under one program instead of many.
+by the law of the estimate. The fit is that of circuits.calibration.fit, under one program instead of many.
 """
 
 from typing import Any
@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from circuits.board import Design, Program
+from circuits.calibration.discrepancy import DRAWS, FEW, draw_pairs
+from circuits.calibration.experiments import UNKNOWN, correlations, evidence_of
+from circuits.calibration.fit import Fit, fit_all, observed
+from circuits.calibration.held_out import predicted, question, standard_error
 from circuits.covariances import covariance_evidence
 from circuits.errors import InputError
 from circuits.evidence import FLOOR
-from circuits.fitting import Fit, fit_all, observed
-from circuits.heldout import predicted, question, standard_error
-from circuits.leavings import DRAWS, FEW, draw_pairs
 from circuits.model.pairs import PairModel, half_circuit, half_of, pair_model
 from circuits.nodal import Circuit
 from circuits.ou import reading_covariance
 from circuits.parallel import Progress
-from circuits.programmings import UNKNOWN, correlations, evidence_of
 from circuits.simulation.runs import Run
 from circuits.simulation.transient import chunks_law
 from circuits.statistics.estimators import EstimateLaw

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from circuits.calibration.discrepancy import low_pass
 from circuits.errors import SimulationError
-from circuits.leavings import low_pass
 from circuits.model.pairs import Half
 from circuits.model.response import nodes_and_weights, spectra_and_slopes
 from circuits.nodal import Circuit

@@ -1,6 +1,6 @@
 """Held-out programs on calibrated copies, whatever they were fitted to: run exactly in ngspice, predicted, compared.
 
-What a fit says of programs that it never saw is judged the same way after every route (circuits.heldout). Nothing of
+What a fit says of programs that it never saw is judged the same way after every route (circuits.calibration.held_out). Nothing of
 these runs goes into a fit.
 """
 
@@ -12,9 +12,9 @@ from threading import Event
 import numpy as np
 
 from circuits.board import Design, Program
-from circuits.fitting import Fit
-from circuits.heldout import HeldOut, Question, held_out_programs, judge, measured, predicted, question
-from circuits.leavings import Draws
+from circuits.calibration.discrepancy import Draws
+from circuits.calibration.fit import Fit
+from circuits.calibration.held_out import HeldOut, Question, held_out_programs, judge, measured, predicted, question
 from circuits.model.pairs import PairModel
 from circuits.parallel import Progress, side_by_side, silent
 from circuits.settling import settling_frequencies

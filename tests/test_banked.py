@@ -13,12 +13,14 @@ from scipy.stats import norm
 
 from circuits.banked import calibrate_programs
 from circuits.board import Conditions
+from circuits.calibration import folder
+from circuits.calibration.discrepancy import draw_pairs
+from circuits.calibration.experiments import random_program, soldered_training, training_programs
+from circuits.calibration.fit import fit, fit_all
+from circuits.calibration.held_out import held_out_programs, measured_inverse, predicted, question
 from circuits.errors import InputError, SimulationError
 from circuits.evidence import flattened
 from circuits.files import write_json
-from circuits.fitting import fit, fit_all
-from circuits.heldout import held_out_programs, measured_inverse, predicted, question
-from circuits.leavings import draw_pairs
 from circuits.model.device import predict
 from circuits.model.device_file import SCHEMA, describe_device, device_hash, load_device
 from circuits.model.fitted_copy import pairs_of
@@ -27,12 +29,10 @@ from circuits.netlist.export import write_design
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance, spectrum
 from circuits.parallel import side_by_side, silent
-from circuits.programmings import random_program, soldered_training, training_programs
 from circuits.simulation import measure
 from circuits.simulation.measure import run_programs
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
-from tngd import laboratory
 
 SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])
 BOARDS = {
@@ -160,8 +160,8 @@ def test_verb_calibrates_banks_without_a_verification(tmp_path):
     made = make_design(M_MATRIX, choices=Choices(bank_bits=2), copies=1, name="small")
     write_design(made, tmp_path / "run")
     with pytest.raises(InputError, match="leave out --samples"):
-        laboratory.calibrate(tmp_path / "run", "exact", samples=1000)
-    content = laboratory.calibrate(tmp_path / "run")
+        folder.calibrate(tmp_path / "run", "exact", samples=1000)
+    content = folder.calibrate(tmp_path / "run")
     chosen = content["fitted_on"]["reduced_order"]
     assert 3 <= chosen["order"] <= chosen["states"]
     assert chosen["sufficient"]

@@ -16,7 +16,9 @@ from simulated import measured_by_sampling, measured_exactly
 from test_banked import SMALL, truth
 
 from circuits.board import Conditions
-from circuits.calibration import calibrate
+from circuits.calibration import folder as calibration_folder
+from circuits.calibration.calibrate import calibrate
+from circuits.calibration.element_fit import Layout, element_means, model_circuit
 from circuits.copies import gains_of
 from circuits.errors import InputError
 from circuits.files import write_json
@@ -27,7 +29,6 @@ from circuits.model.pairs import pair_model
 from circuits.netlist.export import write_design
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import predicted_columns, reading_covariance
-from circuits.populated import Layout, element_means, model_circuit
 from circuits.simulation.operating_point import SolveRun
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import board_and_program as synthesise
@@ -36,7 +37,6 @@ from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board
 from circuits.verification import folder
 from circuits.verification.folder import Inquiry
-from tngd import laboratory
 from tngd.tables import calibration_lines
 
 
@@ -161,7 +161,7 @@ def test_fit_to_ngspice_finds_the_parts_of_the_netlist(tmp_path):
     made = make_design(FAIR, FAIR_FACTOR, name="fair")
     write_design(made, tmp_path / "run")
     folder.verify(tmp_path / "run", Inquiry("exact"))
-    content = laboratory.calibrate(tmp_path / "run")
+    content = calibration_folder.calibrate(tmp_path / "run")
     device = load_device(tmp_path / "run" / "device.json")
     assert content["device_sha256"] == device_hash(device)
     for k, copy in enumerate(made.copies):
@@ -181,7 +181,7 @@ def test_verb_judges_soldered_boards_on_held_out_programs(tmp_path, method):
     made = make_design(SMALL, cells="active", copies=2, tolerance=0.02, seed=6, name="small")
     write_design(made, tmp_path / "run")
     folder.verify(tmp_path / "run", Inquiry(method, samples=20_000))
-    content = laboratory.calibrate(tmp_path / "run")
+    content = calibration_folder.calibrate(tmp_path / "run")
     fitted, held = content["fitted_on"], content["held_out"]
     assert fitted["route"] == method
     assert fitted["parameters"] == len(pair_model(made.board).names)
@@ -204,7 +204,7 @@ def test_verb_without_ngspice_says_that_nothing_was_held_out(tmp_path, request):
     write_design(made, tmp_path / "run")
     folder.verify(tmp_path / "run", Inquiry("exact"))
     request.getfixturevalue("no_ngspice")
-    content = laboratory.calibrate(tmp_path / "run")
+    content = calibration_folder.calibrate(tmp_path / "run")
     assert content["held_out"] == {}
     printed = list(calibration_lines(content))
     assert printed[1:] == [

@@ -10,6 +10,7 @@ import pytest
 from cases import M_MATRIX
 from conftest import needs_ngspice
 
+from circuits.calibration import folder
 from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.model.device import Device, ideal_device
@@ -17,7 +18,6 @@ from circuits.model.device_file import describe_device, device_hash, load_device
 from circuits.model.folder import set_interface
 from circuits.netlist.export import write_design
 from circuits.synthesis.design import make_design
-from tngd import laboratory
 
 CHANGED = "device.json was changed since it was made; make it again with `tngd calibrate`"
 ABOUT = {"ngspice": "42", "seed": 7, "board_sha256": "a" * 64, "statistics_sha256": "b" * 64, "versions": {"tngd": "0"}}
@@ -157,7 +157,7 @@ def test_other_converters_of_a_device_of_the_package_keep_its_simulator(tmp_path
 def test_calibrated_device_is_of_its_order_and_says_its_seeds(tmp_path):
     made = make_design(M_MATRIX, copies=1, name="small", seed=2)
     write_design(made, tmp_path / "run")
-    content = laboratory.calibrate(tmp_path / "run", "programs", samples=2000, seed=5, order=4)
+    content = folder.calibrate(tmp_path / "run", "programs", samples=2000, seed=5, order=4)
     found = load_device(tmp_path / "run" / "device.json")
     assert found.order == content["order"] == content["fitted_on"]["reduced_order"]["order"] == 4
     assert found.program(M_MATRIX).drift.shape == (4, 4)

@@ -11,6 +11,7 @@ from simulated import rough_device
 from test_banked import truth
 
 from circuits.board import Conditions
+from circuits.calibration.presets import OFFSET, TOLERANCE, shipped_design
 from circuits.copies import gains_of, nominal_copy
 from circuits.errors import InputError
 from circuits.files import sha256, write_json
@@ -22,7 +23,6 @@ from circuits.model.fitted_copy import Estimate, FittedCopy
 from circuits.model.pairs import pair_model
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import reading_covariance, reading_covariances
-from circuits.presets import OFFSET, TOLERANCE, shipped_design
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board

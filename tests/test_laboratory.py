@@ -17,6 +17,7 @@ from conftest import needs_ngspice
 from scipy.linalg import expm
 
 from circuits.board import Conditions
+from circuits.calibration import folder as calibration_folder
 from circuits.errors import InputError
 from circuits.files import locked
 from circuits.netlist.export import write_design
@@ -27,7 +28,6 @@ from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 from circuits.verification import folder as verification_folder
 from circuits.verification.folder import Inquiry
-from tngd import laboratory
 from tngd.report import render
 
 TWO = np.array([[1.0, 0.3], [0.3, 1.0]])
@@ -97,7 +97,7 @@ def test_copies_at_another_temperature_are_run_there(tmp_path):
         assert names == ["tolerance", "temperatures", "ambient", "interaction"]
     assert result["ambient"] == 70.0
     with pytest.raises(InputError, match=r"calibrated at 27 °C, the runs in .* are of 70 °C"):
-        laboratory.calibrate(tmp_path / "run")
+        calibration_folder.calibrate(tmp_path / "run")
 
 
 @needs_ngspice
@@ -126,11 +126,11 @@ def test_an_error_to_reach_sets_the_number_of_readings(tmp_path):
 def test_two_runs_on_one_folder_are_refused_with_one_sentence(tmp_path):
     write_design(make_design(TWO, name="two"), tmp_path / "run")
     with locked(tmp_path / "run"):
-        for work in (laboratory.calibrate, lambda folder: verification_folder.verify(folder, Inquiry())):
+        for work in (calibration_folder.calibrate, lambda folder: verification_folder.verify(folder, Inquiry())):
             with pytest.raises(InputError, match=r"another run is at work in .*; wait for it"):
                 work(tmp_path / "run")
     with pytest.raises(InputError, match="tngd verify"):  # the lock is gone: something else is missing now
-        laboratory.calibrate(tmp_path / "run")
+        calibration_folder.calibrate(tmp_path / "run")
 
 
 @needs_ngspice

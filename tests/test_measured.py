@@ -14,6 +14,7 @@ from scipy import stats
 from test_laboratory import write_record
 
 from circuits.board import Conditions, Copy
+from circuits.calibration import folder
 from circuits.copies import nominal_copy
 from circuits.errors import InputError
 from circuits.measured import calibrate_measured
@@ -27,7 +28,6 @@ from circuits.statistics.recorded import Recorded, RecordSummary
 from circuits.statistics.streaming import Clipping
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
-from tngd import laboratory
 
 COPIES, READINGS = 10, 400_000
 
@@ -104,7 +104,7 @@ def test_readings_in_a_file_are_calibrated_without_ngspice(tmp_path, no_ngspice)
     made = make_design(M_MATRIX, name="three", tolerance=0.05)
     write_design(made, tmp_path / "run")
     write_record(tmp_path / "readings.csv", made, made.copies[:2], 6000, made.program.period, 3)
-    content = laboratory.calibrate(tmp_path / "run", measured=tmp_path / "readings.csv")
+    content = folder.calibrate(tmp_path / "run", measured=tmp_path / "readings.csv")
     device = load_device(tmp_path / "run" / "device.json")
     assert [copy.name for copy in device.copies] == ["copy-1", "copy-2"]
     assert content["fitted_on"]["route"] == "measured"
@@ -114,9 +114,9 @@ def test_readings_in_a_file_are_calibrated_without_ngspice(tmp_path, no_ngspice)
     assert chosen["uncertainty"] > 1e-3
     assert json.loads((tmp_path / "run" / "device.json").read_text()) == content
     with pytest.raises(InputError, match="leave out --route"):
-        laboratory.calibrate(tmp_path / "run", "exact", True, measured=tmp_path / "readings.csv")
+        folder.calibrate(tmp_path / "run", "exact", True, measured=tmp_path / "readings.csv")
     with pytest.raises(InputError, match=r"device\.json exists already"):
-        laboratory.calibrate(tmp_path / "run", measured=tmp_path / "readings.csv")
+        folder.calibrate(tmp_path / "run", measured=tmp_path / "readings.csv")
 
 
 def test_what_cannot_be_calibrated_is_refused_in_one_sentence():

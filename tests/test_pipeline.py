@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import needs_ngspice
 
+from circuits.calibration import folder as calibration_folder
 from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.model.device import ideal_device
@@ -19,7 +20,7 @@ from circuits.model.device_file import describe_device
 from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.topology import build_board
 from circuits.verification import folder as verification_folder
-from tngd import laboratory, learning, pipeline
+from tngd import learning, pipeline
 from tngd.cli import main
 
 SHORT = ["--samples", "1000", "--seeds", "1", "--steps", "3"]
@@ -167,7 +168,7 @@ def test_error_on_one_board_ends_the_other_is_said_once_and_the_run_goes_on_afte
 def test_raw_matrix_that_no_copy_holds_is_reported_and_the_preconditioned_one_goes_on(tmp_path, monkeypatch):
     out = tmp_path / "run"
     options = pipeline.Options("breast-cancer", samples=1000, seeds=1, steps=2)
-    pipeline.run(options, out, False, lambda text: laboratory.silent)
+    pipeline.run(options, out, False, lambda text: calibration_folder.silent)
     text = Page((out / "report.html").read_text()).text
     assert "refused" in text
     assert "is not positive definite" in text

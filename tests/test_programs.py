@@ -12,19 +12,19 @@ from scipy.linalg import expm
 
 from circuits.banked import calibrate_programs
 from circuits.board import Conditions
+from circuits.calibration import folder
+from circuits.calibration.discrepancy import draw_pairs
+from circuits.calibration.experiments import near_program, soldered_program, soldered_training
 from circuits.errors import InputError, SimulationError
-from circuits.leavings import draw_pairs
 from circuits.model.device import predict
 from circuits.model.pairs import half_of, pair_model
 from circuits.netlist.export import write_design
 from circuits.nodal import assemble
 from circuits.ou import diffusion, drift, reading_covariance, spectrum
-from circuits.programmings import near_program, soldered_program, soldered_training
 from circuits.settling import circuit_delayed, delayed_and_slopes, delayed_covariance
 from circuits.simulation.ac import ExactRun
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics
-from tngd import laboratory
 
 EVERYTHING = Parasitics(winding=0.5, self_resonance=50e6, esr=0.05, coupled_coils=0.01, stray=1e-12)
 
@@ -130,18 +130,18 @@ def test_derivatives_of_the_settling_are_those_of_its_differences():
 def test_verb_runs_programs_of_its_own_and_chooses_the_order(tmp_path):
     made = make_design(M_MATRIX, copies=1, name="small")
     write_design(made, tmp_path / "run")
-    content = laboratory.calibrate(tmp_path / "run", "programs", order=4)
+    content = folder.calibrate(tmp_path / "run", "programs", order=4)
     chosen = content["fitted_on"]["reduced_order"]
     assert (chosen["order"], chosen["states"], chosen["chosen"]) == (4, 6, "user")
     assert not chosen["sufficient"]
     assert chosen["errors"]["4"] > chosen["uncertainty"]
     assert content["held_out"]["improvement"] > 20
-    again = laboratory.calibrate(tmp_path / "run", "programs", force=True)
+    again = folder.calibrate(tmp_path / "run", "programs", force=True)
     assert again["fitted_on"]["reduced_order"]["order"] == 6  # the parts are known to 1e-7 and more
     with pytest.raises(InputError, match="--order is from 3"):
-        laboratory.calibrate(tmp_path / "run", "programs", force=True, order=2)
+        folder.calibrate(tmp_path / "run", "programs", force=True, order=2)
     with pytest.raises(InputError, match="--route is auto, exact, sampled or programs"):
-        laboratory.calibrate(tmp_path / "run", "nonsense", force=True)
+        folder.calibrate(tmp_path / "run", "nonsense", force=True)
 
 
 def test_exact_parts_leave_nothing_to_calibrate():

@@ -13,7 +13,7 @@ from simulated import measured_exactly
 from test_retrim import known_device
 
 from circuits.board import Conditions
-from circuits.calibration import calibrate
+from circuits.calibration.calibrate import calibrate
 from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.model.device import draw_device, ideal_device, predict

@@ -12,14 +12,14 @@ from conftest import needs_ngspice
 from test_banked import truth
 
 from circuits.board import Conditions
+from circuits.calibration.held_out import measured_inverse
+from circuits.calibration.retrim import nearest_program, retrim, trimmed_copy
 from circuits.copies import codes
 from circuits.errors import InputError
-from circuits.heldout import measured_inverse
 from circuits.model.device import Device, copy_of
 from circuits.model.pairs import pair_model
 from circuits.nodal import assemble
 from circuits.ou import predicted_columns, reading_covariance
-from circuits.retrim import nearest_program, retrim, trimmed_copy
 from circuits.simulation.measure import run_programs
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices

@@ -11,6 +11,7 @@ from conftest import needs_ngspice
 from test_retrim import known_device
 
 from circuits.board import Conditions
+from circuits.calibration.retrim import retrim, trimmed_copy
 from circuits.files import write_json
 from circuits.model.converters import Interface
 from circuits.model.device import ideal_device
@@ -19,7 +20,6 @@ from circuits.netlist.export import write_design
 from circuits.netlist.folder import load_design
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance
-from circuits.retrim import retrim, trimmed_copy
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from circuits.board import Board, Copy, Design, Program
+from circuits.calibration.held_out import measured_inverse
+from circuits.calibration.presets import make_presets
+from circuits.calibration.retrim import Retrim, expected_inverse, mean_leavings, nearest_program, retrim, trimmed_copy
 from circuits.copies import codes
 from circuits.errors import InputError
 from circuits.evidence import evidence_frequencies
 from circuits.files import new_folder, provenance, refuse_existing, sha256, write_json, write_text
-from circuits.heldout import measured_inverse
 from circuits.model.device import Device, readout_of
 from circuits.model.device_file import PRESETS, device_hash, load_device
 from circuits.model.fitted_copy import pairs_of, parameters_of
 from circuits.netlist.export import codes_text
 from circuits.netlist.folder import load_design
 from circuits.parallel import Progress, silent
-from circuits.presets import make_presets
-from circuits.retrim import Retrim, expected_inverse, mean_leavings, nearest_program, retrim, trimmed_copy
 from circuits.simulation.measure import run_programs
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.fisher import Place, congruence_of, target_of

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 
+from circuits.calibration import folder as calibration_folder
 from circuits.errors import InputError, UnstableCopyError
 from circuits.files import is_ours, read_json, refuse_existing, write_json
 from circuits.netlist import export
@@ -24,7 +25,7 @@ from circuits.synthesis import fisher
 from circuits.synthesis.design import check_options
 from circuits.synthesis.fisher import DATA_SETS
 from circuits.verification import folder as verification_folder
-from tngd import laboratory, learning
+from tngd import learning
 from tngd.training import check_budget
 
 SCHEMA = "tngd.run/1"
@@ -162,7 +163,7 @@ def _verifying(options: Options, folder: Path) -> Callable[[Progress], object]:
 
 
 def _calibrating(folder: Path) -> Callable[[Progress], object]:
-    return lambda progress: laboratory.calibrate(folder, progress=progress)
+    return lambda progress: calibration_folder.calibrate(folder, progress=progress)
 
 
 def _training(options: Options, task: str, device: Path, out: Path) -> Callable[[Progress], object]:

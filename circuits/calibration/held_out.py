@@ -20,12 +20,12 @@ import numpy as np
 from scipy import special
 
 from circuits.board import Board, Program
+from circuits.calibration.discrepancy import Draws, delayed_leavings, drawn_spectra
+from circuits.calibration.experiments import near_program, random_program, soldered_program
+from circuits.calibration.fit import Fit, leaving_parts
 from circuits.errors import InputError
-from circuits.fitting import Fit, leaving_parts
-from circuits.leavings import Draws, delayed_leavings, drawn_spectra
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.model.response import impedance, impedance_slopes
-from circuits.programmings import near_program, random_program, soldered_program
 from circuits.settling import circuit_delays, delayed_and_slopes, delayed_covariance
 from circuits.simulation.ac import ExactRun
 from circuits.simulation.operating_point import SolveRun

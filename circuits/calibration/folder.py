@@ -13,13 +13,13 @@ import numpy as np
 
 from circuits.banked import calibrate_programs
 from circuits.board import REFERENCE_CELSIUS, Design
-from circuits.calibration import calibrate as fit_copies
-from circuits.calibration import uncertainties, validated
+from circuits.calibration.calibrate import calibrate as fit_copies
+from circuits.calibration.calibrate import uncertainties, validated
+from circuits.calibration.discrepancy import FEW, draw_pairs
+from circuits.calibration.fit import Fit
+from circuits.calibration.held_out import predicted, question, standard_error
 from circuits.errors import InputError
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
-from circuits.fitting import Fit
-from circuits.heldout import predicted, question, standard_error
-from circuits.leavings import FEW, draw_pairs
 from circuits.measured import READOUT, calibrate_measured
 from circuits.model.device import Device, ideal_device, predict
 from circuits.model.device_file import describe_device

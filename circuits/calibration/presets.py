@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from circuits.board import Board, Conditions, Design, Element, Program
-from circuits.calibration import calibrate, validated
+from circuits.calibration.calibrate import calibrate, validated
 from circuits.copies import specimens
 from circuits.files import provenance, sha256
 from circuits.model.converters import board_interface

@@ -16,16 +16,8 @@ from typing import Any
 import numpy as np
 
 from circuits.board import Design
-from circuits.errors import InputError
-from circuits.fitting import Fit
-from circuits.leavings import draw_pairs
-from circuits.model.device import Device, copy_of
-from circuits.model.fitted_copy import by_pairs, gain_names
-from circuits.model.pairs import pair_model
-from circuits.ou import reading_covariance
-from circuits.pairwise import check_runs, doubtful, fit_pairs, pair_errors, undetermined
-from circuits.parallel import Progress, silent
-from circuits.populated import (
+from circuits.calibration.discrepancy import draw_pairs
+from circuits.calibration.element_fit import (
     STEP,
     drawn_discrepancy,
     exact_misfit,
@@ -37,7 +29,15 @@ from circuits.populated import (
     prior_of,
     sampled_misfit,
 )
-from circuits.programmings import training_frequencies
+from circuits.calibration.experiments import training_frequencies
+from circuits.calibration.fit import Fit
+from circuits.errors import InputError
+from circuits.model.device import Device, copy_of
+from circuits.model.fitted_copy import by_pairs, gain_names
+from circuits.model.pairs import pair_model
+from circuits.ou import reading_covariance
+from circuits.pairwise import check_runs, doubtful, fit_pairs, pair_errors, undetermined
+from circuits.parallel import Progress, silent
 from circuits.simulation.ngspice import has_ngspice
 from circuits.simulation.runs import Run
 from circuits.statistics.inversion import inversion, triangle

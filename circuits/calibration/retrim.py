@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from circuits.board import Bank, Board, Copy, Program
+from circuits.calibration.discrepancy import delayed_leavings, draw_pairs, drawn_spectra
 from circuits.copies import codes
 from circuits.errors import InputError
-from circuits.leavings import delayed_leavings, draw_pairs, drawn_spectra
 from circuits.model.converters import source_power
 from circuits.model.device import Device
 from circuits.model.fitted_copy import pairs_of, parameters_of

@@ -13,9 +13,9 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import least_squares
 
 from circuits.board import Board, Conditions, Design, Program
+from circuits.calibration.discrepancy import DRAWS, FEW
+from circuits.calibration.fit import Fit, plain_fit
 from circuits.copies import draw_gains
-from circuits.fitting import Fit, plain_fit
-from circuits.leavings import DRAWS, FEW
 from circuits.model.fitted_copy import Estimate, FittedCopy, by_pairs, reduced_circuit
 from circuits.model.pairs import PairModel, pair_model
 from circuits.nodal import Circuit, assemble_gains, is_stable

@@ -18,7 +18,7 @@ import numpy as np
 from scipy.linalg import expm, solve_triangular
 
 from circuits.board import Program
-from circuits.leavings import Draws, lagged_leavings
+from circuits.calibration.discrepancy import Draws, lagged_leavings
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.nodal import Circuit
 from circuits.ou import drift, lagged_covariances, stationary_covariance

@@ -15,9 +15,9 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from circuits.board import Board, Program
+from circuits.calibration.discrepancy import Draws, drawn_spectra
 from circuits.errors import InputError
 from circuits.evidence import ESR, Evidence, evidence_frequencies, expected_and_slopes, flattened
-from circuits.leavings import Draws, drawn_spectra
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.nodal import nominal_circuit
 from circuits.ou import drift
