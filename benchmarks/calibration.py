@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from circuits.banked import calibrate_programs
 from circuits.board import Design
+from circuits.calibration.calibrate import calibrate_programs
+from circuits.calibration.retrim import Trim, retrim_copies
 from circuits.files import write_json
 from circuits.model.device_file import describe_device
 from circuits.netlist.export import write_design
@@ -26,7 +27,6 @@ from circuits.synthesis.design import make_design
 from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.options import Choices, Parasitics
 from circuits.synthesis.target import check_target, inverse_factor
-from tngd.calibrated import Trim, retrim_copies
 
 EVERYTHING = Parasitics(winding=0.5, self_resonance=2e7, esr=0.05, coupled_coils=0.01, stray=0.2e-12)
 SEEDS = (0,)

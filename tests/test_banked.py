@@ -11,15 +11,15 @@ from compare import FALSE_ALARM, assert_close
 from conftest import needs_ngspice
 from scipy.stats import norm
 
-from circuits.banked import calibrate_programs
 from circuits.board import Conditions
 from circuits.calibration import folder
+from circuits.calibration.calibrate import calibrate_programs
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.experiments import random_program, soldered_training, training_programs
 from circuits.calibration.fit import fit, fit_all
 from circuits.calibration.held_out import held_out_programs, measured_inverse, predicted, question
+from circuits.calibration.observations import flattened
 from circuits.errors import InputError, SimulationError
-from circuits.evidence import flattened
 from circuits.files import write_json
 from circuits.model.device import predict
 from circuits.model.device_file import SCHEMA, describe_device, device_hash, load_device

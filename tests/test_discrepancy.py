@@ -11,16 +11,14 @@ from conftest import needs_ngspice
 from scipy import stats
 from simulated import measured_exactly
 
-from circuits.banked import calibrate_programs
 from circuits.board import Conditions, Copy
-from circuits.calibration.calibrate import calibrate, uncertainties
+from circuits.calibration.calibrate import calibrate, calibrate_programs, uncertainties
 from circuits.calibration.discrepancy import LEAVINGS_SEED, delayed_leavings, draw_pairs, drawn_spectra, lagged_leavings
 from circuits.calibration.experiments import soldered_training
 from circuits.calibration.fit import fit
 from circuits.calibration.held_out import held_out_programs, measured_inverse, predicted, principal_scores, question
+from circuits.calibration.observations import covariance_evidence, flattened
 from circuits.copies import draw_gains, gains_of, nominal_copy
-from circuits.covariances import covariance_evidence
-from circuits.evidence import flattened
 from circuits.model.device import predict
 from circuits.model.fitted_copy import gain_names
 from circuits.model.pairs import half_circuit, half_of, pair_model

@@ -10,10 +10,10 @@ from scipy import stats
 from scipy.linalg import expm
 
 from circuits.board import Conditions, Copy
+from circuits.calibration.calibrate import calibrate_measured
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.observations import lagged_evidence, lagged_law, lags_of
 from circuits.copies import nominal_copy
-from circuits.measured import calibrate_measured
 from circuits.model.pairs import pair_model
 from circuits.nodal import assemble, lag_of
 from circuits.ou import drift, lagged_covariances, stationary_covariance

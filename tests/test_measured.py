@@ -15,9 +15,9 @@ from test_laboratory import write_record
 
 from circuits.board import Conditions, Copy
 from circuits.calibration import folder
+from circuits.calibration.calibrate import calibrate_measured
 from circuits.copies import nominal_copy
 from circuits.errors import InputError
-from circuits.measured import calibrate_measured
 from circuits.model.device_file import load_device
 from circuits.model.pairs import pair_model
 from circuits.netlist.export import write_design

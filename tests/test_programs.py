@@ -10,18 +10,18 @@ from conftest import needs_ngspice
 from reference import kronecker_lyapunov
 from scipy.linalg import expm
 
-from circuits.banked import calibrate_programs
 from circuits.board import Conditions
 from circuits.calibration import folder
+from circuits.calibration.calibrate import calibrate_programs
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.experiments import near_program, soldered_program, soldered_training
+from circuits.calibration.held_out import circuit_delayed, delayed_and_slopes, delayed_covariance
 from circuits.errors import InputError, SimulationError
 from circuits.model.device import predict
 from circuits.model.pairs import half_of, pair_model
 from circuits.netlist.export import write_design
 from circuits.nodal import assemble
 from circuits.ou import diffusion, drift, reading_covariance, spectrum
-from circuits.settling import circuit_delayed, delayed_and_slopes, delayed_covariance
 from circuits.simulation.ac import ExactRun
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices, Parasitics

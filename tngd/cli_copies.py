@@ -101,4 +101,4 @@ def _words(converter: Converter) -> str:
 
 def _calibrated() -> ModuleType:
     """Loaded when its verb is called: scipy's solvers take a while, which no other verb needs."""
-    return importlib.import_module("tngd.calibrated")
+    return importlib.import_module("circuits.calibration.retrim")

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from circuits.board import REFERENCE_CELSIUS
-from circuits.evidence import FLOOR
+from circuits.calibration.observations import FLOOR
 from circuits.model.device import Device
 from circuits.model.ensemble import part_error
 from tngd.sheets import Sheet, sheet

@@ -84,7 +84,7 @@ def drawn_spectra(half: Half, draws: Draws, frequencies: np.ndarray) -> tuple[np
 
 
 def delayed_leavings(half: Half, draws: Draws, delays: Sequence[float] = (0.0,)) -> np.ndarray:
-    """What is left out of K(τ) of circuits.settling, (delays, draws, n, n) [V²]; of the covariance at τ = 0."""
+    """What is left out of K(τ) of circuits.calibration.held_out, (delays, draws, n, n) [V²]; of the covariance at τ = 0."""
     frequency, weights = nodes_and_weights(half, ROUGH)
     return _summed(half, draws, frequency, np.array([weights * low_pass(frequency, delay) for delay in delays]))
 

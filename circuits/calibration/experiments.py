@@ -16,8 +16,8 @@ from scipy.linalg import cho_factor, cho_solve
 
 from circuits.board import Board, Program
 from circuits.calibration.discrepancy import Draws, drawn_spectra
+from circuits.calibration.observations import ESR, Evidence, evidence_frequencies, expected_and_slopes, flattened
 from circuits.errors import InputError
-from circuits.evidence import ESR, Evidence, evidence_frequencies, expected_and_slopes, flattened
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.nodal import nominal_circuit
 from circuits.ou import drift

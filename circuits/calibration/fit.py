@@ -23,10 +23,8 @@ from threading import Event
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
-from circuits.calibration.observations import LaggedEvidence
-from circuits.covariances import CovarianceEvidence
+from circuits.calibration.observations import CovarianceEvidence, Evidence, LaggedEvidence, flattened
 from circuits.errors import InputError
-from circuits.evidence import Evidence, flattened
 from circuits.model.pairs import PairModel
 from circuits.parallel import Progress, side_by_side
 from circuits.simulation.ac import ExactRun, Spectra

@@ -11,16 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from circuits.banked import calibrate_programs
 from circuits.board import REFERENCE_CELSIUS, Design
+from circuits.calibration.calibrate import READOUT, calibrate_measured, calibrate_programs, uncertainties, validated
 from circuits.calibration.calibrate import calibrate as fit_copies
-from circuits.calibration.calibrate import uncertainties, validated
 from circuits.calibration.discrepancy import FEW, draw_pairs
 from circuits.calibration.fit import Fit
 from circuits.calibration.held_out import predicted, question, standard_error
 from circuits.errors import InputError
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
-from circuits.measured import READOUT, calibrate_measured
 from circuits.model.device import Device, ideal_device, predict
 from circuits.model.device_file import describe_device
 from circuits.model.fitted_copy import by_pairs

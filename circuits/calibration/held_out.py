@@ -10,24 +10,43 @@ not independent, and z_rms of a few copies scatters far from 1 even if every int
 the errors along the principal axes of their joint covariance over all held-out programs, whitened: their z-scores and
 χ² are reported too. One half of the checks says where the axes are, the other how large errors along them are: the
 longest axes of a few draws are too long for others (`principal_scores`).
+
+How a board settles, as one matrix: the covariance of readings an exponentially distributed time apart, of mean τ.
+
+    K(τ) = (1/τ) ∫₀^∞ e^{-t/τ} (ρ(t) + ρ(t)ᵀ)/2 dt = ∫₀^∞ Re S(f) / (1 + (2π f τ)²) df
+
+with the lagged covariances ρ and the one-sided spectrum S of the readings; K(0) is their covariance. In ln f the
+integrand is as smooth as the spectrum, so a plain sum over the spectrum of an exact run converges exponentially, which
+the cosine transform for one lag does not. At τ = the slowest time constant K weighs the modes that settle last.
+
+Held-out programs on calibrated copies, whatever they were fitted to: run exactly in ngspice, predicted, compared.
+
+What a fit says of programs that it never saw is judged the same way after every route (circuits.calibration.held_out). Nothing of
+these runs goes into a fit.
 """
 
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Event
 
 import numpy as np
 from scipy import special
 
-from circuits.board import Board, Program
-from circuits.calibration.discrepancy import Draws, delayed_leavings, drawn_spectra
+from circuits.board import Board, Design, Program
+from circuits.calibration.discrepancy import Draws, delayed_leavings, drawn_spectra, low_pass
 from circuits.calibration.experiments import near_program, random_program, soldered_program
 from circuits.calibration.fit import Fit, leaving_parts
-from circuits.errors import InputError
+from circuits.errors import InputError, SimulationError
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
-from circuits.model.response import impedance, impedance_slopes
-from circuits.settling import circuit_delays, delayed_and_slopes, delayed_covariance
-from circuits.simulation.ac import ExactRun
+from circuits.model.response import impedance, impedance_slopes, nodes_and_weights, spectra_and_slopes
+from circuits.nodal import Circuit
+from circuits.ou import drift, stationary_covariance
+from circuits.parallel import Progress, side_by_side, silent
+from circuits.simulation.ac import ExactRun, integrate
+from circuits.simulation.measure import Shown, run_programs
 from circuits.simulation.operating_point import SolveRun
 from circuits.statistics.inversion import triangle
 from circuits.synthesis.cells import plan
@@ -42,6 +61,9 @@ PRINCIPAL = 0.99  # of the variance of all entries: what the principal axes carr
 CHECKS_AN_AXIS = 8  # at least, for half of them have to tell its variance
 LEAST_SHARE = 1e-3  # of the checks in a covariance, below which it is as good as known
 SMALLEST_P = 1e-290  # below it T² is as good as a χ²
+
+PER_DECADE, DECADES = 160, 24  # of the frequencies asked for: as fine and as wide as the grid of an exact run
+CLOSE = 1e-6  # relative, of the covariance by the kept spectrum to that of the run itself
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +122,7 @@ class Scores:
 class HeldOut(Scores):
     """Scores of the inverse (on a resistive board by the mean of the readings), and of what else was predicted.
 
-    `also` has those of the settling (circuits.settling, at the slowest time constant of the nominal board), and on a
+    `also` has those of the settling (circuits.calibration.held_out, at the slowest time constant of the nominal board), and on a
     resistive board of the covariance.
     """
 
@@ -292,3 +314,74 @@ def _predicted(read: Read, S: np.ndarray, J: np.ndarray, asked: Question, name: 
 def _alone(left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """No basis, and leavings (draws, n, n) as checks of a fit that took no account of them."""
     return left[:0], left / np.sqrt(max(len(left), 1))
+
+
+def settling_frequencies(middle: float) -> np.ndarray:
+    """Frequencies (f,) [Hz] around `middle` so close that an exact run keeps every point of its grid within them."""
+    return np.geomspace(middle * 10 ** (-DECADES / 2), middle * 10 ** (DECADES / 2), PER_DECADE * DECADES + 1)
+
+
+def delayed_covariance(run: ExactRun, delay: float) -> np.ndarray:
+    """K(delay [s]) (n, n) [V²] of a run whose spectra were kept at all points of its grid.
+
+    SimulationError if its own covariance does not come out of them.
+    """
+    whole = integrate(run.frequencies, run.spectra)
+    if not np.linalg.norm(whole - run.covariance) <= CLOSE * np.linalg.norm(run.covariance):
+        raise SimulationError("the spectrum kept of a run does not add up to its covariance; are its modes too sharp?")
+    return integrate(run.frequencies, run.spectra * low_pass(run.frequencies, delay)[:, None, None])
+
+
+def delayed_and_slopes(half: Half, theta: np.ndarray, delay: float) -> tuple[np.ndarray, np.ndarray]:
+    """K(delay [s]) (n, n) [V²] and its derivatives by every parameter (n, n, parameters)."""
+    frequency, weights = nodes_and_weights(half)
+    return spectra_and_slopes(half, theta, frequency, weights * low_pass(frequency, delay))
+
+
+def circuit_delayed(circuit: Circuit, delay: float) -> np.ndarray:
+    """K(delay [s]) (n, n) [V²] of a circuit: H (1 + A τ)⁻¹ Σ Hᵀ, its symmetric part."""
+    return circuit_delays(circuit, (delay,))[0]
+
+
+def circuit_delays(circuit: Circuit, delays: Sequence[float]) -> np.ndarray:
+    """K (delays, n, n) [V²] at several delays [s]."""
+    H = np.concatenate([circuit.readout, np.zeros((len(circuit.readout), circuit.coils.shape[-1]))], axis=1)
+    A, covariance = drift(circuit), stationary_covariance(circuit)
+    K = np.array([H @ np.linalg.solve(np.eye(len(A)) + A * delay, covariance @ H.T) for delay in delays])
+    return (K + np.swapaxes(K, 1, 2)) / 2
+
+
+def validate(
+    design: Design,
+    model: PairModel,
+    fits: dict[str, Fit],
+    draws: Draws,
+    wanted: np.ndarray,
+    folder: Path | None = None,
+    progress: Progress = silent,
+    targets: int = 4,
+    codes: int = 2,
+) -> tuple[HeldOut, list[list[Shown]]]:
+    """Run held-out programs of a design on its copies and judge fits of `model`; the scores, and runs by copy.
+
+    `draws` are those of the fits, `wanted` (f,) [Hz] the frequencies at which training looked, in whose middle the
+    grids of the spectra are. Finished runs stay in `folder`. Raises SimulationError if a run fails twice.
+    """
+    fresh = held_out_programs(design.program, design.board, design.seed, targets, codes)
+    dense = settling_frequencies(float(np.sqrt(wanted[0] * wanted[-1])))
+    shown = run_programs(design.board, fresh, design.copies, dense, folder, progress)
+    asked = side_by_side([partial(_asked, model, program, draws) for program in fresh])
+    told = [[predicted(model, each, found) for each in asked] for found in fits.values()]
+    return judge([program.name for program in fresh], told, *_came(design, fresh, shown)), shown
+
+
+def _asked(model: PairModel, program: Program, draws: Draws, _: Event) -> Question:
+    return question(model, program, draws)
+
+
+def _came(
+    design: Design, fresh: Sequence[Program], shown: Sequence[Sequence[Shown]]
+) -> tuple[list[list[dict[str, np.ndarray]]], list[list[float]]]:
+    """What every copy (outer) showed, and the relative errors of the runs themselves."""
+    came = [[measured(design.board, p, r.exact, r.solved) for p, r in zip(fresh, runs, strict=True)] for runs in shown]
+    return came, [[run.exact.integration_error for run in runs] for runs in shown]

@@ -9,6 +9,22 @@ about the mean of the readings, whose covariance is V. By Isserlis' theorem for 
 c(u) pairs of which are u apart. One covariance does not know A; two together do, inductances and losses with it. The
 law is that of the nominal board, and so are the slopes by its parts, which differ from the copy's own by as much as
 parts do: the minimum of a fit does not, for values are the copy's own at every step.
+
+What a sampled or recorded covariance says of the parts of a copy: its entries, weighted by the estimate's law.
+
+    data = triangle(S),   model(θ) = r_i r_j Σ_ij(θ) + bias,   errors of the covariance that the law of S has.
+
+Σ is the covariance under white noise; `bias` is what a hold, or taking S about its own mean, does to the nominal board:
+some per cent of Σ, so that its change with the parts is far below what sampling leaves. r are relative gains of the
+readout, parameters of their own where the data are voltages that somebody recorded. Data and model are whitened, so
+that their errors are independent and of size 1.
+
+What is known of a copy under one program: spectra of its readings as real numbers, and how far to trust them.
+
+A spectrum S is taken as ln S_ii, and S_ij/sqrt(S_ii S_jj), real and imaginary: numbers of one size whose absolute
+errors are relative errors of S. A resistive board adds the columns of its inverse, Z(0), scaled alike. The model of
+equal pairs leaves mismatch out, in second order; how much that is comes from pairs drawn from their tolerances, the
+same draws for all programs, for one copy's mismatch is one.
 """
 
 from collections.abc import Sequence
@@ -17,14 +33,20 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.linalg import expm, solve_triangular
 
-from circuits.board import Program
-from circuits.calibration.discrepancy import Draws, lagged_leavings
+from circuits.board import Board, Program
+from circuits.calibration.discrepancy import Draws, delayed_leavings, lagged_leavings
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
+from circuits.model.response import covariance_and_slopes, impedance, impedance_slopes, spectra, spectra_and_slopes
 from circuits.nodal import Circuit
-from circuits.ou import drift, lagged_covariances, stationary_covariance
-from circuits.statistics.estimators import mean_covariance
+from circuits.ou import drift, lagged_covariances, reading_covariance, stationary_covariance
+from circuits.statistics.estimators import EstimateLaw, mean_covariance
 
 STEP = 1e-4  # of a parameter, for a slope
+
+ESR = "esr"  # the cause of resistances in series with capacitors
+SERIES = (128.0, 1024.0, 8192.0, 65536.0)  # where they show: noise of so high a frequency is in the covariance too
+FLOOR = 1e-7  # relative error of a datum: above that of ngspice, far below anything that matters
+SPECTRAL = {"capacitive": (0.25, 0.5, 1.0, 2.0, 4.0, 16.0), "resistive": (0.05, 0.25, 1.0, 4.0, 16.0)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,3 +187,137 @@ def _counts(counts: np.ndarray, far: int) -> np.ndarray:
     """c(u), u = -far … far, zero where nothing was counted."""
     half = np.pad(counts[: far + 1].astype(float), (0, max(far + 1 - len(counts), 0)))
     return np.concatenate([half[:0:-1], half])
+
+
+@dataclass(frozen=True, eq=False)
+class CovarianceEvidence:
+    """One record: its circuit, the lower factor of the law (q, q) [V²], and the model's leavings (draws, q).
+
+    `bias` (n, n) [V²] is added to the model's covariance; `readout` are the n parameters that are gains of the readout.
+    """
+
+    half: Half
+    factor: np.ndarray
+    bias: np.ndarray
+    leavings: np.ndarray
+    readout: slice | None = None
+
+    @property
+    def noise(self) -> np.ndarray:
+        """Standard deviation (q,) of the independent errors of the data."""
+        return np.ones(len(self.factor))
+
+    def at(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Data (q,) that the model gives at θ, and their derivatives (q, parameters)."""
+        S, J = covariance_and_slopes(self.half, theta)
+        if self.readout is not None:
+            r = theta[self.readout]
+            across = np.outer(r, r)
+            own = np.eye(len(r)) / r
+            J = J * across[..., None]
+            J[..., self.readout] += (S * across)[..., None] * (own[:, None] + own)
+            S = S * across
+        i, j = np.triu_indices(len(S))
+        return self.whitened((S + self.bias)[i, j]), self.whitened(J[i, j])
+
+    def data(self, covariance: np.ndarray) -> np.ndarray:
+        """The data (q,) of a measured covariance (n, n) [V²]."""
+        return self.whitened(covariance[np.triu_indices(len(covariance))])
+
+    def whitened(self, entries: np.ndarray) -> np.ndarray:
+        """Entries (q, …) of the triangle, in independent units of their errors."""
+        return solve_triangular(self.factor, entries, lower=True)
+
+
+def covariance_evidence(
+    model: PairModel,
+    program: Program,
+    law: EstimateLaw,
+    draws: Draws,
+    readout: slice | None = None,
+) -> CovarianceEvidence:
+    """What to expect of a record of a program, with the law that the nominal board gives it."""
+    half = half_of(model, program)
+    white = reading_covariance(half_circuit(half, np.ones(len(model.names))))
+    factor = np.linalg.cholesky(law.covariance)
+    blank = CovarianceEvidence(half, factor, law.mean - white, np.zeros((0, len(factor))), readout)
+    left = delayed_leavings(half, draws)[0][(slice(None), *np.triu_indices(len(white)))]
+    return replace(blank, leavings=blank.whitened(left.T).T)
+
+
+def with_readout(model: PairModel, tolerance: float) -> tuple[PairModel, slice]:
+    """The model with a gain of the readout of every cell, uniform within ±tolerance before any data; and where."""
+    n = len(model.board.cells)
+    names = tuple(f"readout_{i}" for i in range(1, n + 1))
+    known = len(model.names)
+    wider = replace(
+        model,
+        names=(*model.names, *names),
+        spreads=np.concatenate([model.spreads, np.full(n, tolerance / np.sqrt(3))]),
+        exponents=np.pad(model.exponents, ((0, 0), (0, n))),
+        powers=np.pad(model.powers, ((0, 0), (0, n))),
+    )
+    return wider, slice(known, known + n)
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """One program: its circuit, frequencies (f,) [Hz], and the model's leavings (draws, data) by mismatch."""
+
+    half: Half
+    frequencies: np.ndarray
+    columns: bool
+    leavings: np.ndarray
+
+    @property
+    def noise(self) -> np.ndarray:
+        """Standard deviation (data,) of the independent errors of the data."""
+        return np.full(self.leavings.shape[1], FLOOR)
+
+    def at(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Data (data,) that the model gives at θ, and their derivatives (data, parameters)."""
+        return expected_and_slopes(self, theta)
+
+
+def evidence_frequencies(board: Board) -> np.ndarray:
+    """At which spectra are looked at, (f,) [Hz]: around resonance or corner of the unit, and where ESR shows."""
+    inductance = next((part.nominal for part in board.parts if part.kind == "L"), None)
+    corner = 1 / np.sqrt(inductance * board.capacitance) if inductance else board.unit / board.capacitance
+    beyond = SERIES if any(part.cause == ESR for part in board.parts) else ()
+    return np.array((*SPECTRAL[board.coupling], *beyond)) * corner / (2 * np.pi)
+
+
+def expected(evidence: Evidence, theta: np.ndarray) -> np.ndarray:
+    """Data (data,) that the model gives at θ."""
+    data = [flattened(spectra(evidence.half, theta, evidence.frequencies)[None])[0]]
+    if evidence.columns:
+        data.append(flattened(impedance(evidence.half, theta, np.zeros(1))[None])[0])
+    return np.concatenate(data)
+
+
+def expected_and_slopes(evidence: Evidence, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`expected`, and its derivatives (data, parameters)."""
+    found = [spectra_and_slopes(evidence.half, theta, evidence.frequencies)]
+    if evidence.columns:
+        found.append(impedance_slopes(evidence.half, theta, np.zeros(1)))
+    data = np.concatenate([flattened(S[None])[0] for S, _ in found])
+    return data, np.concatenate([_flattened_slopes(S, J) for S, J in found])
+
+
+def flattened(S: np.ndarray) -> np.ndarray:
+    """Matrices (draws, f, n, n) as real numbers (draws, data)."""
+    a, b = np.triu_indices(S.shape[-1], 1)
+    power = np.einsum("dfii->dfi", S).real
+    R = S[..., a, b] / np.sqrt(power[..., a] * power[..., b])
+    return np.concatenate([np.log(power), R.real, R.imag], axis=2).reshape(len(S), -1)
+
+
+def _flattened_slopes(S: np.ndarray, J: np.ndarray) -> np.ndarray:
+    """The same of derivatives J (f, n, n, parameters), (data, parameters)."""
+    a, b = np.triu_indices(S.shape[-1], 1)
+    power = np.einsum("fii->fi", S).real
+    own = np.einsum("fiip->fip", J).real / power[..., None]
+    scale = np.sqrt(power[:, a] * power[:, b])
+    R = S[:, a, b] / scale
+    slopes = J[:, a, b] / scale[..., None] - R[..., None] * (own[:, a] + own[:, b]) / 2
+    return np.concatenate([own, slopes.real, slopes.imag], axis=1).reshape(-1, J.shape[-1])

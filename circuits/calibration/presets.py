@@ -15,6 +15,7 @@ gets the sign with which it would push the same way.
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import numpy as np
 from circuits.board import Board, Conditions, Design, Element, Program
 from circuits.calibration.calibrate import calibrate, validated
 from circuits.copies import specimens
-from circuits.files import provenance, sha256
+from circuits.files import provenance, refuse_existing, sha256, write_json
 from circuits.model.converters import board_interface
 from circuits.model.device import Device, ideal_device
 from circuits.model.device_file import PRESETS, describe_device
@@ -177,3 +178,13 @@ def _limit(board: Board, name: str) -> float:
     node = board.cells[int(cell) - 1].nodes[0] if kind in ("temperature", "inductance") else None
     part = {"temperature": f"R{node}", "inductance": f"L{node}"}.get(kind)
     return next(p.tolerance for p in board.parts if (p.name == part if part else p.element == name))
+
+
+def make_devices(out: Path, force: bool = False, progress: Progress = silent) -> tuple[Path, ...]:
+    """Make the devices of the package anew, in ngspice, and write them to the folder `out`; their files."""
+    files = tuple(out / f"{name}.json" for name in PRESETS)
+    for path in files:
+        refuse_existing(path, force)
+    for path, content in zip(files, make_presets(progress).values(), strict=True):
+        write_json(path, content)
+    return files
