@@ -24,9 +24,9 @@ from torch import nn
 
 from circuits.synthesis.options import Choices
 from tngd.baselines import ConjugateNGD, ExactNGD, ggn_product
-from tngd.curvature import cotangents
+from tngd.curvature.cotangents import cotangents
+from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.kfac import KFAC
-from tngd.losses import CROSS_ENTROPY
 from tngd.networks import NETWORKS
 from tngd.optimizer import TNGD
 from tngd.tiles import tile_board

@@ -23,7 +23,7 @@ from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.topology import build_board
 from tngd.array import Array, array_of, noise_level, noise_of, program_array, readings
 from tngd.converters import convert
-from tngd.gram import dense_factor
+from tngd.curvature.factor import dense_factor
 from tngd.low_rank import LowRank, is_stable, low_rank_state
 from tngd.optimizer import TNGD
 

@@ -10,13 +10,14 @@ from torch import nn
 from torch.nn import functional
 
 from circuits.errors import InputError
-from tngd import gram, recorder, writer
+from tngd import writer
 from tngd.batches import evaluate_batch
-from tngd.curvature import cotangents, curvature_factor
-from tngd.gram import packed, unpacked
+from tngd.curvature import factor, layers
+from tngd.curvature.cotangents import cotangents, curvature_factor
+from tngd.curvature.factor import packed, unpacked
+from tngd.curvature.layers import Recorder
+from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss, as_loss, cross_entropy, mean_squared_error
 from tngd.joined import join_factors
-from tngd.losses import CROSS_ENTROPY, LOGISTIC, Loss, as_loss, cross_entropy, mean_squared_error
-from tngd.recorder import Recorder
 
 
 class Tied(nn.Module):
@@ -121,9 +122,9 @@ def recorded(model, x, y, loss=CROSS_ENTROPY, kind="ggn", seed=0):
 def test_every_layer_gives_the_dense_gauss_newton_matrix(name, way, monkeypatch):
     if way == "rows at once":  # each cotangent's as it comes, their gradients never kept together; K in several blocks
         monkeypatch.setattr(writer, "KEPT", 0)
-        monkeypatch.setattr(gram, "BLOCK", 5)
+        monkeypatch.setattr(factor, "BLOCK", 5)
     if way == "products":  # convolutions and sequences as products, the rows never formed together
-        monkeypatch.setattr(recorder, "LIMIT", 0)
+        monkeypatch.setattr(layers, "LIMIT", 0)
     model, x, y = case(name)
     batch, z, J = recorded(model, x, y)
     G = softmax_ggn(J, z)
@@ -214,7 +215,7 @@ def test_softmax_factor_stays_exact_where_probabilities_vanish():
 
 def test_micro_batches_join_to_the_whole_batch(monkeypatch):
     for limit in (2**24, 0):
-        monkeypatch.setattr(recorder, "LIMIT", limit)
+        monkeypatch.setattr(layers, "LIMIT", limit)
         model, x, y = case("strided")
         whole, *_ = recorded(model, x, y)
         parts = [recorded(model, x[k], y[k])[0].factor for k in (slice(0, 2), slice(2, 6))]

@@ -13,7 +13,7 @@ from small_network import batches, network
 from torch import nn
 
 from circuits.errors import InputError
-from tngd.losses import CROSS_ENTROPY, LOGISTIC, Loss
+from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss
 from tngd.optimizer import TNGD
 from tngd.tiles import tile_board
 

@@ -15,8 +15,8 @@ from scipy.stats import norm
 
 from circuits.errors import InputError
 from tngd import dynamics
+from tngd.curvature.factor import Factor, Outer, Positions, Rows, dense_factor
 from tngd.dynamics import Held, device_state, held_curvature
-from tngd.gram import Factor, Outer, Positions, Rows, dense_factor
 
 BOUND_OF_SIX = norm.isf(FALSE_ALARM / 12)  # two-sided, six numbers in one test
 

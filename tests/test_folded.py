@@ -7,9 +7,9 @@ from torch import nn
 from torch.nn import functional
 
 from circuits.errors import InputError
-from tngd import folded, recorder
-from tngd.folded import folded_gradients, way_down
-from tngd.recorder import Recorder
+from tngd.curvature import backward, layers
+from tngd.curvature.backward import folded_gradients, way_down
+from tngd.curvature.layers import Recorder
 
 
 class Written(nn.Module):
@@ -129,7 +129,7 @@ def test_what_is_no_known_chain_is_left_to_autograd(name):
 def test_factor_is_the_same_with_and_without(name, monkeypatch):
     machine, outputs, calls, S = case(*CHAINS[name])
     found = machine.factor(outputs, calls, S).dense(S)
-    monkeypatch.setattr(recorder, "way_down", lambda *_: None)
+    monkeypatch.setattr(layers, "way_down", lambda *_: None)
     assert_close(found.numpy(), machine.factor(outputs, calls, S).dense(S).numpy(), 1e-12)
 
 
@@ -143,7 +143,7 @@ def test_cotangents_are_not_changed():
 
 def test_a_wrong_law_is_found_at_the_first_use(monkeypatch):
     machine, outputs, calls, _ = case(*CHAINS["strided"])
-    monkeypatch.setitem(folded.SLOPES, "TanhBackward0", lambda y: 1 - 0.9 * y.square())
+    monkeypatch.setitem(backward.SLOPES, "TanhBackward0", lambda y: 1 - 0.9 * y.square())
     with pytest.raises(InputError, match=r"'0\.(weight|bias)' is used outside"):
         machine.check(outputs, calls)
     monkeypatch.undo()

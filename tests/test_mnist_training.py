@@ -19,7 +19,7 @@ from circuits.model.device_file import load_device
 from tngd import cli, evidence, mnist_results
 from tngd.baselines import ExactNGD
 from tngd.comparison import mean_and_error, paired_difference, reached, summary
-from tngd.losses import CROSS_ENTROPY
+from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.methods import METHODS, TUNED, make_optimizer, on_device
 from tngd.mnist import FILES
 from tngd.mnist_results import SCHEMA, change_results, claim, read_results

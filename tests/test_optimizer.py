@@ -14,8 +14,8 @@ from circuits.errors import InputError
 from circuits.model.device import ideal_device
 from circuits.synthesis.topology import build_board
 from tngd.baselines import ExactNGD, woodbury
-from tngd.curvature import curvature_factor
-from tngd.losses import CROSS_ENTROPY, LOGISTIC
+from tngd.curvature.cotangents import curvature_factor
+from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC
 from tngd.optimizer import TNGD
 from tngd.tasks import TASKS, Method
 from tngd.tiles import tile_board
@@ -177,7 +177,7 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(dtype):
 
 def test_curvature_in_slices_is_the_curvature(monkeypatch):
     model, closure, G, _ = problem()
-    monkeypatch.setattr("tngd.curvature.ROWS", 4)
+    monkeypatch.setattr("tngd.curvature.cotangents.ROWS", 4)
     R = curvature_factor(closure()[0], list(model.parameters()), CROSS_ENTROPY).numpy()
     assert_close(R.T @ R, G, 1e-13)
 

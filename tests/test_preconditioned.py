@@ -11,8 +11,9 @@ from small_network import batches
 from torch import nn
 
 from circuits.errors import InputError
-from tngd import kronecker, recorder
 from tngd.array import Array
+from tngd.curvature import kronecker
+from tngd.curvature import layers as curvature_layers
 from tngd.history import DECAY, RENEWED
 from tngd.optimizer import TNGD
 
@@ -139,7 +140,7 @@ def test_a_curvature_that_is_a_product_becomes_the_identity():
 @pytest.mark.parametrize("limit", [0, 2**24])  # convolutions as products over positions, and as rows
 @pytest.mark.parametrize("largest", [3, 2048])  # sides beyond it get a multiple of I
 def test_coordinates_of_factor_gradient_and_state_are_one_matrix(limit, largest, monkeypatch):
-    monkeypatch.setattr(recorder, "LIMIT", limit)
+    monkeypatch.setattr(curvature_layers, "LIMIT", limit)
     monkeypatch.setattr(kronecker, "LARGEST", largest)
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -163,7 +164,7 @@ def test_coordinates_of_factor_gradient_and_state_are_one_matrix(limit, largest,
 def test_products_do_not_depend_on_how_rows_are_kept(monkeypatch):
     found = []
     for limit in (0, 2**24):
-        monkeypatch.setattr(recorder, "LIMIT", limit)
+        monkeypatch.setattr(curvature_layers, "LIMIT", limit)
         model, (x, y) = network(), batches(1)[0]
         optimizer = TNGD(model, precondition=0.1, damping=1.0, refresh=2)
         optimizer.step(lambda model=model, x=x, y=y: (model(x), y))

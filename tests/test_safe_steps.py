@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from circuits.errors import InputError
-from tngd.losses import Loss, as_loss
+from tngd.curvature.losses import Loss, as_loss
 from tngd.optimizer import TNGD
 
 

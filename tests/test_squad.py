@@ -22,8 +22,8 @@ from torch import nn
 from circuits.errors import InputError
 from tngd import squad as module
 from tngd.cli_train import app
+from tngd.curvature.layers import Recorder
 from tngd.optimizer import TNGD
-from tngd.recorder import Recorder
 from tngd.squad import METHODS, Recipe, Task, build, compare, figures, method_settings, squad
 from tngd.squad_data import TEST, TRAIN, Question, find_folder, read_hub, read_squad, tokenise
 from tngd.squad_model import MINILM, Pretrained, as_distilbert, load_pretrained, span_model

@@ -5,11 +5,11 @@ import torch
 from compare import assert_close
 from torch import nn
 
-from tngd.curvature import cotangents
+from tngd.curvature.blocks import tile_blocks
+from tngd.curvature.cotangents import cotangents
+from tngd.curvature.layers import Recorder
+from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.joined import join_factors
-from tngd.losses import CROSS_ENTROPY
-from tngd.recorder import Recorder
-from tngd.tile_blocks import tile_blocks
 
 
 class Twice(nn.Module):
@@ -55,7 +55,7 @@ def rows_of(model: nn.Module, x: torch.Tensor, S: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_blocks_are_those_of_explicit_rows(name, kind, written, monkeypatch):
     if not written:  # rows of convolutions and sequences are kept as products
-        monkeypatch.setattr("tngd.recorder.LIMIT", 0)
+        monkeypatch.setattr("tngd.curvature.layers.LIMIT", 0)
     torch.manual_seed(0)
     build, shape = NETWORKS[name]
     model = build().double()

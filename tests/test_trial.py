@@ -15,8 +15,8 @@ from circuits.errors import InputError
 from tngd import trial as engine
 from tngd.baselines import ConjugateNGD, ExactNGD
 from tngd.checkpoint import read_checkpoint, write_checkpoint
+from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.kfac import KFAC
-from tngd.losses import CROSS_ENTROPY
 from tngd.mnist import Images
 from tngd.mnist_trials import SETTINGS, Data, mnist_trial
 from tngd.optimizer import TNGD

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from tngd.batches import Batch, joined_value
-from tngd.gram import Factor
-from tngd.losses import Loss
+from tngd.curvature.factor import Factor
+from tngd.curvature.losses import Loss
 
 RATE = 19 / 20
 GOOD, BAD = 3 / 4, 1 / 4

@@ -31,7 +31,7 @@ from circuits.model.converters import Converter
 from circuits.model.device import Device, checked, readout_of, temperature_coefficients
 from circuits.model.ensemble import WIDEST, element_spread
 from tngd.converters import convert, root_mean_square
-from tngd.gram import Factor
+from tngd.curvature.factor import Factor
 from tngd.low_rank import LowRank
 
 ARRAY_STREAM = 11  # of random numbers

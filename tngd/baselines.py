@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.curvature import cotangents, curvature_factor, evaluated
-from tngd.losses import CROSS_ENTROPY, Loss
+from tngd.curvature.cotangents import cotangents, curvature_factor, evaluated
+from tngd.curvature.losses import CROSS_ENTROPY, Loss
 
 
 class ExactNGD(torch.optim.Optimizer):

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.curvature import cotangents, evaluated, explicit_rows
-from tngd.gram import Factor, all_finite, dense_factor
+from tngd.curvature.cotangents import cotangents, evaluated, explicit_rows
+from tngd.curvature.factor import Factor, all_finite, dense_factor
+from tngd.curvature.layers import Recorder
+from tngd.curvature.losses import Loss
 from tngd.joined import join_factors
-from tngd.losses import Loss
-from tngd.recorder import Recorder
 
 
 @dataclass(frozen=True, eq=False)

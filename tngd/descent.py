@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from tngd.gram import Factor
+from tngd.curvature.factor import Factor
 from tngd.groups import Groups, descend, flat, hand_over, rates, trained
 
 

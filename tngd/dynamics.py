@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.gram import Factor
+from tngd.curvature.factor import Factor
 
 NEAR = 1e-5  # of λ + 1/t: eigenvalues below take f' at the middle, true to the square of this
 SERIES = 1e-2

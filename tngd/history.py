@@ -2,7 +2,7 @@
 
 One batch is a poor sample of the curvature, and its own gradient lies in it. So the device may hold the mean over the
 last few batches whose curvature was taken, and T, a Kronecker product a layer, the running mean over many: what is
-programmed is λI + M RᵀR Mᵀ, M = T⁻¹ (tngd.kronecker), in whose coordinates the gradient M g is uploaded and the state y
+programmed is λI + M RᵀR Mᵀ, M = T⁻¹ (tngd.curvature.kronecker), in whose coordinates the gradient M g is uploaded and the state y
 read as Mᵀ y. T is made anew with each of the first curvatures, then with every RENEWED-th; the device then starts anew.
 """
 
@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tngd.gram import Factor, packed, unpacked
+from tngd.curvature.factor import Factor, packed, unpacked
+from tngd.curvature.kronecker import Change, Metric, Product, averaged, metric_of, nearest_products
 from tngd.joined import join_factors
-from tngd.kronecker import Change, Metric, Product, averaged, metric_of, nearest_products
 from tngd.settings import Settings
 
 RENEWED = 8  # curvatures from one T to the next

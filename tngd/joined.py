@@ -7,7 +7,7 @@ batch that did not use a parameter are zero there.
 
 import torch
 
-from tngd.gram import Factor, Rows, apart
+from tngd.curvature.factor import Factor, Rows, apart
 
 
 def join_factors(factors: list[Factor], scales: list[float]) -> Factor:

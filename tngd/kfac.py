@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from circuits.errors import InputError
 from tngd.baselines import check_positive
 from tngd.calls import Call, by_position, seen
-from tngd.curvature import cotangents
-from tngd.losses import CROSS_ENTROPY, Loss
-from tngd.recorder import Recorder
+from tngd.curvature.cotangents import cotangents
+from tngd.curvature.layers import Recorder
+from tngd.curvature.losses import CROSS_ENTROPY, Loss
 
 
 @dataclass(eq=False)

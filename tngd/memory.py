@@ -18,8 +18,8 @@ from circuits.errors import InputError
 from circuits.model.converters import Converter
 from tngd.array import Array, Programmed, check_size, noise_of, program_array, readings
 from tngd.converters import convert, root_mean_square
+from tngd.curvature.factor import Factor
 from tngd.dynamics import Held, device_state, held_curvature
-from tngd.gram import Factor
 from tngd.history import (
     History,
     from_device,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from circuits.errors import InputError
 from circuits.model.device import Device
 from circuits.model.device_file import device_hash
-from tngd.losses import CROSS_ENTROPY
+from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.methods import Settings, make_optimizer, on_device
 from tngd.mnist import Images, load_mnist
 from tngd.networks import NETWORKS

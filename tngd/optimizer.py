@@ -23,15 +23,15 @@ from tngd.admission import RATE, check_groups, check_kinds, check_one_setting, c
 from tngd.array import Array
 from tngd.batches import Batch, evaluate_batch, join_batches
 from tngd.converters import standard_normal
+from tngd.curvature.blocks import tile_blocks
+from tngd.curvature.factor import all_finite
+from tngd.curvature.layers import Recorder
+from tngd.curvature.losses import CROSS_ENTROPY, Loss, as_loss
 from tngd.descent import shortened, take_step
-from tngd.gram import all_finite
 from tngd.groups import flat, identities, left_to, matrix_shapes, step_along, trained
-from tngd.losses import CROSS_ENTROPY, Loss, as_loss
 from tngd.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, trimmed
-from tngd.recorder import Recorder
 from tngd.resumed import check_state, described, settings_of, unpacked_device
 from tngd.settings import Settings
-from tngd.tile_blocks import tile_blocks
 from tngd.tile_solve import Reading, check_reading
 from tngd.tile_steps import TileFactors, TileStep, tile_step
 from tngd.tiles import TileBoard
@@ -52,7 +52,7 @@ class TNGD(torch.optim.Optimizer):
         damping: λ.
         refresh: steps for which a curvature is kept (default 1); of tiles, the steps for which the digital factors T
             are kept (default 10), 0 for none at all (T = I).
-        loss: a tngd.losses.Loss or a torch criterion.
+        loss: a tngd.curvature.losses.Loss or a torch criterion.
         curvature: "ggn", "mc" (Fisher of sampled targets), "empirical" (of the true ones), or "tiles".
         time: from upload to reading, in time constants of the device, 0 to inf.
         start: state at the upload: "gradient", "zero", or "kept" from the reading before.

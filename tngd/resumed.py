@@ -10,8 +10,8 @@ from torch.optim import Optimizer
 from circuits.errors import InputError
 from circuits.files import sha256
 from tngd.array import Array
+from tngd.curvature.losses import Loss
 from tngd.groups import trained
-from tngd.losses import Loss
 from tngd.memory import Memory, placed, unpacked_memory
 from tngd.settings import Settings
 from tngd.tile_steps import TileFactors

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuits.errors import InputError
-from tngd.losses import CROSS_ENTROPY, Loss
+from tngd.curvature.losses import CROSS_ENTROPY, Loss
 
 NEVER = -1e4  # logit of a token that cannot be chosen: its probability is 0 in float32 and float64
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from circuits.synthesis.fisher import DATA_SETS, fit_weights, load
 from tngd.baselines import ExactNGD
-from tngd.losses import CROSS_ENTROPY, LOGISTIC, Loss
+from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss
 from tngd.optimizer import TNGD
 from tngd.tiles import TileBoard
 

@@ -30,8 +30,8 @@ from circuits.files import sha256
 from circuits.parallel import Progress, silent
 from tngd.baselines import ConjugateNGD, ExactNGD
 from tngd.checkpoint import read_checkpoint, write_checkpoint
+from tngd.curvature.losses import Loss
 from tngd.kfac import KFAC
-from tngd.losses import Loss
 from tngd.optimizer import TNGD
 
 NATURAL = (TNGD, ExactNGD, ConjugateNGD, KFAC)  # take outputs and targets, and differentiate themselves

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from tngd.gram import Outer, Positions, Rows
+from tngd.curvature.factor import Outer, Positions, Rows
 
 KEPT = 2**22  # numbers in the gradients of one layer call; beyond, each cotangent's are multiplied into rows at once
 

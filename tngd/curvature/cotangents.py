@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.losses import Loss
+from tngd.curvature.losses import Loss
 
 CURVATURES = ("ggn", "mc", "empirical")
 ROWS = 64  # samples whose rows are taken at once: bounds memory, which would grow with the square of the batch

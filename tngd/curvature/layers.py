@@ -1,7 +1,7 @@
 """What linear and convolutional layers see in one forward pass, and from it the factor R of the curvature.
 
 Hooks keep the input a of every call of a layer and its place in the graph; backward passes from the outputs, one for
-each of the q cotangents a sample has or, along a chain (tngd.folded), one for all, give the gradients at those places
+each of the q cotangents a sample has or, along a chain (tngd.curvature.backward), one for all, give the gradients at those places
 for all samples at once. That is right while samples do not mix; it is checked with the first curvature of every kind of
 graph (the operations in it, which modules train) and then with fewer and fewer, and that nothing else used the layers'
 parameters. Parameters of other layers get explicit rows, a backward pass each.
@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from circuits.errors import InputError
 from tngd.calls import Call, by_position, is_plain, is_recorded, operations, seen
-from tngd.curvature import evaluated, explicit_rows
-from tngd.folded import folded_gradients, way_down
-from tngd.gram import Factor, Outer, Positions, Rows, apart
+from tngd.curvature.backward import folded_gradients, way_down
+from tngd.curvature.cotangents import evaluated, explicit_rows
+from tngd.curvature.factor import Factor, Outer, Positions, Rows, apart
 from tngd.writer import Writer
 
 LIMIT = 2**24  # numbers in the rows of one layer; beyond, they are kept as products

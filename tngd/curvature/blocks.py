@@ -17,7 +17,7 @@ from math import gcd
 import torch
 from torch import Tensor
 
-from tngd.gram import Factor, Outer, Positions, Rows
+from tngd.curvature.factor import Factor, Outer, Positions, Rows
 
 Piece = tuple[int, Tensor]  # offset in the flat vector and R (r, width) from there on
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.gram import Factor, Outer, Positions, Rows, all_finite, apart
+from tngd.curvature.factor import Factor, Outer, Positions, Rows, all_finite, apart
 
 LARGEST = 2048  # numbers on a side of a layer; beyond, that side gets a multiple of I
 BALANCE = 1e-3, 1e3

@@ -1,0 +1,1 @@
+"""Curvature: the factor of a batch's curvature, without a matrix of parameters by parameters."""
