@@ -10,14 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 from circuits.errors import InputError
-from tngd import writer
 from tngd.batches import evaluate_batch
 from tngd.curvature import factor, layers
+from tngd.curvature import layers as curvature_layers
 from tngd.curvature.cotangents import cotangents, curvature_factor
-from tngd.curvature.factor import packed, unpacked
+from tngd.curvature.factor import join_factors, packed, unpacked
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss, as_loss, cross_entropy, mean_squared_error
-from tngd.joined import join_factors
 
 
 class Tied(nn.Module):
@@ -121,7 +120,7 @@ def recorded(model, x, y, loss=CROSS_ENTROPY, kind="ggn", seed=0):
 @pytest.mark.parametrize("name", CASES)
 def test_every_layer_gives_the_dense_gauss_newton_matrix(name, way, monkeypatch):
     if way == "rows at once":  # each cotangent's as it comes, their gradients never kept together; K in several blocks
-        monkeypatch.setattr(writer, "KEPT", 0)
+        monkeypatch.setattr(curvature_layers, "KEPT", 0)
         monkeypatch.setattr(factor, "BLOCK", 5)
     if way == "products":  # convolutions and sequences as products, the rows never formed together
         monkeypatch.setattr(layers, "LIMIT", 0)

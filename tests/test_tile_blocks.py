@@ -7,9 +7,9 @@ from torch import nn
 
 from tngd.curvature.blocks import tile_blocks
 from tngd.curvature.cotangents import cotangents
+from tngd.curvature.factor import join_factors
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import CROSS_ENTROPY
-from tngd.joined import join_factors
 
 
 class Twice(nn.Module):

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from tngd.curvature.cotangents import cotangents, evaluated, explicit_rows
-from tngd.curvature.factor import Factor, all_finite, dense_factor
+from tngd.curvature.factor import Factor, all_finite, dense_factor, join_factors
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import Loss
-from tngd.joined import join_factors
 
 
 @dataclass(frozen=True, eq=False)

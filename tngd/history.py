@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tngd.curvature.factor import Factor, packed, unpacked
+from tngd.curvature.factor import Factor, join_factors, packed, unpacked
 from tngd.curvature.kronecker import Change, Metric, Product, averaged, metric_of, nearest_products
-from tngd.joined import join_factors
 from tngd.settings import Settings
 
 RENEWED = 8  # curvatures from one T to the next

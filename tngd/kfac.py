@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from circuits.errors import InputError
 from tngd.baselines import check_positive
-from tngd.calls import Call, by_position, seen
 from tngd.curvature.cotangents import cotangents
-from tngd.curvature.layers import Recorder
+from tngd.curvature.layers import Call, Recorder, by_position, seen
 from tngd.curvature.losses import CROSS_ENTROPY, Loss
 
 

@@ -5,21 +5,26 @@ each of the q cotangents a sample has or, along a chain (tngd.curvature.backward
 for all samples at once. That is right while samples do not mix; it is checked with the first curvature of every kind of
 graph (the operations in it, which modules train) and then with fewer and fewer, and that nothing else used the layers'
 parameters. Parameters of other layers get explicit rows, a backward pass each.
+
+One call of a linear or convolutional layer: what it saw and the gradient at its output, position by position.
+
+At one position a layer gives W a + β, a what it sees there: (b, groups, channels, positions), and so its gradient.
+
+How the gradients at one layer call become its block of R, all cotangents at once or one after the other.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
-from tngd.calls import Call, by_position, is_plain, is_recorded, operations, seen
 from tngd.curvature.backward import folded_gradients, way_down
 from tngd.curvature.cotangents import evaluated, explicit_rows
 from tngd.curvature.factor import Factor, Outer, Positions, Rows, apart
-from tngd.writer import Writer
 
 LIMIT = 2**24  # numbers in the rows of one layer; beyond, they are kept as products
 WARM = 31 * 2**20  # bytes; see Recorder
@@ -28,6 +33,66 @@ Places = tuple[int | None, int | None]
 TOLERANCE = 1e-3  # of a layer's gradient: recorded against autograd's, float32 networks of any depth
 NEGLIGIBLE = 1e-5  # of the largest gradient: what is below it is rounding in float32
 GOLDEN = (5**0.5 - 1) / 2  # whose multiples lie apart, modulo 1
+
+KEPT = 2**22  # numbers in the gradients of one layer call; beyond, each cotangent's are multiplied into rows at once
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a layer: its input and the place of its output in the graph."""
+
+    layer: nn.Module
+    inputs: Tensor
+    edge: torch.autograd.graph.GradientEdge
+    shape: torch.Size
+
+
+class Writer:
+    """Collects the block of one layer call, one cotangent after the other.
+
+    Inputs (b, groups, m, positions). A kind Rows writes the rows out: together at the end, which is faster, or where
+    the gradients of all cotangents would be large, one cotangent at a time.
+    """
+
+    def __init__(self, inputs: Tensor, channels: int, q: int, places: tuple[int | None, int | None], kind: type):
+        b, groups, m, positions = inputs.shape
+        self.inputs, self.kind, (self.weight, self.bias) = inputs, kind, places
+        self.at_once = kind is Rows and b * q * channels * positions > KEPT
+        self.columns = channels * m if self.weight is not None else 0
+        width = channels if kind is Outer else channels * positions
+        if self.at_once:
+            width = self.columns + (channels if self.bias is not None else 0)
+        self.shape = (groups, channels // groups, positions)
+        self.size = b, q, width
+        self.kept = inputs.new_empty(0)
+
+    def add(self, c: int, gradient: Tensor) -> None:
+        """Take the gradients (b, groups, n, positions) of cotangent number c."""
+        if not len(self.kept):
+            self.kept = self.inputs.new_empty(self.size)
+        if not self.at_once:
+            self.kept[:, c] = gradient.reshape(len(gradient), -1)
+            return
+        if self.columns:
+            self.kept[:, c, : self.columns] = (gradient @ self.inputs.mT).view(len(gradient), -1)
+        if self.bias is not None:
+            self.kept[:, c, self.columns :] = gradient.sum(-1).view(len(gradient), -1)
+
+    def take(self, gradients: Tensor) -> None:
+        """Take the gradients (b, q, channels * positions) of all cotangents at once, not to be used by others."""
+        self.kept = gradients
+
+    def block(self) -> Outer | Positions | Rows:
+        """The block, once all cotangents are in. It has inputs of its own: the caller may reuse the batch's memory."""
+        b, q, _ = self.kept.shape
+        if self.kind is Outer:
+            return Outer(self.inputs[:, 0, :, 0].clone(), self.kept, self.weight, self.bias)
+        if not self.at_once:
+            block = Positions(self.inputs, self.kept.view(b, q, *self.shape), self.weight, self.bias)
+            return block.rows() if self.kind is Rows else replace(block, inputs=self.inputs.clone())
+        places = [(self.weight, self.columns)] if self.weight is not None else []
+        places += [(self.bias, self.shape[0] * self.shape[1])] if self.bias is not None else []
+        return Rows(self.kept.view(b * q, -1), tuple(places))
 
 
 class Recorder:
@@ -265,3 +330,63 @@ def _writer(call: Call, q: int, places: Places) -> Writer:
         return Writer(inputs, channels, q, places, Outer)
     width = channels * (inputs.shape[2] + 1)
     return Writer(inputs, channels, q, places, Rows if len(inputs) * q * width <= LIMIT else Positions)
+
+
+def operations(outputs: Tensor) -> frozenset[type]:
+    """The kinds of all operations in the graph of outputs."""
+    todo, met = [outputs.grad_fn], {outputs.grad_fn}
+    while todo:
+        for before, _ in todo.pop().next_functions:
+            if before is not None and before not in met:
+                met.add(before)
+                todo.append(before)
+    return frozenset(map(type, met))
+
+
+def by_position(call: Call, gradient: Tensor) -> Tensor:
+    """The gradient (b, *) at the output of a call as (b, groups, n, positions)."""
+    layer, b = call.layer, len(gradient)
+    if isinstance(layer, nn.Linear):
+        return _places(gradient).mT[:, None]
+    return gradient.reshape(b, layer.groups, layer.out_channels // layer.groups, -1)
+
+
+def seen(call: Call) -> Tensor:
+    """What a call saw, (b, groups, m, positions)."""
+    layer, a = call.layer, call.inputs
+    b = len(a)
+    if isinstance(layer, nn.Linear):
+        return _places(a).mT[:, None]
+    patches = _patches(layer, a)
+    return patches.reshape(b, layer.groups, -1, patches.shape[-2] * patches.shape[-1])
+
+
+def is_recorded(module: nn.Module) -> bool:
+    """Linear and Conv2d, subclasses too unless they compute something else."""
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward
+    return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
+
+
+def is_plain(call: Call) -> bool:
+    """Whether the output of a call is (b, n) or (b, n, *positions)."""
+    return call.inputs.ndim == 2 or isinstance(call.layer, nn.Conv2d)
+
+
+def _places(values: Tensor) -> Tensor:
+    """Values (b, *, n) as (b, positions, n), n = 0 too."""
+    return values[:, None] if values.ndim == 2 else values.flatten(1, -2)
+
+
+def _patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
+    """What every output position sees, (b, channels, *kernel, *positions), a view of the padded input."""
+    if any(layer._reversed_padding_repeated_twice):
+        mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+        a = nn.functional.pad(a, layer._reversed_padding_repeated_twice, mode=mode)
+    a = a.contiguous()
+    b, channels, *extent = a.shape
+    sample, channel, *unit = a.stride()
+    kernel, step, spread = layer.kernel_size, layer.stride, layer.dilation
+    places = [(extent[i] - spread[i] * (kernel[i] - 1) - 1) // step[i] + 1 for i in (0, 1)]
+    strides = [spread[0] * unit[0], spread[1] * unit[1], step[0] * unit[0], step[1] * unit[1]]
+    return a.as_strided((b, channels, *kernel, *places), (sample, channel, *strides))
