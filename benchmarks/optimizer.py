@@ -26,10 +26,10 @@ from circuits.synthesis.options import Choices
 from tngd.baselines import ConjugateNGD, ExactNGD, ggn_product
 from tngd.curvature.cotangents import cotangents
 from tngd.curvature.losses import CROSS_ENTROPY
+from tngd.device.tiles import tile_board
 from tngd.kfac import KFAC
 from tngd.networks import NETWORKS
 from tngd.optimizer import TNGD
-from tngd.tiles import tile_board
 
 BATCH = 64
 GOALS = {

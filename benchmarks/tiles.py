@@ -25,9 +25,9 @@ from circuits.model.device import Device, ideal_device
 from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board
-from tngd.tile_algebra import slices
-from tngd.tile_solve import Reading, tile_answers
-from tngd.tiles import TileBoard, hold_tiles, invert_tiles, tile_board
+from tngd.device.small_matrices import slices
+from tngd.device.tile_solve import Reading, tile_answers
+from tngd.device.tiles import TileBoard, hold_tiles, invert_tiles, tile_board
 
 TILES, SIZE, COPIES, TOLERANCE = 4096, 8, 3, 0.01
 GOALS = {inf: 10.0, 5.0: 20.0, 50.0: 20.0}  # ms

@@ -180,9 +180,9 @@ def optimizer_steps(resistive: str) -> None:
         from tngd import TNGD, array_of, tile_board
     except ImportError:  # before there were doors
         from circuits.model.device_file import load_device
-        from tngd.array import array_of
+        from tngd.device.array import array_of
+        from tngd.device.tiles import tile_board
         from tngd.optimizer import TNGD
-        from tngd.tiles import tile_board
 
     torch.set_num_threads(1)
     device = load_device("board-1")

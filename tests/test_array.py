@@ -21,10 +21,10 @@ from circuits.model.converters import convert as numpy_convert
 from circuits.model.device import Device, ideal_device
 from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.topology import build_board
-from tngd.array import Array, array_of, noise_level, noise_of, program_array, readings
 from tngd.converters import convert
 from tngd.curvature.factor import dense_factor
-from tngd.low_rank import LowRank, is_stable, low_rank_state
+from tngd.device.array import Array, array_of, noise_level, noise_of, program_array, readings
+from tngd.device.low_rank import LowRank, is_stable, low_rank_state
 from tngd.optimizer import TNGD
 
 JORDAN = np.array([[0.7, 1.0, 0.0], [0.0, 0.7, 1.0], [0.0, 0.0, 0.7]])
@@ -205,7 +205,7 @@ def test_an_exact_array_holds_the_curvature():
 
 
 def test_every_element_has_an_error_of_its_own_that_stays(monkeypatch):
-    monkeypatch.setattr("tngd.array.CHUNK", 4)
+    monkeypatch.setattr("tngd.device.array.CHUNK", 4)
     array = Array((6, 11), deviation=0.02, seed=4)
     forward, back = element_gains(array)
     for R in (rows(1), -rows(2)[:4], rows(3)):
@@ -213,7 +213,7 @@ def test_every_element_has_an_error_of_its_own_that_stays(monkeypatch):
         assert_close(held.right.numpy(), R.numpy() * forward[: len(R)], 1e-12)
         assert_close(held.left.numpy(), R.numpy() * back[: len(R)], 1e-12)
     assert len(np.unique(forward)) == len(np.unique(back)) == 66
-    monkeypatch.setattr("tngd.array.KEPT", 0)
+    monkeypatch.setattr("tngd.device.array.KEPT", 0)
     again = Array((6, 11), deviation=0.02, seed=4)
     assert np.array_equal(element_gains(again)[0], forward)
     assert not again.gains

@@ -11,9 +11,9 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from circuits.errors import InputError
-from tngd.array import array_of
+from tngd.device.array import array_of
+from tngd.device.tiles import tile_board
 from tngd.optimizer import TNGD
-from tngd.tiles import tile_board
 
 
 class Tied(nn.Module):

@@ -26,7 +26,7 @@ from circuits.ou import reading_covariance, reading_covariances
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board
-from tngd.tiles import tile_board
+from tngd.device.tiles import tile_board
 
 NEGATIVE = np.array([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]])  # takes negative elements
 

@@ -14,9 +14,9 @@ from scipy.linalg import expm
 from scipy.stats import norm
 
 from circuits.errors import InputError
-from tngd import dynamics
 from tngd.curvature.factor import Factor, Outer, Positions, Rows, dense_factor
-from tngd.dynamics import Held, device_state, held_curvature
+from tngd.device import dynamics
+from tngd.device.dynamics import Held, device_state, held_curvature
 
 BOUND_OF_SIX = norm.isf(FALSE_ALARM / 12)  # two-sided, six numbers in one test
 

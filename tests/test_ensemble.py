@@ -12,7 +12,7 @@ from circuits.model.device import ideal_device
 from circuits.model.ensemble import draw_boards, element_spread, ensemble, kind_of
 from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.topology import build_board
-from tngd.tiles import tile_board
+from tngd.device.tiles import tile_board
 
 
 def known(deviation: float, error: float, observed: bool = True):

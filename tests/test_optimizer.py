@@ -16,9 +16,9 @@ from circuits.synthesis.topology import build_board
 from tngd.baselines import ExactNGD, woodbury
 from tngd.curvature.cotangents import curvature_factor
 from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC
+from tngd.device.tiles import tile_board
 from tngd.optimizer import TNGD
 from tngd.tasks import TASKS, Method
-from tngd.tiles import tile_board
 from tngd.training import train_once
 
 IDEAL = tile_board(ideal_device(build_board(8, "differential"), 3))

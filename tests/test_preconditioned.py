@@ -11,9 +11,9 @@ from small_network import batches
 from torch import nn
 
 from circuits.errors import InputError
-from tngd.array import Array
 from tngd.curvature import kronecker
 from tngd.curvature import layers as curvature_layers
+from tngd.device.array import Array
 from tngd.history import DECAY, RENEWED
 from tngd.optimizer import TNGD
 

@@ -21,10 +21,9 @@ from circuits.errors import InputError
 from circuits.model.device import predict
 from circuits.nodal import assemble, assemble_many
 from circuits.synthesis.design import make_design
-from tngd import likelihood, scan
-from tngd.likelihood import log_likelihood
-from tngd.paths import paths, prepare_steps, reading_draws, stationary_draws
-from tngd.process import (
+from tngd import likelihood
+from tngd.device import paths as device_paths
+from tngd.device.process import (
     Gaussian,
     Process,
     autocovariance,
@@ -38,6 +37,8 @@ from tngd.process import (
     stationary_mean,
     transition,
 )
+from tngd.likelihood import log_likelihood
+from tngd.paths import paths, prepare_steps, reading_draws, stationary_draws
 
 OMEGA = 1e7  # 1/s, of the boards: 1 nF and 10 µH
 
@@ -383,7 +384,7 @@ def test_paths_have_the_joint_law_exactly(form, points, d, monkeypatch):
     D = np.array([[0.6, 0.0], [0.0, 0.0]])[:d, :d]
     b, start, times = np.ones(d), np.full(d, 0.7), np.arange(points) * 0.25
     steps = prepare_steps(process_of(A, D, b), times)
-    monkeypatch.setattr(scan, "run", None)
+    monkeypatch.setattr(device_paths, "run", None)
     columns, count = [], [0]
 
     def one_hot(which):
@@ -397,12 +398,12 @@ def test_paths_have_the_joint_law_exactly(form, points, d, monkeypatch):
 
         return fill
 
-    recursion = scan.Recursion(steps.matrix, steps.drive, steps.factor)
+    recursion = device_paths.Recursion(steps.matrix, steps.drive, steps.factor)
     for which in range(-1, 10**6):
         count[0] = 0
         path = torch.empty(1, 1, points, d, dtype=torch.float64)
         path[:, :, 0] = torch.tensor(start)
-        getattr(scan, form)(recursion, path, one_hot(which))
+        getattr(device_paths, form)(recursion, path, one_hot(which))
         columns.append(path.numpy().ravel())
         if which + 1 >= count[0]:
             break
@@ -414,10 +415,10 @@ def test_paths_have_the_joint_law_exactly(form, points, d, monkeypatch):
 
 def test_normals_are_normal_independent_and_of_any_number():
     def by_generator(out):
-        return scan.normals(out, torch.Generator().manual_seed(5))(out)
+        return device_paths.normals(out, torch.Generator().manual_seed(5))(out)
 
     def by_pairs(out):  # what float64 takes where numpy does not reach
-        return scan._by_box_and_muller(out, torch.Generator().manual_seed(5))
+        return device_paths._by_box_and_muller(out, torch.Generator().manual_seed(5))
 
     ways = [(by_generator, torch.float64), (by_generator, torch.float32), (by_pairs, torch.float64)]
     for way, dtype in ways:
@@ -427,43 +428,43 @@ def test_normals_are_normal_independent_and_of_any_number():
             if count > 1:
                 assert stats.kstest(z, "norm").pvalue > FALSE_ALARM
                 # The two of one pair have their radius in common: squares must not be correlated.
-                half = min(count, scan.PIECE) // 2
+                half = min(count, device_paths.PIECE) // 2
                 for a, b in ((z[:half], z[half : 2 * half]), (z[:half] ** 2 - 1, z[half : 2 * half] ** 2 - 1)):
                     assert abs((a * b).mean()) / (a * b).std() * np.sqrt(half) < NORMAL_BOUND
 
 
 def test_pairs_are_those_of_box_and_muller():
     half, found = 501, np.empty(1001)  # an odd number: the last pair is used by half
-    scan._pairs(np.random.SFC64(3), found[:half], found[half:])
+    device_paths._pairs(np.random.SFC64(3), found[:half], found[half:])
     u, v = np.random.Generator(np.random.SFC64(3)).random(2 * half).reshape(2, half)
     expected = np.sqrt(-2 * np.log1p(-u)) * np.array([np.cos(2 * np.pi * v), np.sin(2 * np.pi * v)])
     assert np.abs(found - expected.ravel()[:1001]).max() < 1e-14
     single = np.empty(1001, dtype=np.float32)
-    scan._single_pairs(np.random.SFC64(3), single[:half], single[half:])
+    device_paths._single_pairs(np.random.SFC64(3), single[:half], single[half:])
     words = [int(word) for word in np.random.SFC64(3).random_raw(half)]
     u, v = np.array([part for word in words for part in (word % 2**32, word // 2**32)]).reshape(2, half) / 2**32
     expected = np.sqrt(-2 * np.log(u)) * np.array([np.cos(2 * np.pi * v), np.sin(2 * np.pi * v)])
     assert np.abs(single - expected.ravel()[:1001]).max() < 1e-5
 
 
-@pytest.mark.parametrize("d", [3, scan.NARROW + 1])
+@pytest.mark.parametrize("d", [3, device_paths.NARROW + 1])
 def test_products_are_sums_also_into_a_part_of_another_array(d):
     generator = torch.Generator().manual_seed(d)
     rows, matrix = (torch.randn(2, n, d, dtype=torch.float64, generator=generator) for n in (5, d))
     expected = np.array([[[sum(x * y) for y in matrix[b].numpy().T] for x in rows[b].numpy()] for b in range(2)])
     place = torch.zeros(2, 7, d, dtype=torch.float64)
-    scan.product(rows, matrix, place[:, 1:6])
-    assert_close(scan.product(rows, matrix).numpy(), expected, 1e-13)
+    device_paths.product(rows, matrix, place[:, 1:6])
+    assert_close(device_paths.product(rows, matrix).numpy(), expected, 1e-13)
     assert_close(place[:, 1:6].numpy(), expected, 1e-13)
     assert not place[:, [0, 6]].any()
 
 
 def test_streams_of_normals_follow_the_generator_and_differ_from_each_other():
     generator = torch.Generator().manual_seed(5)
-    first, second = (scan.normals(torch.empty(0, dtype=torch.float64), generator) for _ in range(2))
+    first, second = (device_paths.normals(torch.empty(0, dtype=torch.float64), generator) for _ in range(2))
     a, b = (fill(torch.empty(50_000, dtype=torch.float64)).numpy() for fill in (first, second))
     assert abs(a @ b) / np.linalg.norm(a) / np.linalg.norm(b) * np.sqrt(len(a)) < NORMAL_BOUND
-    again = scan.normals(torch.empty(0, dtype=torch.float64), torch.Generator().manual_seed(5))
+    again = device_paths.normals(torch.empty(0, dtype=torch.float64), torch.Generator().manual_seed(5))
     assert (again(torch.empty(50_000, dtype=torch.float64)).numpy() == a).all()
     longer = again(torch.empty(50_000, dtype=torch.float64)).numpy()
     assert abs(a @ longer) / np.linalg.norm(a) / np.linalg.norm(longer) * np.sqrt(len(a)) < NORMAL_BOUND
@@ -485,9 +486,9 @@ def test_draws_of_readings_have_their_law_and_mean():
 )
 def test_whole_paths_have_their_chi_square(samples, scratch, form, monkeypatch):
     """The joint law of 60 boards' paths whitens them to independent normals: their χ² and their sum."""
-    original, used = getattr(scan, form), []
-    monkeypatch.setattr(scan, form, lambda *given: used.append(form) or original(*given))
-    monkeypatch.setattr(scan, "SCRATCH", scratch)
+    original, used = getattr(device_paths, form), []
+    monkeypatch.setattr(device_paths, form, lambda *given: used.append(form) or original(*given))
+    monkeypatch.setattr(device_paths, "SCRATCH", scratch)
     boards, times = 60, np.arange(60) * 0.3
     A = np.stack([OSCILLATORS + 0.02 * k * np.eye(4) for k in range(boards)])
     b = np.array([0.3, -0.2, 0.1, 0.0])

@@ -26,7 +26,7 @@ from circuits.ou import diffusion, drift, reading_covariance
 from circuits.synthesis.design import make_design, reprogram
 from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board
-from tngd.process import program_process, stationary_law
+from tngd.device.process import program_process, stationary_law
 
 SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])
 CIRCUITS = {

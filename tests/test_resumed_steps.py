@@ -12,9 +12,9 @@ from torch import nn
 
 from circuits.errors import InputError
 from circuits.model.device_file import load_device
-from tngd.array import Array
+from tngd.device.array import Array
+from tngd.device.tiles import tile_board
 from tngd.optimizer import TNGD
-from tngd.tiles import tile_board
 
 
 def small_cnn() -> nn.Module:

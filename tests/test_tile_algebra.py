@@ -6,7 +6,8 @@ import torch
 from cases import random_target
 from compare import assert_close
 
-from tngd import tile_algebra, tile_functions
+from tngd import tile_functions
+from tngd.device import small_matrices
 
 CONDITIONS = [1.5, 3, 10, 100, 1e4]
 
@@ -26,24 +27,24 @@ def spread(eigenvalues: np.ndarray, seed: int) -> np.ndarray:
 
 def test_factors_solves_and_products_are_those_of_numpy():
     A, v = stack(MATRICES), torch.tensor(VECTORS)
-    L, definite = tile_algebra.cholesky(A)
+    L, definite = small_matrices.cholesky(A)
     assert definite.all()
-    X, w = tile_algebra.cholesky_solve(L, v), tile_algebra.lower_inverse(L)
-    moved = tile_algebra.congruence(w, A.flip(-1))
+    X, w = small_matrices.cholesky_solve(L, v), small_matrices.lower_inverse(L)
+    moved = small_matrices.congruence(w, A.flip(-1))
     for k, P in enumerate(MATRICES):
         own = np.linalg.cholesky(P)
         assert_close(np.tril(L[:, :, k]), own, 1e-12 * np.linalg.cond(P))
         assert_close(X[:, k], np.linalg.solve(P, VECTORS[:, k]), 1e-13 * np.linalg.cond(P))
         assert_close(w[:, :, k], np.linalg.inv(own), 1e-13 * np.linalg.cond(P))
         assert_close(moved[:, :, k], w[:, :, k].numpy() @ MATRICES[-1 - k] @ w[:, :, k].numpy().T, 1e-11)
-        assert_close(tile_algebra.apply(A, v)[:, k], P @ VECTORS[:, k], 1e-13)
-        assert_close(tile_algebra.apply_transposed(w, v)[:, k], w[:, :, k].numpy().T @ VECTORS[:, k], 1e-13)
+        assert_close(small_matrices.apply(A, v)[:, k], P @ VECTORS[:, k], 1e-13)
+        assert_close(small_matrices.apply_transposed(w, v)[:, k], w[:, :, k].numpy().T @ VECTORS[:, k], 1e-13)
     assert torch.equal(moved, moved.transpose(0, 1))
 
 
 def test_bordered_systems_are_solved_with_their_quadratic_form():
     bordered = torch.cat([stack(MATRICES), torch.tensor(VECTORS)[None]])
-    x, size = tile_algebra.solve_bordered(bordered)
+    x, size = small_matrices.solve_bordered(bordered)
     for k, P in enumerate(MATRICES):
         expected = np.linalg.solve(P, VECTORS[:, k])
         assert_close(x[:, k], expected, 1e-13 * np.linalg.cond(P))
@@ -53,20 +54,20 @@ def test_bordered_systems_are_solved_with_their_quadratic_form():
 def test_what_is_not_positive_definite_is_told_apart():
     low = [1e-9, -1e-9, -1.0, 0.5]
     A = stack([spread(np.array([x, 1, 1, 2, 2, 3, 3, 3.0]), k) for k, x in enumerate(low)])
-    assert tile_algebra.cholesky(A)[1].tolist() == [x > 0 for x in low]
-    assert not tile_algebra.cholesky(A * torch.nan)[1].any()
+    assert small_matrices.cholesky(A)[1].tolist() == [x > 0 for x in low]
+    assert not small_matrices.cholesky(A * torch.nan)[1].any()
 
 
 def test_bounds_hold_every_eigenvalue_and_are_reached():
     A = stack([*MATRICES, np.diag(np.arange(-3.0, 5.0)), np.full((8, 8), 0.5)])
-    low, high = tile_algebra.spectrum_bounds(A)
+    low, high = small_matrices.spectrum_bounds(A)
     for k in range(A.shape[-1]):
         m = np.linalg.eigvalsh(A[:, :, k])
         assert low[k] <= m[0] + 1e-12
         assert m[-1] <= high[k] + 1e-12
     assert [float(low[-2]), float(high[-2]), float(high[-1])] == pytest.approx([-3.0, 4.0, 4.0], rel=1e-12)
     near = stack([spread(np.linspace(0.9, 1.1, 8), 0)])
-    assert float(tile_algebra.spectrum_bounds(near)[0]) > 0.8  # by the sum of squares: the discs reach further
+    assert float(small_matrices.spectrum_bounds(near)[0]) > 0.8  # by the sum of squares: the discs reach further
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.5, 2.0), (0.2, 2.5), (0.9, 1.1)])

@@ -22,11 +22,11 @@ from circuits.synthesis.cells import plan
 from circuits.synthesis.design import board_and_program, program
 from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board
+from tngd.device.tile_solve import Reading, tile_answers
+from tngd.device.tiles import hold_tiles, invert_tiles, tile_board
 from tngd.optimizer import TNGD
 from tngd.tile_banks import code_tiles, held_tiles, row_sum_scalings, tile_banks
-from tngd.tile_solve import Reading, tile_answers
 from tngd.tile_steps import tile_step
-from tngd.tiles import hold_tiles, invert_tiles, tile_board
 
 GOOD = FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T
 TARGETS = [np.eye(8), GOOD, FAIR] + [random_target(8, c, s) for s, c in enumerate((1.5, 2, 3, 5, 30, 1e3))]

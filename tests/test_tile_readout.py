@@ -16,11 +16,11 @@ from circuits.model.device_file import load_device
 from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.design import board_and_program
 from circuits.synthesis.options import Choices
-from tngd import tile_algebra
-from tngd.tile_readout import read_law
-from tngd.tile_solve import tile_answers
+from tngd.device import small_matrices
+from tngd.device.converters import read_law
+from tngd.device.tile_solve import tile_answers
+from tngd.device.tiles import TileBoard, hold_tiles, tile_board
 from tngd.tile_steps import tile_step
-from tngd.tiles import TileBoard, hold_tiles, tile_board
 
 GOOD = FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T
 CONVERTERS = [
@@ -129,7 +129,7 @@ def test_noise_without_bits_is_in_the_largest_rms_as_with_many():
 @pytest.mark.parametrize("cache", [2**20, 1])
 @pytest.mark.parametrize("averaged", [False, True])
 def test_a_step_counts_what_stable_tiles_clip(averaged, cache, monkeypatch):
-    monkeypatch.setattr(tile_algebra, "CACHE", cache)  # all tiles together, and one by one
+    monkeypatch.setattr(small_matrices, "CACHE", cache)  # all tiles together, and one by one
     targets = [GOOD, random_target(8, 2, 1), random_target(8, 1e6, 3)]
     P = torch.tensor(np.array(targets)).movedim(0, -1).contiguous()
     g = torch.ones(24, dtype=torch.float64)

@@ -6,15 +6,15 @@ import torch
 from cases import random_target
 from simulated import rough_device
 
-from tngd import tile_algebra
+from tngd.device import small_matrices
+from tngd.device.tiles import tile_board
 from tngd.tile_steps import tile_step
-from tngd.tiles import tile_board
 
 
 @pytest.mark.parametrize("refresh", [0, 3])
 @pytest.mark.parametrize("cache", [2**20, 1])
 def test_deviation_is_the_distance_from_exact_inverses(refresh, cache, monkeypatch):
-    monkeypatch.setattr(tile_algebra, "CACHE", cache)  # all tiles together, and one by one
+    monkeypatch.setattr(small_matrices, "CACHE", cache)  # all tiles together, and one by one
     targets = [random_target(8, condition, k) for k, condition in enumerate((1.2, 1.5, 2, 2.5, 3))]
     P = torch.tensor(np.array(targets)).movedim(0, -1).contiguous()
     g = torch.tensor(np.random.default_rng(3).normal(size=37))  # the last tile is not full

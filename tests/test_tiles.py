@@ -16,7 +16,7 @@ from circuits.nodal import assemble
 from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.design import make_design
 from circuits.synthesis.topology import build_board
-from tngd.tiles import invert_tiles, tile_board
+from tngd.device.tiles import invert_tiles, tile_board
 
 # Condition numbers from 1 to 1e6, both signs, dominated and not.
 TARGETS = [np.eye(8), FAIR, FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T] + [

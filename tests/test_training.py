@@ -16,11 +16,11 @@ from circuits.model.device import ideal_device
 from circuits.model.device_file import describe_device, device_hash, load_device
 from circuits.synthesis.topology import build_board
 from tngd import learning
+from tngd.device.tiles import tile_board
 from tngd.plots_training import task_curves
 from tngd.report_training import task_sheet
 from tngd.tables import training_table
 from tngd.tasks import TASKS, Method
-from tngd.tiles import tile_board
 from tngd.training import train, train_once
 
 IDEAL = ideal_device(build_board(8, "differential"), 3)

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.array import Array
+from tngd.device.array import Array
+from tngd.device.tiles import TileBoard
 from tngd.groups import Groups, trained
 from tngd.settings import Settings
-from tngd.tiles import TileBoard
 
 Optimizer = torch.optim.Optimizer
 RATE = 0.05  # lr, unless told better
 KINDS = {
     "model": (torch.nn.Module, "the torch module whose parameters these are"),
-    "board": (TileBoard, "a TileBoard; make it with tngd.tiles.tile_board of a device"),
-    "array": (Array, "an Array; make it with tngd.array.array_of of a device"),
+    "board": (TileBoard, "a TileBoard; make it with tngd.device.tiles.tile_board of a device"),
+    "array": (Array, "an Array; make it with tngd.device.array.array_of of a device"),
     "inner": (Optimizer, "an optimizer that is made already, such as torch.optim.Adam(model.parameters())"),
     "companion": (Optimizer, "an optimizer that is made already, of other parameters of the same loss"),
     "seed": (int, "a whole number"),

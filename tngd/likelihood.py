@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
+from tngd.device.process import Gaussian, Process, stationary_law, transition
+from tngd.device.transition import Transition
 from tngd.paths import distinct_steps
-from tngd.process import Gaussian, Process, stationary_law, transition
-from tngd.transition import Transition
 
 STEADY = 64  # units in the last place by which a covariance may change that is taken to stay
 LOST = 1e3  # units in the last place: a variance that small beside what it was before is rounding

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from circuits.model.converters import Converter
-from tngd.array import Array, Programmed, check_size, noise_of, program_array, readings
 from tngd.converters import convert, root_mean_square
 from tngd.curvature.factor import Factor
-from tngd.dynamics import Held, device_state, held_curvature
+from tngd.device.array import Array, Programmed, check_size, noise_of, program_array, readings
+from tngd.device.dynamics import Held, device_state, held_curvature
+from tngd.device.low_rank import is_stable, low_rank_state
 from tngd.history import (
     History,
     from_device,
@@ -29,7 +30,6 @@ from tngd.history import (
     to_device,
     unpacked_history,
 )
-from tngd.low_rank import is_stable, low_rank_state
 from tngd.settings import Settings
 
 White = Callable[[], Tensor]

@@ -1,9 +1,9 @@
 """Thermodynamic natural gradient descent: the gradient goes through the device, θ ← θ - η x(t).
 
 The device holds A = λI + RᵀR, RᵀR the curvature of the batch over the whole parameter vector, and the gradient g; its
-state after time t is taken exactly (tngd.dynamics). From the gradient, t = 0 is gradient descent and t = ∞ the damped
+state after time t is taken exactly (tngd.device.dynamics). From the gradient, t = 0 is gradient descent and t = ∞ the damped
 natural gradient. With a precondition the device holds λI + T⁻¹RᵀRT⁻ᵀ, T of older curvatures (tngd.history). An array
-puts the errors of a full-size device in (tngd.array). With curvature "tiles", calibrated boards invert 8 x 8 blocks
+puts the errors of a full-size device in (tngd.device.array). With curvature "tiles", calibrated boards invert 8 x 8 blocks
 instead (tngd.tile_steps).
 """
 
@@ -20,7 +20,6 @@ from torch import Tensor
 from circuits.errors import InputError
 from tngd.adaptation import adapted, random_state, reduction_ratio
 from tngd.admission import RATE, check_groups, check_kinds, check_one_setting, check_parameters, check_step, listed
-from tngd.array import Array
 from tngd.batches import Batch, evaluate_batch, join_batches
 from tngd.converters import standard_normal
 from tngd.curvature.blocks import tile_blocks
@@ -28,13 +27,14 @@ from tngd.curvature.factor import all_finite
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import CROSS_ENTROPY, Loss, as_loss
 from tngd.descent import shortened, take_step
+from tngd.device.array import Array
+from tngd.device.tile_solve import Reading, check_reading
+from tngd.device.tiles import TileBoard
 from tngd.groups import flat, identities, left_to, matrix_shapes, step_along, trained
 from tngd.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, trimmed
 from tngd.resumed import check_state, described, settings_of, unpacked_device
 from tngd.settings import Settings
-from tngd.tile_solve import Reading, check_reading
 from tngd.tile_steps import TileFactors, TileStep, tile_step
-from tngd.tiles import TileBoard
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
 OWN = ("array", "board", "loss", "model", "inner", "companion", "last", "_steps", "_memory", "_tiles", "_generator")
@@ -47,7 +47,7 @@ class TNGD(torch.optim.Optimizer):
         params: a torch module, or parameters to train, in groups or not. From a module, linear and convolutional layers
             give their curvature layer by layer, which is what makes it cheap; parameters alone give explicit rows, by
             one backward pass each: right for any graph, b times dearer.
-        board: the copies that invert tiles, from `tngd.tiles.tile_board`; only for curvature "tiles".
+        board: the copies that invert tiles, from `tngd.device.tiles.tile_board`; only for curvature "tiles".
         lr: step size η, of each group its own.
         damping: λ.
         refresh: steps for which a curvature is kept (default 1); of tiles, the steps for which the digital factors T

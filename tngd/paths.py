@@ -1,6 +1,6 @@
 """Exact paths of dx = -(A x - b) dt + N(0, D dt) on any grid of times, and draws of its stationary state.
 
-From one time to the next x ← Φ x + β + F z with z ~ N(0, I) and F Fᵀ = Σ (tngd.transition): no step is too long.
+From one time to the next x ← Φ x + β + F z with z ~ N(0, I) and F Fᵀ = Σ (tngd.device.transition): no step is too long.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ import torch
 from torch import Generator, Tensor
 
 from circuits.errors import InputError
-from tngd.process import Gaussian, Process, reading_law, stationary_law, transition
-from tngd.scan import PIECE, Recursion, normals, product, run
-from tngd.transition import noise_factor
+from tngd.device.paths import PIECE, Recursion, normals, product, run
+from tngd.device.process import Gaussian, Process, reading_law, stationary_law, transition
+from tngd.device.transition import noise_factor
 
 ROUNDING = 16  # units in the last place of the latest time within which steps are equal
 

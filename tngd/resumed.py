@@ -9,13 +9,13 @@ from torch.optim import Optimizer
 
 from circuits.errors import InputError
 from circuits.files import sha256
-from tngd.array import Array
 from tngd.curvature.losses import Loss
+from tngd.device.array import Array
+from tngd.device.tiles import TileBoard
 from tngd.groups import trained
 from tngd.memory import Memory, placed, unpacked_memory
 from tngd.settings import Settings
 from tngd.tile_steps import TileFactors
-from tngd.tiles import TileBoard
 
 PARTS = {"of", "steps", "memory", "tiles", "generator", "inner", "companion"}
 PARTNERS = ("inner", "companion")

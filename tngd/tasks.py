@@ -18,8 +18,8 @@ from torch import Tensor
 from circuits.synthesis.fisher import DATA_SETS, fit_weights, load
 from tngd.baselines import ExactNGD
 from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss
+from tngd.device.tiles import TileBoard
 from tngd.optimizer import TNGD
-from tngd.tiles import TileBoard
 
 TEST_FRACTION = 0.2
 

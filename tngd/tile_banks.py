@@ -20,7 +20,7 @@ from circuits.board import GROUND, Board, Program
 from circuits.model.device import Device
 from circuits.model.fitted_copy import pairs_of, parameters_of
 from circuits.model.pairs import Half, PairModel, half_of, part_gains
-from tngd.tile_algebra import apply, cholesky, solve_bordered
+from tngd.device.small_matrices import apply, cholesky, solve_bordered
 
 PASSES = 3
 NEWTON_STEPS = 60

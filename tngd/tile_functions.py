@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tngd.tile_algebra import apply
+from tngd.device.small_matrices import apply
 
 NODES = 96  # at which a function is taken; a degree of more than half of them is not trusted
 OUTWARD = 16  # bounds of a spectrum are moved to the next power of 2^(1/16): near ones share a series

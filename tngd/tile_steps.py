@@ -19,9 +19,17 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from tngd.converters import standard_normal
-from tngd.tile_algebra import apply, apply_transposed, cholesky, cholesky_solve, congruence, lower_inverse, slices
-from tngd.tile_solve import LAST, Reading, White, tile_answers
-from tngd.tiles import TileBoard, hold_tiles
+from tngd.device.small_matrices import (
+    apply,
+    apply_transposed,
+    cholesky,
+    cholesky_solve,
+    congruence,
+    lower_inverse,
+    slices,
+)
+from tngd.device.tile_solve import LAST, Reading, White, tile_answers
+from tngd.device.tiles import TileBoard, hold_tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +39,7 @@ class TileStep:
     `unstable` tiles could not be held by their copy and took the step of the older factor alone; `passive` is the
     fraction that needed no negative element. `saturated` counts values that met the full scale of a converter, and on
     capacitive boards, whose answers are covariances of many readings, cells of tiles with more than 1e-3 of their
-    readings clipped (tngd.tile_solve); `clipped` is the share of all readings of stable tiles that the ADC clips.
+    readings clipped (tngd.device.tile_solve); `clipped` is the share of all readings of stable tiles that the ADC clips.
     """
 
     unstable: int

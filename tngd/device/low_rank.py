@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.dynamics import check_evolution
+from tngd.device.dynamics import check_evolution
 
 SERIES = 18  # terms of Σ_h where |B| h <= 1/4: the next is below 1e-21 of the first
 DOUBLINGS = 80  # at t = ∞: |B| / slowest rate up to 2^80
@@ -84,7 +84,7 @@ def low_rank_state(
 ) -> Tensor:
     """The state x (N,) after `time` under λI + L Mᵀ and the gradient (N,), from `start` (N,), zero if None.
 
-    As `tngd.dynamics.device_state`. A finite time needs no stability, at t = ∞ it is the caller's to see to it
+    As `tngd.device.dynamics.device_state`. A finite time needs no stability, at t = ∞ it is the caller's to see to it
     (`is_stable`). InputError for a negative damping, time or noise, and for time inf without damping.
     """
     check_evolution(damping, time, noise)

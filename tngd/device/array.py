@@ -32,7 +32,7 @@ from circuits.model.device import Device, checked, readout_of, temperature_coeff
 from circuits.model.ensemble import WIDEST, element_spread
 from tngd.converters import convert, root_mean_square
 from tngd.curvature.factor import Factor
-from tngd.low_rank import LowRank
+from tngd.device.low_rank import LowRank
 
 ARRAY_STREAM = 11  # of random numbers
 CHUNK = 1024  # columns whose errors are drawn at once, from a seed of their own

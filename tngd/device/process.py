@@ -1,6 +1,6 @@
 """The reduced-order board as an Ornstein-Uhlenbeck process in torch: dx = -(A x - b) dt + N(0, D dt), y = H x.
 
-State x = (v, φ), so A is not normal and D is singular. Laws are exact (tngd.transition): from any start with mean m
+State x = (v, φ), so A is not normal and D is singular. Laws are exact (tngd.device.transition): from any start with mean m
 and covariance S, after t the mean is Φ m + β and the covariance Φ S Φᵀ + Σ; stationary mean A⁻¹ b, and covariance from
 A Σ + Σ Aᵀ = D; stationary readings τ apart have the covariance H e^{-Aτ} Σ Hᵀ.
 """
@@ -17,7 +17,7 @@ from circuits.model.device import Device, predict
 from circuits.model.reduction import reduce_order
 from circuits.nodal import Circuit
 from circuits.ou import diffusion, drift
-from tngd.transition import Transition, balancing_units, exact_transition, lyapunov
+from tngd.device.transition import Transition, balancing_units, exact_transition, lyapunov
 
 SKEW = 1e-5  # of the largest entry, by which a diffusion may fail to be symmetric
 

@@ -1,11 +1,11 @@
 """Linear systems on tiles: what the copies answer to a vector, at any time, without the eigenvectors of every tile.
 
-Capacitive boards answer with the covariance B of tngd.tiles; with the mean t̄ of the temperatures and δ = t - t̄
+Capacitive boards answer with the covariance B of tngd.device.tiles; with the mean t̄ of the temperatures and δ = t - t̄
 
     B v = t̄ M~⁻¹ v + X v,      X = Σ_ab f(m_a, m_b) 2 δ~_ab,      f(a, b) = 1/(a + b + Q² (a - b)²/2),
 
 the first by Cholesky, the second by a Chebyshev series of f whose dropped part is below ERROR of the answer.
-Behind an ADC with bits they answer with what that makes of B (tngd.tile_readout), every tile by its eigenvectors.
+Behind an ADC with bits they answer with what that makes of B (tngd.device.converters), every tile by its eigenvectors.
 Resistive boards follow, with their own capacitors c and time in units of the nominal time constant,
 
     c dx/dt = b - M~ x:  x(t) = c^-½ [e^(-St) c^½ x₀ + φ_t(S) c^-½ b],  S = c^-½ M~ c^-½,  φ_t(a) = (1 - e^(-at))/a,
@@ -26,10 +26,10 @@ from torch import Tensor
 from circuits.errors import InputError
 from circuits.model.converters import IDEAL, Converter
 from tngd.converters import convert
-from tngd.tile_algebra import apply, cholesky, cholesky_solve, spectrum_bounds
+from tngd.device.converters import read_law
+from tngd.device.small_matrices import apply, cholesky, cholesky_solve, spectrum_bounds
+from tngd.device.tiles import HeldTiles, TileBoard, covariances, has_full_scale, spread_over
 from tngd.tile_functions import centred, function_sum, pair_function, pair_series, series, widened
-from tngd.tile_readout import read_law
-from tngd.tiles import HeldTiles, TileBoard, covariances, has_full_scale, spread_over
 
 LOW, HIGH = 0.2, 2.5  # eigenvalues between which a series is short
 ENTIRE = 24.0  # t times the largest eigenvalue up to which a series serves from eigenvalue 0 on

@@ -10,7 +10,7 @@ equal nominal conductance and inductance the modes m of M~ separate, and
 in the basis of V is c0 Cov(y)/(k kT): the solution of the Lyapunov equation, M~⁻¹ when all t are 1. What is left out
 (the spread of conductance and inductance in the damping, not in the temperature) is of second order in the tolerance;
 switches behind capacitors change the inverse by 2e-5 (tests/test_tile_boards.py). On a resistive board the mean of the
-readings is M~⁻¹ b, exactly. tngd.tile_solve needs no eigenvectors.
+readings is M~⁻¹ b, exactly. tngd.device.tile_solve needs no eigenvectors.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -26,7 +26,7 @@ from circuits.model.fitted_copy import by_pairs, pairs_of, parameters_of
 from circuits.model.pairs import part_gains
 from circuits.synthesis.cells import SCALING_LIMIT, SLACK_MINIMUM
 from circuits.synthesis.elements import GROUND_MINIMUM
-from tngd.tile_algebra import cholesky, cholesky_solve, lower_inverse
+from tngd.device.small_matrices import cholesky, cholesky_solve, lower_inverse
 from tngd.tile_banks import TileBanks, code_tiles, held_tiles, tile_banks
 
 

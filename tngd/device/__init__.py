@@ -1,0 +1,1 @@
+"""Device: the analog device in torch, exact at any time: process, array, tiles."""
