@@ -15,9 +15,8 @@ from collections.abc import Callable
 
 import torch
 
-from tngd.device.process import Process, stationary_covariance
-from tngd.likelihood import log_likelihood
-from tngd.paths import Steps, paths, prepare_steps
+from tngd.device.paths import Steps, paths, prepare_steps
+from tngd.device.process import Process, log_likelihood, stationary_covariance
 
 SIZES = (8, 16, 64, 256, 1024)
 BOARDS, CELLS, STEPS, STEP = 1024, 8, 1000, 5e-8

@@ -27,8 +27,8 @@ from circuits.simulation.transient import HELD, STEPPED, chunk_deck, chunks_law,
 from circuits.statistics.estimators import effective_samples
 from circuits.statistics.moments import CHUNK, chunk_seed
 from circuits.synthesis.design import board_and_program
+from tngd.device.paths import draws_of
 from tngd.device.process import circuit_process, reading_law, stationary_law
-from tngd.paths import draws_of
 
 DRAWS = 400_000  # independent samples of the engine
 

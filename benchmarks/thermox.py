@@ -30,8 +30,8 @@ else:
     from process import POINTS, SIZES, draw, median, spread
     from scipy.linalg import solve_continuous_lyapunov
 
+    from tngd.device.paths import prepare_steps
     from tngd.device.process import Process
-    from tngd.paths import prepare_steps
 
 VERSION = "0.0.6"
 CELLS, QUALITY, LONG = 8, 1.5, 100_000

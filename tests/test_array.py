@@ -21,9 +21,9 @@ from circuits.model.converters import convert as numpy_convert
 from circuits.model.device import Device, ideal_device
 from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.topology import build_board
-from tngd.converters import convert
 from tngd.curvature.factor import dense_factor
 from tngd.device.array import Array, array_of, noise_level, noise_of, program_array, readings
+from tngd.device.converters import convert
 from tngd.device.low_rank import LowRank, is_stable, low_rank_state
 from tngd.optimizer import TNGD
 

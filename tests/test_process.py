@@ -21,14 +21,16 @@ from circuits.errors import InputError
 from circuits.model.device import predict
 from circuits.nodal import assemble, assemble_many
 from circuits.synthesis.design import make_design
-from tngd import likelihood
 from tngd.device import paths as device_paths
+from tngd.device import process as device_process
+from tngd.device.paths import paths, prepare_steps, reading_draws, stationary_draws
 from tngd.device.process import (
     Gaussian,
     Process,
     autocovariance,
     circuit_process,
     law_after,
+    log_likelihood,
     program_process,
     reading_law,
     readings,
@@ -37,8 +39,6 @@ from tngd.device.process import (
     stationary_mean,
     transition,
 )
-from tngd.likelihood import log_likelihood
-from tngd.paths import paths, prepare_steps, reading_draws, stationary_draws
 
 OMEGA = 1e7  # 1/s, of the boards: 1 nF and 10 µH
 
@@ -369,8 +369,8 @@ def test_log_likelihood_of_a_long_record_whose_filter_has_settled(monkeypatch):
     record = np.random.default_rng(8).multivariate_normal(*law).reshape(180, 2)
     process = process_of(OSCILLATORS, OSCILLATOR_NOISE, H=H)
     start = Gaussian(torch.zeros(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64))
-    original = likelihood._factor
-    monkeypatch.setattr(likelihood, "_factor", lambda S: factored.append(1) or original(S))
+    original = device_process._factor
+    monkeypatch.setattr(device_process, "_factor", lambda S: factored.append(1) or original(S))
     found = log_likelihood(process, times, torch.tensor(record), start)
     assert_close(found.numpy(), np.array(stats.multivariate_normal(*law).logpdf(record.ravel())), 1e-10)
     assert len(factored) < 150  # of 180: the gain is no longer computed

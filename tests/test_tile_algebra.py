@@ -6,8 +6,8 @@ import torch
 from cases import random_target
 from compare import assert_close
 
-from tngd import tile_functions
 from tngd.device import small_matrices
+from tngd.device import small_matrices as device_small_matrices
 
 CONDITIONS = [1.5, 3, 10, 100, 1e4]
 
@@ -77,12 +77,12 @@ def test_functions_of_matrices_are_those_of_their_eigenvalues(low, high):
     eigenvalues[:, 0], eigenvalues[:, -1] = low, high
     matrices = [spread(m, k) for k, m in enumerate(eigenvalues)]
     u, v, w = rng.normal(size=(3, 8, 5))
-    S = tile_functions.centred(stack(matrices), low, high)
-    exp = tile_functions.series(lambda a: np.exp(-3 * a), low, high, 1e-13)
-    inverse = tile_functions.series(lambda a: 1 / a, low, high, 1e-10)
-    pair = tile_functions.pair_series(lambda a, b: 1 / (a + b + 0.5 * (a - b) ** 2), low, high, 1e-10)
-    found = tile_functions.function_sum(S, [(exp, torch.tensor(u)), (inverse, torch.tensor(v))])
-    both = tile_functions.pair_function(S, pair, torch.tensor(w), torch.tensor(v))
+    S = device_small_matrices.centred(stack(matrices), low, high)
+    exp = device_small_matrices.series(lambda a: np.exp(-3 * a), low, high, 1e-13)
+    inverse = device_small_matrices.series(lambda a: 1 / a, low, high, 1e-10)
+    pair = device_small_matrices.pair_series(lambda a, b: 1 / (a + b + 0.5 * (a - b) ** 2), low, high, 1e-10)
+    found = device_small_matrices.function_sum(S, [(exp, torch.tensor(u)), (inverse, torch.tensor(v))])
+    both = device_small_matrices.pair_function(S, pair, torch.tensor(w), torch.tensor(v))
     for k, A in enumerate(matrices):
         m, V = np.linalg.eigh(A)
         expected = V @ (np.exp(-3 * m) * (V.T @ u[:, k]) + (V.T @ v[:, k]) / m)
@@ -92,12 +92,12 @@ def test_functions_of_matrices_are_those_of_their_eigenvalues(low, high):
 
 
 def test_a_series_keeps_its_bound_and_says_when_it_would_be_long():
-    c = tile_functions.series(lambda a: 1 / a, 0.5, 2.0, 1e-6)
+    c = device_small_matrices.series(lambda a: 1 / a, 0.5, 2.0, 1e-6)
     a = np.linspace(0.5, 2.0, 1001)
     error = np.abs(np.polynomial.chebyshev.chebval((2 * a - 2.5) / 1.5, c) - 1 / a).max()
     assert 1e-9 < error < 1e-6  # neither exact nor beyond what was asked for
-    assert tile_functions.series(lambda a: 1 / a, 1e-4, 2.0, 1e-10) is None
-    assert tile_functions.widened(0.5, 2.0) == (0.5, 2.0)
-    low, high = tile_functions.widened(0.51, 1.9)
+    assert device_small_matrices.series(lambda a: 1 / a, 1e-4, 2.0, 1e-10) is None
+    assert device_small_matrices.widened(0.5, 2.0) == (0.5, 2.0)
+    low, high = device_small_matrices.widened(0.51, 1.9)
     assert 0.51 / 2 ** (1 / 16) < low < 0.51
     assert 1.9 < high < 1.9 * 2 ** (1 / 16)

@@ -23,9 +23,8 @@ from circuits.synthesis.design import board_and_program, program
 from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board
 from tngd.device.tile_solve import Reading, tile_answers
-from tngd.device.tiles import hold_tiles, invert_tiles, tile_board
+from tngd.device.tiles import code_tiles, held_tiles, hold_tiles, invert_tiles, row_sum_scalings, tile_banks, tile_board
 from tngd.optimizer import TNGD
-from tngd.tile_banks import code_tiles, held_tiles, row_sum_scalings, tile_banks
 from tngd.tile_steps import tile_step
 
 GOOD = FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T

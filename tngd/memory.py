@@ -16,9 +16,9 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from circuits.model.converters import Converter
-from tngd.converters import convert, root_mean_square
 from tngd.curvature.factor import Factor
 from tngd.device.array import Array, Programmed, check_size, noise_of, program_array, readings
+from tngd.device.converters import convert, root_mean_square
 from tngd.device.dynamics import Held, device_state, held_curvature
 from tngd.device.low_rank import is_stable, low_rank_state
 from tngd.history import (

@@ -21,13 +21,13 @@ from circuits.errors import InputError
 from tngd.adaptation import adapted, random_state, reduction_ratio
 from tngd.admission import RATE, check_groups, check_kinds, check_one_setting, check_parameters, check_step, listed
 from tngd.batches import Batch, evaluate_batch, join_batches
-from tngd.converters import standard_normal
 from tngd.curvature.blocks import tile_blocks
 from tngd.curvature.factor import all_finite
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import CROSS_ENTROPY, Loss, as_loss
 from tngd.descent import shortened, take_step
 from tngd.device.array import Array
+from tngd.device.converters import standard_normal
 from tngd.device.tile_solve import Reading, check_reading
 from tngd.device.tiles import TileBoard
 from tngd.groups import flat, identities, left_to, matrix_shapes, step_along, trained

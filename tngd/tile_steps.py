@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.converters import standard_normal
+from tngd.device.converters import standard_normal
 from tngd.device.small_matrices import (
     apply,
     apply_transposed,

@@ -30,8 +30,8 @@ from circuits.errors import InputError
 from circuits.model.converters import Converter
 from circuits.model.device import Device, checked, readout_of, temperature_coefficients
 from circuits.model.ensemble import WIDEST, element_spread
-from tngd.converters import convert, root_mean_square
 from tngd.curvature.factor import Factor
+from tngd.device.converters import convert, root_mean_square
 from tngd.device.low_rank import LowRank
 
 ARRAY_STREAM = 11  # of random numbers

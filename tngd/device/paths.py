@@ -5,15 +5,22 @@ ones are cut into blocks of B steps: from a zero start all blocks are walked thr
 ends obey the same recursion with Φ^B; from them all blocks are walked through again, which is exact and takes one
 product more a step. Small systems, whose products are not worth a call, take m steps in one product: a row of normals
 (z_1 … z_m) times the block Toeplitz matrix of F, Φ F, Φ² F …, and so on for the ends.
+
+Exact paths of dx = -(A x - b) dt + N(0, D dt) on any grid of times, and draws of its stationary state.
+
+From one time to the next x ← Φ x + β + F z with z ~ N(0, I) and F Fᵀ = Σ (tngd.device.transition): no step is too long.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
+
+from tngd.device.process import Gaussian, Process, reading_law, stationary_law, transition
+from tngd.device.transition import distinct_steps, noise_factor
 
 WIDE = 32  # rows of one product from which walking step by step costs less than walking twice
 SMALL = 16  # states of a system that takes several steps in one product
@@ -249,3 +256,89 @@ def _toeplitz(onward: Tensor, factor: Tensor | None) -> Tensor:
         row[:, :, width - d : width] = factor.mT
         row[:, :, width:] = torch.bmm(factor.mT, onward[:, :, :-d])
     return row.unfold(2, width, d).flip(2).transpose(1, 2).reshape(systems, width, width)
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """What paths on one grid of T times need, once for all: u distinct steps of processes with batch axes (…)."""
+
+    times: Tensor  # (T,), s
+    matrix: Tensor  # (…, u, d, d), Φ
+    drive: Tensor  # (…, u, d), β
+    factor: Tensor  # (…, u, d, d), F
+    which: Tensor  # (T - 1,), which of the u steps
+
+
+def prepare_steps(process: Process, times: Tensor | Sequence[float]) -> Steps:
+    """Transitions and noise factors of a process over a grid of times (T,) [s], increasing.
+
+    Equal steps, equal to rounding, share one; then paths are fast. Memory grows with the number of distinct steps.
+    InputError if the times do not increase or the diffusion is not positive semidefinite.
+    """
+    times = torch.as_tensor(times, dtype=torch.float64)
+    distinct, which = distinct_steps(times)
+    over = transition(process, distinct)
+    return Steps(times, over.matrix, over.drive, noise_factor(over.covariance), which)
+
+
+def paths(steps: Steps, start: Tensor, seed: int | Generator, samples: int | None = None) -> Tensor:
+    """Exact paths of the state, (…, T, d), the first state `start` (…, d); with `samples` (…, samples, T, d).
+
+    A start has the batch axes of the process, then one for samples or none; fewer axes broadcast. The same seed, or
+    generator (on the device of the process) in the same state, gives the same bytes.
+    """
+    batch, d = steps.matrix.shape[:-3], steps.matrix.shape[-1]
+    several = () if samples is None else (samples,)
+    if samples is not None and start.ndim == len(batch) + 1:
+        start = start[..., None, :]
+    path = _room(steps.matrix, (*batch, *several, len(steps.times), d))
+    path[..., 0, :] = start
+    flat = path.view(-1, samples or 1, len(steps.times), d)
+    fill = normals(path, generator_of(seed, path))
+    parts = [part.reshape(-1, *part.shape[len(batch) :]) for part in (steps.matrix, steps.drive, steps.factor)]
+    if steps.matrix.shape[-3] == 1:
+        run(Recursion(*(part[:, 0] for part in parts)), flat, fill)
+        return path
+    for k, step in enumerate(steps.which.tolist()):
+        run(Recursion(*(part[:, step] for part in parts)), flat[:, :, k : k + 2], fill)
+    return path
+
+
+def stationary_draws(process: Process, samples: int, seed: int | Generator) -> Tensor:
+    """Independent draws of the stationary state, (…, samples, d)."""
+    return draws_of(stationary_law(process), samples, seed)
+
+
+def reading_draws(process: Process, samples: int, seed: int | Generator) -> Tensor:
+    """Independent draws of the stationary readings, (…, samples, n); less work than those of the state."""
+    return draws_of(reading_law(process, stationary_law(process)), samples, seed)
+
+
+def draws_of(law: Gaussian, samples: int, seed: int | Generator) -> Tensor:
+    """Independent draws of a normal law, (…, samples, k)."""
+    batch, k = law.mean.shape[:-1], law.mean.shape[-1]
+    factor = noise_factor(law.covariance).mT.expand(*batch, k, k).reshape(-1, k, k)
+    found = _room(law.mean, (*batch, samples, k))
+    flat = found.view(-1, samples, k)
+    fill = normals(found, generator_of(seed, found))
+    # So many at a time that their normal numbers stay in the cache until they are used.
+    rows = max(PIECE // max(len(factor) * k, 1), 1)
+    z = found.new_empty(len(factor), min(rows, samples), k)
+    for part in flat.split(rows, dim=1):
+        many = part.shape[1]
+        own = z if many == z.shape[1] else z.view(-1)[: len(factor) * many * k].view(len(factor), many, k)
+        product(fill(own), factor, part)
+    return found if not bool(law.mean.count_nonzero()) else found.add_(law.mean[..., None, :])
+
+
+def generator_of(seed: int | Generator, like: Tensor) -> Generator:
+    """The generator itself, or a new one with this seed on the device of `like`."""
+    return seed if isinstance(seed, Generator) else Generator(like.device).manual_seed(seed)
+
+
+def _room(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """An empty tensor of the precision and on the device of another."""
+    if like.device.type != "cpu":
+        return like.new_empty(shape)
+    # Numpy asks the system for huge pages, which halves the time it takes to touch a large array first.
+    return torch.from_numpy(np.empty(shape, dtype=torch.empty(0, dtype=like.dtype).numpy().dtype))

@@ -25,11 +25,20 @@ from torch import Tensor
 
 from circuits.errors import InputError
 from circuits.model.converters import IDEAL, Converter
-from tngd.converters import convert
-from tngd.device.converters import read_law
-from tngd.device.small_matrices import apply, cholesky, cholesky_solve, spectrum_bounds
+from tngd.device.converters import convert, read_law
+from tngd.device.small_matrices import (
+    apply,
+    centred,
+    cholesky,
+    cholesky_solve,
+    function_sum,
+    pair_function,
+    pair_series,
+    series,
+    spectrum_bounds,
+    widened,
+)
 from tngd.device.tiles import HeldTiles, TileBoard, covariances, has_full_scale, spread_over
-from tngd.tile_functions import centred, function_sum, pair_function, pair_series, series, widened
 
 LOW, HIGH = 0.2, 2.5  # eigenvalues between which a series is short
 ENTIRE = 24.0  # t times the largest eigenvalue up to which a series serves from eigenvalue 0 on

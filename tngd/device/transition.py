@@ -10,6 +10,7 @@ modes keep their digits beside fast ones. The state is first put into units (pow
 
 import math
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ SETTLED = {torch.float64: 1e-9, torch.float32: 1e-5}  # of Î¦: what is left of Î
 MOST_DOUBLINGS = {torch.float64: 46, torch.float32: 21}  # more, and rounding alone makes a mode die out
 BALANCINGS = 12
 MOST_BITS = 60  # of a unit
+
+ROUNDING = 16  # units in the last place of the latest time within which steps are equal
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,3 +180,28 @@ def _unstable(A: Tensor, unsettled: Tensor) -> InputError:
         f"the drift is unstable{where}: an eigenvalue has the real part {float(lowest):.3g} 1/s, "
         "expected all above zero; there is no stationary state"
     )
+
+
+def distinct_steps(times: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct steps (u,) [s] of times (T,), which comes when (T - 1,); InputError if the times do not increase."""
+    if times.ndim != 1 or len(times) < 2:
+        raise _not_times(times)
+    steps = times.diff()
+    least, most = (float(step) for step in steps.aminmax())
+    if not least > 0 or not most < inf:
+        if not bool(torch.isfinite(times).all()):
+            raise _not_times(times)
+        raise InputError(f"expected increasing times, got a step of {least:g} s at {int(steps.argmin())}")
+    close = ROUNDING * torch.finfo(times.dtype).eps * max(abs(float(times[0])), abs(float(times[-1])))
+    if most - least <= close:
+        return (times[-1:] - times[:1]) / len(steps), torch.zeros(len(steps), dtype=torch.long)
+    order = steps.argsort()
+    jumps = steps[order].diff() > close
+    which = torch.empty_like(order)
+    which[order] = torch.cat([torch.zeros(1, dtype=torch.long), jumps.cumsum(0)])
+    count = torch.bincount(which)
+    return torch.zeros(len(count), dtype=times.dtype).index_add_(0, which, steps) / count, which
+
+
+def _not_times(times: Tensor) -> InputError:
+    return InputError(f"expected two or more finite times in one row, got shape {tuple(times.shape)}")
