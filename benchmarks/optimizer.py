@@ -23,13 +23,13 @@ from tiles import copies_of
 from torch import nn
 
 from circuits.synthesis.options import Choices
-from tngd.baselines import ConjugateNGD, ExactNGD, ggn_product
 from tngd.curvature.cotangents import cotangents
 from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.device.tiles import tile_board
-from tngd.kfac import KFAC
 from tngd.networks import NETWORKS
-from tngd.optimizer import TNGD
+from tngd.optimizer.baselines import ConjugateNGD, ExactNGD, ggn_product
+from tngd.optimizer.kfac import KFAC
+from tngd.optimizer.tngd import TNGD
 
 BATCH = 64
 GOALS = {

@@ -13,9 +13,9 @@ import torch
 
 from circuits.model.device import ideal_device
 from circuits.synthesis.topology import build_board
-from tngd.baselines import ExactNGD
 from tngd.device.tiles import tile_board
-from tngd.optimizer import TNGD
+from tngd.optimizer.baselines import ExactNGD
+from tngd.optimizer.tngd import TNGD
 from tngd.tasks import TASKS, Method
 from tngd.training import train_once
 

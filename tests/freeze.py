@@ -182,7 +182,7 @@ def optimizer_steps(resistive: str) -> None:
         from circuits.model.device_file import load_device
         from tngd.device.array import array_of
         from tngd.device.tiles import tile_board
-        from tngd.optimizer import TNGD
+        from tngd.optimizer.tngd import TNGD
 
     torch.set_num_threads(1)
     device = load_device("board-1")

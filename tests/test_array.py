@@ -25,7 +25,7 @@ from tngd.curvature.factor import dense_factor
 from tngd.device.array import Array, array_of, noise_level, noise_of, program_array, readings
 from tngd.device.converters import convert
 from tngd.device.low_rank import LowRank, is_stable, low_rank_state
-from tngd.optimizer import TNGD
+from tngd.optimizer.tngd import TNGD
 
 JORDAN = np.array([[0.7, 1.0, 0.0], [0.0, 0.7, 1.0], [0.0, 0.0, 0.7]])
 

@@ -8,8 +8,8 @@ from reference import softmax_ggn
 from torch import nn
 
 from circuits.errors import InputError
-from tngd.baselines import ConjugateNGD, conjugate_gradients
-from tngd.kfac import KFAC
+from tngd.optimizer.baselines import ConjugateNGD, conjugate_gradients
+from tngd.optimizer.kfac import KFAC
 
 
 def flat(model) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 from circuits.errors import InputError
 from tngd.device.array import array_of
 from tngd.device.tiles import tile_board
-from tngd.optimizer import TNGD
+from tngd.optimizer.tngd import TNGD
 
 
 class Tied(nn.Module):

@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 from circuits.errors import InputError
-from tngd.batches import evaluate_batch
 from tngd.curvature import factor, layers
 from tngd.curvature import layers as curvature_layers
 from tngd.curvature.cotangents import cotangents, curvature_factor
 from tngd.curvature.factor import join_factors, packed, unpacked
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss, as_loss, cross_entropy, mean_squared_error
+from tngd.optimizer.batch import evaluate_batch
 
 
 class Tied(nn.Module):

@@ -15,7 +15,7 @@ from torch import nn
 from circuits.errors import InputError
 from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss
 from tngd.device.tiles import tile_board
-from tngd.optimizer import TNGD
+from tngd.optimizer.tngd import TNGD
 
 
 def dense(model, x, y):

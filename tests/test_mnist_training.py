@@ -17,7 +17,6 @@ from sklearn.datasets import load_digits
 from circuits.errors import InputError
 from circuits.model.device_file import load_device
 from tngd import cli, evidence, mnist_results
-from tngd.baselines import ExactNGD
 from tngd.comparison import mean_and_error, paired_difference, reached, summary
 from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.methods import METHODS, TUNED, make_optimizer, on_device
@@ -25,6 +24,7 @@ from tngd.mnist import FILES
 from tngd.mnist_results import SCHEMA, change_results, claim, read_results
 from tngd.mnist_trials import SETTINGS, Setting, load_data, mnist_trial, tuning_trial
 from tngd.networks import NETWORKS
+from tngd.optimizer.baselines import ExactNGD
 from tngd.plots_training import NAME
 from tngd.studies import STUDIES
 

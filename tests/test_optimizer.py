@@ -13,11 +13,11 @@ from simulated import rough_device
 from circuits.errors import InputError
 from circuits.model.device import ideal_device
 from circuits.synthesis.topology import build_board
-from tngd.baselines import ExactNGD, woodbury
 from tngd.curvature.cotangents import curvature_factor
 from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC
 from tngd.device.tiles import tile_board
-from tngd.optimizer import TNGD
+from tngd.optimizer.baselines import ExactNGD, woodbury
+from tngd.optimizer.tngd import TNGD
 from tngd.tasks import TASKS, Method
 from tngd.training import train_once
 

@@ -14,8 +14,8 @@ from circuits.errors import InputError
 from tngd.curvature import kronecker
 from tngd.curvature import layers as curvature_layers
 from tngd.device.array import Array
-from tngd.history import DECAY, RENEWED
-from tngd.optimizer import TNGD
+from tngd.optimizer.history import DECAY, RENEWED
+from tngd.optimizer.tngd import TNGD
 
 
 def network() -> nn.Module:

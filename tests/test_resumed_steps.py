@@ -14,7 +14,7 @@ from circuits.errors import InputError
 from circuits.model.device_file import load_device
 from tngd.device.array import Array
 from tngd.device.tiles import tile_board
-from tngd.optimizer import TNGD
+from tngd.optimizer.tngd import TNGD
 
 
 def small_cnn() -> nn.Module:

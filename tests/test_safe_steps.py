@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from circuits.errors import InputError
 from tngd.curvature.losses import Loss, as_loss
-from tngd.optimizer import TNGD
+from tngd.optimizer.tngd import TNGD
 
 
 def flat(model) -> np.ndarray:

@@ -23,7 +23,7 @@ from circuits.errors import InputError
 from tngd import squad as module
 from tngd.cli_train import app
 from tngd.curvature.layers import Recorder
-from tngd.optimizer import TNGD
+from tngd.optimizer.tngd import TNGD
 from tngd.squad import METHODS, Recipe, Task, build, compare, figures, method_settings, squad
 from tngd.squad_data import TEST, TRAIN, Question, find_folder, read_hub, read_squad, tokenise
 from tngd.squad_model import MINILM, Pretrained, as_distilbert, load_pretrained, span_model

@@ -24,8 +24,8 @@ from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board
 from tngd.device.tile_solve import Reading, tile_answers
 from tngd.device.tiles import code_tiles, held_tiles, hold_tiles, invert_tiles, row_sum_scalings, tile_banks, tile_board
-from tngd.optimizer import TNGD
-from tngd.tile_steps import tile_step
+from tngd.optimizer.tile_step import tile_step
+from tngd.optimizer.tngd import TNGD
 
 GOOD = FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T
 TARGETS = [np.eye(8), GOOD, FAIR] + [random_target(8, c, s) for s, c in enumerate((1.5, 2, 3, 5, 30, 1e3))]

@@ -20,7 +20,7 @@ from tngd.device import small_matrices
 from tngd.device.converters import read_law
 from tngd.device.tile_solve import tile_answers
 from tngd.device.tiles import TileBoard, hold_tiles, tile_board
-from tngd.tile_steps import tile_step
+from tngd.optimizer.tile_step import tile_step
 
 GOOD = FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T
 CONVERTERS = [

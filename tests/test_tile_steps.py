@@ -8,7 +8,7 @@ from simulated import rough_device
 
 from tngd.device import small_matrices
 from tngd.device.tiles import tile_board
-from tngd.tile_steps import tile_step
+from tngd.optimizer.tile_step import tile_step
 
 
 @pytest.mark.parametrize("refresh", [0, 3])

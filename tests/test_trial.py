@@ -13,13 +13,13 @@ import torch
 
 from circuits.errors import InputError
 from tngd import trial as engine
-from tngd.baselines import ConjugateNGD, ExactNGD
 from tngd.checkpoint import read_checkpoint, write_checkpoint
 from tngd.curvature.losses import CROSS_ENTROPY
-from tngd.kfac import KFAC
 from tngd.mnist import Images
 from tngd.mnist_trials import SETTINGS, Data, mnist_trial
-from tngd.optimizer import TNGD
+from tngd.optimizer.baselines import ConjugateNGD, ExactNGD
+from tngd.optimizer.kfac import KFAC
+from tngd.optimizer.tngd import TNGD
 from tngd.trial import Draws, Trial, batch_order, run_trial, trial_hash
 
 SAMPLES, BATCH, EPOCHS = 83, 8, 3

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tngd.curvature.factor import Factor
-from tngd.groups import Groups, descend, flat, hand_over, rates, trained
+from tngd.optimizer.groups import Groups, descend, flat, hand_over, rates, trained
 
 
 def shortened(groups: Groups, direction: Tensor, factor: Factor, limit: float | None) -> tuple[Tensor, float]:

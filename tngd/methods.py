@@ -18,11 +18,11 @@ from circuits.model.converters import Converter
 from circuits.model.device import Device, ideal_device
 from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.topology import build_board
-from tngd.baselines import ConjugateNGD
 from tngd.device.array import Array, array_of
 from tngd.device.tiles import tile_board
-from tngd.kfac import KFAC
-from tngd.optimizer import TNGD
+from tngd.optimizer.baselines import ConjugateNGD
+from tngd.optimizer.kfac import KFAC
+from tngd.optimizer.tngd import TNGD
 
 Settings = dict[str, Any]
 

@@ -26,7 +26,7 @@ from circuits.files import file_sha256, provenance, refuse_existing, write_json
 from circuits.parallel import Progress, one_of, silent
 from tngd.comparison import mean_and_error
 from tngd.curvature.cotangents import CURVATURES
-from tngd.optimizer import TNGD
+from tngd.optimizer.tngd import TNGD
 from tngd.squad_data import TEST, TRAIN, Tokens, find_folder, read_hub, read_squad, tokenise
 from tngd.squad_model import MINILM, Pretrained, load_pretrained, span_model
 from tngd.squad_score import score

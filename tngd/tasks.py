@@ -16,10 +16,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from circuits.synthesis.fisher import DATA_SETS, fit_weights, load
-from tngd.baselines import ExactNGD
 from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss
 from tngd.device.tiles import TileBoard
-from tngd.optimizer import TNGD
+from tngd.optimizer.baselines import ExactNGD
+from tngd.optimizer.tngd import TNGD
 
 TEST_FRACTION = 0.2
 

@@ -36,7 +36,7 @@ TILES = ("passive", "unstable", "deviation", "saturated", "clipped")  # of what 
 class Training:
     """One method on one seed: loss at the evaluated steps, final test figures, what the boards did.
 
-    `tiles`, of a method that works on boards: means over the steps of what a tngd.tile_steps.TileStep says, and the
+    `tiles`, of a method that works on boards: means over the steps of what a tngd.optimizer.tile_step.TileStep says, and the
     number of all `unstable` tiles. A seed that `diverged` says why, and has NaN where it did not come.
     """
 

@@ -28,11 +28,11 @@ from torch import Tensor, nn
 from circuits.errors import InputError
 from circuits.files import sha256
 from circuits.parallel import Progress, silent
-from tngd.baselines import ConjugateNGD, ExactNGD
 from tngd.checkpoint import read_checkpoint, write_checkpoint
 from tngd.curvature.losses import Loss
-from tngd.kfac import KFAC
-from tngd.optimizer import TNGD
+from tngd.optimizer.baselines import ConjugateNGD, ExactNGD
+from tngd.optimizer.kfac import KFAC
+from tngd.optimizer.tngd import TNGD
 
 NATURAL = (TNGD, ExactNGD, ConjugateNGD, KFAC)  # take outputs and targets, and differentiate themselves
 REPORTED = 25  # steps between two words of progress

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.batches import Batch, joined_value
 from tngd.curvature.factor import Factor
 from tngd.curvature.losses import Loss
+from tngd.optimizer.batch import Batch, joined_value
 
 RATE = 19 / 20
 GOOD, BAD = 3 / 4, 1 / 4

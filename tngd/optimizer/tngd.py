@@ -2,9 +2,9 @@
 
 The device holds A = λI + RᵀR, RᵀR the curvature of the batch over the whole parameter vector, and the gradient g; its
 state after time t is taken exactly (tngd.device.dynamics). From the gradient, t = 0 is gradient descent and t = ∞ the damped
-natural gradient. With a precondition the device holds λI + T⁻¹RᵀRT⁻ᵀ, T of older curvatures (tngd.history). An array
+natural gradient. With a precondition the device holds λI + T⁻¹RᵀRT⁻ᵀ, T of older curvatures (tngd.optimizer.history). An array
 puts the errors of a full-size device in (tngd.device.array). With curvature "tiles", calibrated boards invert 8 x 8 blocks
-instead (tngd.tile_steps).
+instead (tngd.optimizer.tile_step).
 """
 
 from collections.abc import Callable, Iterable
@@ -18,9 +18,6 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.adaptation import adapted, random_state, reduction_ratio
-from tngd.admission import RATE, check_groups, check_kinds, check_one_setting, check_parameters, check_step, listed
-from tngd.batches import Batch, evaluate_batch, join_batches
 from tngd.curvature.blocks import tile_blocks
 from tngd.curvature.factor import all_finite
 from tngd.curvature.layers import Recorder
@@ -30,11 +27,22 @@ from tngd.device.array import Array
 from tngd.device.converters import standard_normal
 from tngd.device.tile_solve import Reading, check_reading
 from tngd.device.tiles import TileBoard
-from tngd.groups import flat, identities, left_to, matrix_shapes, step_along, trained
-from tngd.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, trimmed
-from tngd.resumed import check_state, described, settings_of, unpacked_device
+from tngd.optimizer.adaptation import adapted, random_state, reduction_ratio
+from tngd.optimizer.batch import Batch, evaluate_batch, join_batches
+from tngd.optimizer.groups import flat, identities, left_to, matrix_shapes, step_along, trained
+from tngd.optimizer.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, trimmed
+from tngd.optimizer.resume import check_state, described, settings_of, unpacked_device
+from tngd.optimizer.settings import (
+    RATE,
+    check_groups,
+    check_kinds,
+    check_one_setting,
+    check_parameters,
+    check_step,
+    listed,
+)
+from tngd.optimizer.tile_step import TileFactors, TileStep, tile_step
 from tngd.settings import Settings
-from tngd.tile_steps import TileFactors, TileStep, tile_step
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
 OWN = ("array", "board", "loss", "model", "inner", "companion", "last", "_steps", "_memory", "_tiles", "_generator")

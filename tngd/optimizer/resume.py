@@ -12,10 +12,10 @@ from circuits.files import sha256
 from tngd.curvature.losses import Loss
 from tngd.device.array import Array
 from tngd.device.tiles import TileBoard
-from tngd.groups import trained
-from tngd.memory import Memory, placed, unpacked_memory
+from tngd.optimizer.groups import trained
+from tngd.optimizer.memory import Memory, placed, unpacked_memory
+from tngd.optimizer.tile_step import TileFactors
 from tngd.settings import Settings
-from tngd.tile_steps import TileFactors
 
 PARTS = {"of", "steps", "memory", "tiles", "generator", "inner", "companion"}
 PARTNERS = ("inner", "companion")

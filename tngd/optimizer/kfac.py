@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
-from tngd.baselines import check_positive
 from tngd.curvature.cotangents import cotangents
 from tngd.curvature.layers import Call, Recorder, by_position, seen
 from tngd.curvature.losses import CROSS_ENTROPY, Loss
+from tngd.optimizer.baselines import check_positive
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor
 from circuits.errors import InputError
 from tngd.device.array import Array
 from tngd.device.tiles import TileBoard
-from tngd.groups import Groups, trained
+from tngd.optimizer.groups import Groups, trained
 from tngd.settings import Settings
 
 Optimizer = torch.optim.Optimizer

@@ -21,7 +21,7 @@ from tngd.device.array import Array, Programmed, check_size, noise_of, program_a
 from tngd.device.converters import convert, root_mean_square
 from tngd.device.dynamics import Held, device_state, held_curvature
 from tngd.device.low_rank import is_stable, low_rank_state
-from tngd.history import (
+from tngd.optimizer.history import (
     History,
     from_device,
     packed_history,

@@ -1,0 +1,1 @@
+"""Optimizer: gradients go through the device, parameters move; resumed bit for bit."""
