@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tngd.curvature.factor import Factor, join_factors, packed, unpacked
 from tngd.curvature.kronecker import Change, Metric, Product, averaged, metric_of, nearest_products
-from tngd.settings import Settings
+from tngd.optimizer.settings import Settings
 
 RENEWED = 8  # curvatures from one T to the next
 DECAY = 0.95  # weight of the running mean when the product of a new curvature comes in

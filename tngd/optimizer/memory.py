@@ -30,7 +30,7 @@ from tngd.optimizer.history import (
     to_device,
     unpacked_history,
 )
-from tngd.settings import Settings
+from tngd.optimizer.settings import Settings
 
 White = Callable[[], Tensor]
 

@@ -14,8 +14,8 @@ from tngd.device.array import Array
 from tngd.device.tiles import TileBoard
 from tngd.optimizer.groups import trained
 from tngd.optimizer.memory import Memory, placed, unpacked_memory
+from tngd.optimizer.settings import Settings
 from tngd.optimizer.tile_step import TileFactors
-from tngd.settings import Settings
 
 PARTS = {"of", "steps", "memory", "tiles", "generator", "inner", "companion"}
 PARTNERS = ("inner", "companion")

@@ -22,18 +22,18 @@ from tngd.curvature.blocks import tile_blocks
 from tngd.curvature.factor import all_finite
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import CROSS_ENTROPY, Loss, as_loss
-from tngd.descent import shortened, take_step
 from tngd.device.array import Array
 from tngd.device.converters import standard_normal
 from tngd.device.tile_solve import Reading, check_reading
 from tngd.device.tiles import TileBoard
 from tngd.optimizer.adaptation import adapted, random_state, reduction_ratio
 from tngd.optimizer.batch import Batch, evaluate_batch, join_batches
-from tngd.optimizer.groups import flat, identities, left_to, matrix_shapes, step_along, trained
+from tngd.optimizer.groups import flat, identities, left_to, matrix_shapes, shortened, step_along, take_step, trained
 from tngd.optimizer.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, trimmed
 from tngd.optimizer.resume import check_state, described, settings_of, unpacked_device
 from tngd.optimizer.settings import (
     RATE,
+    Settings,
     check_groups,
     check_kinds,
     check_one_setting,
@@ -42,7 +42,6 @@ from tngd.optimizer.settings import (
     listed,
 )
 from tngd.optimizer.tile_step import TileFactors, TileStep, tile_step
-from tngd.settings import Settings
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
 OWN = ("array", "board", "loss", "model", "inner", "companion", "last", "_steps", "_memory", "_tiles", "_generator")
