@@ -37,7 +37,7 @@ from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board
 from circuits.verification import folder
 from circuits.verification.folder import Inquiry
-from tngd.tables import calibration_lines
+from tngd.report.board_tables import calibration_lines
 
 
 def deviations(made, measured, route) -> tuple[np.ndarray, np.ndarray]:

@@ -28,7 +28,7 @@ from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 from circuits.verification import folder as verification_folder
 from circuits.verification.folder import Inquiry
-from tngd.report import render
+from tngd.report.page import render
 
 TWO = np.array([[1.0, 0.3], [0.3, 1.0]])
 

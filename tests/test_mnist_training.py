@@ -25,7 +25,7 @@ from tngd.mnist_results import SCHEMA, change_results, claim, read_results
 from tngd.mnist_trials import SETTINGS, Setting, load_data, mnist_trial, tuning_trial
 from tngd.networks import NETWORKS
 from tngd.optimizer.baselines import ExactNGD
-from tngd.plots_training import NAME
+from tngd.report.training_plots import NAME
 from tngd.studies import STUDIES
 
 TINY = ("--train-size", "128", "--test-size", "64", "--epochs", "1", "--seeds", "2")

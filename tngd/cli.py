@@ -36,8 +36,8 @@ from tngd.options import (
     Steps,
     Tolerance,
 )
+from tngd.report.board_tables import calibration_lines, more_tables, show, training_table, verification_table
 from tngd.stages import Stages
-from tngd.tables import calibration_lines, more_tables, show, training_table, verification_table
 
 CHOICES = Choices()
 

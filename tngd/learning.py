@@ -10,7 +10,7 @@ from circuits.errors import InputError
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, write_json
 from circuits.model.device_file import device_file, device_hash, load_device
 from circuits.parallel import Progress, silent
-from tngd.report import render
+from tngd.report.page import render
 from tngd.tasks import TASKS
 from tngd.training import SCHEMA
 from tngd.training import train as train_task

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tngd.sheets import Sheet, sheet, with_error
+from tngd.report.sheets import Sheet, sheet, with_error
 
 COLUMNS = {
     "batch_loss": ("loss, last epoch", 3),

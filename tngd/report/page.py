@@ -14,9 +14,9 @@ from markupsafe import Markup
 from circuits.errors import InputError
 from circuits.files import read_json, sha256, write_text
 from circuits.netlist.bill import engineering
-from tngd import plots, plots_training, report_training
-from tngd.mnist_tables import comparison_tables, study_table
-from tngd.report_training import Trained, read_trained, training_provenance
+from tngd.report import board_plots, results, training_plots
+from tngd.report.results import Trained, read_trained, training_provenance
+from tngd.report.training_tables import comparison_tables, study_table
 from tngd.squad_table import squad_table
 
 ROUNDING = 1e-9  # of an error: what is below it is no spread of parts
@@ -61,7 +61,7 @@ def _page(folder: Path) -> str:
             "with `tngd design`"
         )
     environment = Environment(
-        loader=PackageLoader("tngd", "."),
+        loader=PackageLoader("tngd.report", "."),
         autoescape=select_autoescape(default=True, default_for_string=True),
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -70,7 +70,7 @@ def _page(folder: Path) -> str:
     environment.filters |= {"percent": _percent, "si": engineering}
     environment.globals |= {
         "plots": _Plots(),
-        "tables": report_training,
+        "tables": results,
         "comparison_tables": comparison_tables,
         "study_table": study_table,
         "squad_table": squad_table,
@@ -91,7 +91,7 @@ class _Plots:
     """The plots as safe markup; a run without sampling has no curve."""
 
     def __getattr__(self, name: str):
-        owner = plots if hasattr(plots, name) else plots_training
+        owner = board_plots if hasattr(board_plots, name) else training_plots
         return lambda *data: Markup(getattr(owner, name)(*data))
 
 

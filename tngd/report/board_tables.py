@@ -11,7 +11,7 @@ from circuits.board import REFERENCE_CELSIUS
 from circuits.calibration.observations import FLOOR
 from circuits.model.device import Device
 from circuits.model.ensemble import part_error
-from tngd.sheets import Sheet, sheet
+from tngd.report.sheets import Sheet, sheet
 
 FAR_BELOW = 0.2  # of their standard errors
 MOST_COPIES = 4  # shown; the report has all

@@ -16,7 +16,7 @@ from circuits.files import read_json
 from circuits.model.device import Device
 from circuits.model.device_file import PRESETS, device_file, device_hash, load_device
 from circuits.model.ensemble import part_error
-from tngd.sheets import Sheet, sheet, with_error
+from tngd.report.sheets import Sheet, sheet, with_error
 
 Content = dict[str, Any]
 TRAINING = "training.json"

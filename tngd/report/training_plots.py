@@ -11,7 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from tngd.plots import COLOURS, LINES, MARKERS, STYLE, svg, words
+from tngd.report.board_plots import COLOURS, LINES, MARKERS, STYLE, svg, words
 
 TOGETHER = 5  # curves in one row of panels that eyes tell apart
 PANELS = (("train_loss", "epoch"), ("train_loss", "cpu_s"), ("test_loss", "epoch"), ("test_loss", "cpu_s"))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tngd.sheets import Sheet, seconds, seeds_of, sheet, with_error, with_interval
+from tngd.report.sheets import Sheet, seconds, seeds_of, sheet, with_error, with_interval
 
 FINAL = ("train loss", "test loss", "test accuracy")
 
