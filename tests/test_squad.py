@@ -24,12 +24,12 @@ from tngd import squad as module
 from tngd.cli_train import app
 from tngd.curvature.layers import Recorder
 from tngd.optimizer.tngd import TNGD
+from tngd.report.training_tables import squad_table
 from tngd.squad import METHODS, Recipe, Task, build, compare, figures, method_settings, squad
 from tngd.squad_data import TEST, TRAIN, Question, find_folder, read_hub, read_squad, tokenise
 from tngd.squad_model import MINILM, Pretrained, as_distilbert, load_pretrained, span_model
 from tngd.squad_score import f1_score, normalised, score
 from tngd.squad_span import NEVER, SPAN, best_spans, span_outputs
-from tngd.squad_table import squad_table
 
 needs_peft = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("transformers", "peft", "tokenizers"))), reason="needs tngd[squad]"

@@ -17,9 +17,9 @@ from circuits.model.device_file import describe_device, device_hash, load_device
 from circuits.synthesis.topology import build_board
 from tngd import learning
 from tngd.device.tiles import tile_board
-from tngd.report.board_tables import training_table
 from tngd.report.results import task_sheet
 from tngd.report.training_plots import task_curves
+from tngd.report.training_tables import training_table
 from tngd.tasks import TASKS, Method
 from tngd.training import train, train_once
 

@@ -36,7 +36,9 @@ from tngd.options import (
     Steps,
     Tolerance,
 )
-from tngd.report.board_tables import calibration_lines, more_tables, show, training_table, verification_table
+from tngd.report.board_tables import calibration_lines, more_tables, verification_table
+from tngd.report.sheets import show
+from tngd.report.training_tables import training_table
 from tngd.stages import Stages
 
 CHOICES = Choices()

@@ -9,7 +9,8 @@ import typer
 
 from circuits.model.converters import Converter
 from tngd.options import At, Damping, Folder, Force, Precondition
-from tngd.report.board_tables import devices_table, retrim_table, show, spread_table
+from tngd.report.board_tables import devices_table, retrim_table, spread_table
+from tngd.report.sheets import show
 from tngd.stages import Stages
 
 app = typer.Typer()

@@ -11,7 +11,8 @@ from circuits.errors import InputError
 from circuits.files import write_text
 from circuits.synthesis.fisher import DATA_SETS
 from tngd.options import Force, Seeds, Steps
-from tngd.report.board_tables import show, training_table
+from tngd.report.sheets import show
+from tngd.report.training_tables import training_table
 from tngd.stages import Stages
 
 

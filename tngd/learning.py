@@ -10,7 +10,6 @@ from circuits.errors import InputError
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, write_json
 from circuits.model.device_file import device_file, device_hash, load_device
 from circuits.parallel import Progress, silent
-from tngd.report.page import render
 from tngd.tasks import TASKS
 from tngd.training import SCHEMA
 from tngd.training import train as train_task
@@ -47,16 +46,6 @@ def train_task_file(
         content["tasks"][task] = result
         write_json(path, content)
     return result
-
-
-def report(folder: Path, force: bool = False) -> Path:
-    """Write report.html of a run folder, a folder of run folders, or a folder with results of training."""
-    path = folder / "report.html"
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; make one with `tngd design` or `tngd run`")
-    refuse_existing(path, force)
-    render(folder, path)
-    return path
 
 
 def _training_file(path: Path) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from circuits.synthesis.design import check_options
 from circuits.synthesis.fisher import DATA_SETS
 from circuits.verification import folder as verification_folder
 from tngd import learning
+from tngd.report import page
 from tngd.training import check_budget
 
 SCHEMA = "tngd.run/1"
@@ -60,7 +61,7 @@ def run(options: Options, out: Path, force: bool, stage: Stage) -> Path:
     _side_by_side([_board(options, out, kind) for kind in ("raw", "preconditioned")], stage)
     _do(_trainings(options, out), stage)
     stage("report")
-    report = learning.report(out)
+    report = page.report(out)
     write_json(out / "run.json", _content(options, finished=True))
     return report
 

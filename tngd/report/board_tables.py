@@ -1,38 +1,19 @@
 """What the verbs print: tables of what they wrote to files."""
 
-import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from circuits.board import REFERENCE_CELSIUS
 from circuits.calibration.observations import FLOOR
 from circuits.model.device import Device
 from circuits.model.ensemble import part_error
-from tngd.report.sheets import Sheet, sheet
 
 FAR_BELOW = 0.2  # of their standard errors
 MOST_COPIES = 4  # shown; the report has all
 MOST_NAMES = 4
 ROUTES = {"exact": "without sampling", "sampled": "sampled", "solve": "solved", "recorded": "as recorded"}
-
-
-def show(table: Table | Sheet) -> None:
-    """Print a table, 110 letters wide where nobody sets the width."""
-    drawn = rich_table(table) if isinstance(table, Sheet) else table
-    Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False).print(drawn)
-
-
-def rich_table(sheet: Sheet) -> Table:
-    """A sheet for the terminal."""
-    table = Table(title=sheet.title, title_justify="left")
-    for k, column in enumerate(sheet.columns):
-        table.add_column(column, justify="left" if k < sheet.words else "right")
-    for row in sheet.rows:
-        table.add_row(*row)
-    return table
 
 
 def verification_table(results: dict[str, dict[str, Any]]) -> Table:
@@ -243,32 +224,3 @@ def _known_line(fitted: dict[str, Any]) -> str:
     line = f"the data do not determine {len(unknown)} of {fitted['parameters']} parameters ({names})"
     line = line if unknown else f"the data determine all of {fitted['parameters']} parameters"
     return line + (f"; in a copy up to {most} pairs of them are strongly correlated" if most else "")
-
-
-def training_table(result: dict[str, Any]) -> Sheet:
-    """Final losses of every optimizer, from one task of training.json.
-
-    What is saturated in a mean step has a column if there is anything.
-    """
-    rows, full = [], any(method.get("tiles", {}).get("saturated") for method in result["methods"])
-    for method in result["methods"]:
-        final, tiles, lost = method["final"], method.get("tiles"), len(method.get("diverged", ()))
-        name = method["name"] + (f" ({lost} of {result['seeds']} diverged)" if lost else "")
-        figures = (
-            (
-                f"{final['train_loss']['mean']:.4f}",
-                f"{final['test_loss']['mean']:.4f}",
-                f"{final['test_accuracy']['mean']:.2%}",
-            )
-            if final
-            else ("",) * 3
-        )
-        boards = (f"{tiles['direction_deviation']:.2%}", f"{tiles['passive_fraction']:.0%}") if tiles else ()
-        boards += (f"{tiles['saturated']:.3g}",) if tiles and full else ()
-        rows.append((name, *figures, *boards))
-    columns = ("optimizer", "train loss", "test loss", "test accuracy")
-    return sheet(
-        f"Training {result['task']}: {result['steps']} steps, mean of {result['seeds']} seeds",
-        (*columns, "direction off by", "passive tiles", *["saturated a step"] * full),
-        rows,
-    )

@@ -12,12 +12,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError, 
 from markupsafe import Markup
 
 from circuits.errors import InputError
-from circuits.files import read_json, sha256, write_text
+from circuits.files import read_json, refuse_existing, sha256, write_text
 from circuits.netlist.bill import engineering
 from tngd.report import board_plots, results, training_plots
 from tngd.report.results import Trained, read_trained, training_provenance
-from tngd.report.training_tables import comparison_tables, study_table
-from tngd.squad_table import squad_table
+from tngd.report.training_tables import comparison_tables, squad_table, study_table
 
 ROUNDING = 1e-9  # of an error: what is below it is no spread of parts
 
@@ -146,3 +145,13 @@ def _flat(owner: str, values: dict[str, Any], prefix: str = "") -> list[tuple[st
 def _percent(value: float) -> str:
     """A relative error as per cent with two significant digits, or in powers of ten when it is tiny."""
     return f"{value:.1e}" if abs(value) < 1e-5 else f"{100 * value:.2g} %"
+
+
+def report(folder: Path, force: bool = False) -> Path:
+    """Write report.html of a run folder, a folder of run folders, or a folder with results of training."""
+    path = folder / "report.html"
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; make one with `tngd design` or `tngd run`")
+    refuse_existing(path, force)
+    render(folder, path)
+    return path

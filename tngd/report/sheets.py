@@ -1,8 +1,12 @@
 """Tables before anyone draws them: the terminal and the report show the same text."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 SECONDS = 100  # from here on without decimals
 
@@ -45,3 +49,19 @@ def seeds_of(summary: dict[str, Any]) -> str:
 
 def _plus_minus(mean: float, spread: float | None, digits: int, times: float, unit: str, sign: str) -> str:
     return f"{mean * times:{sign}.{digits}f}" + ("" if spread is None else f" ± {spread * times:.{digits}f}") + unit
+
+
+def show(table: Table | Sheet) -> None:
+    """Print a table, 110 letters wide where nobody sets the width."""
+    drawn = rich_table(table) if isinstance(table, Sheet) else table
+    Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False).print(drawn)
+
+
+def rich_table(sheet: Sheet) -> Table:
+    """A sheet for the terminal."""
+    table = Table(title=sheet.title, title_justify="left")
+    for k, column in enumerate(sheet.columns):
+        table.add_column(column, justify="left" if k < sheet.words else "right")
+    for row in sheet.rows:
+        table.add_row(*row)
+    return table

@@ -1,10 +1,20 @@
-"""The summaries of mnist.json as tables, for `tngd train mnist` and the report."""
+"""The summaries of mnist.json as tables, for `tngd train mnist` and the report.
+
+The methods of squad.json as a table, for `tngd train squad` and the report.
+"""
 
 from typing import Any
 
 from tngd.report.sheets import Sheet, seconds, seeds_of, sheet, with_error, with_interval
 
 FINAL = ("train loss", "test loss", "test accuracy")
+
+COLUMNS = {
+    "batch_loss": ("loss, last epoch", 3),
+    "test_loss": ("test loss", 3),
+    "exact_match": ("exact match", 1),
+    "f1": ("F1", 1),
+}
 
 
 def comparison_tables(setting: str, found: dict[str, Any]) -> list[Sheet]:
@@ -74,3 +84,54 @@ def _time(value: dict[str, Any] | None) -> str:
     if "epochs" in value:
         return f"{value['epochs']['mean']:.2f} ({value['cpu_s']['mean']:.3g} s)"
     return "never" if not value["reached"] else f"{value['reached']} of {value['of']} seeds"
+
+
+def squad_table(result: dict[str, Any]) -> Sheet:
+    """Final figures, mean ± standard error over seeds, and CPU seconds of a step."""
+    recipe, steps = result["recipe"], result["steps_per_epoch"] * result["recipe"]["epochs"]
+    rows = []
+    for method in result["methods"]:
+        settings = ", ".join(f"{name} {value}" for name, value in method["settings"].items())
+        lost = sum(run["diverged"] is not None for run in method["runs"])
+        if method["final"] is None:
+            rows.append((method["name"], settings, "diverged"))
+            continue
+        cells = [with_error(method["final"][name], digits) for name, (_, digits) in COLUMNS.items()]
+        name = method["name"] + (f" ({lost} of {len(method['runs'])} diverged)" if lost else "")
+        rows.append((name, settings, *cells, f"{method['cpu_s_per_step']:.2f}"))
+    return sheet(
+        f"{recipe['model']}, {recipe['layers']} layers, {result['trained_parameters']:,} trained parameters: "
+        f"{steps} steps of {recipe['batch']}, {recipe['seeds']} seeds, {result['test_questions']} test questions",
+        ("method", "settings", *(name for name, _ in COLUMNS.values()), "CPU s/step"),
+        rows,
+        words=2,
+    )
+
+
+def training_table(result: dict[str, Any]) -> Sheet:
+    """Final losses of every optimizer, from one task of training.json.
+
+    What is saturated in a mean step has a column if there is anything.
+    """
+    rows, full = [], any(method.get("tiles", {}).get("saturated") for method in result["methods"])
+    for method in result["methods"]:
+        final, tiles, lost = method["final"], method.get("tiles"), len(method.get("diverged", ()))
+        name = method["name"] + (f" ({lost} of {result['seeds']} diverged)" if lost else "")
+        figures = (
+            (
+                f"{final['train_loss']['mean']:.4f}",
+                f"{final['test_loss']['mean']:.4f}",
+                f"{final['test_accuracy']['mean']:.2%}",
+            )
+            if final
+            else ("",) * 3
+        )
+        boards = (f"{tiles['direction_deviation']:.2%}", f"{tiles['passive_fraction']:.0%}") if tiles else ()
+        boards += (f"{tiles['saturated']:.3g}",) if tiles and full else ()
+        rows.append((name, *figures, *boards))
+    columns = ("optimizer", "train loss", "test loss", "test accuracy")
+    return sheet(
+        f"Training {result['task']}: {result['steps']} steps, mean of {result['seeds']} seeds",
+        (*columns, "direction off by", "passive tiles", *["saturated a step"] * full),
+        rows,
+    )
