@@ -17,7 +17,7 @@ from tngd.device.tiles import tile_board
 from tngd.optimizer.baselines import ExactNGD
 from tngd.optimizer.tngd import TNGD
 from tngd.tasks import TASKS, Method
-from tngd.training import train_once
+from tngd.training.small_tasks import train_once
 
 SEEDS = (100, 101, 102)
 STEPS = {

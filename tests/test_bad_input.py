@@ -16,7 +16,7 @@ from circuits.model.device import ideal_device
 from circuits.model.device_file import describe_device
 from circuits.synthesis.topology import build_board
 from tngd.pipeline import Options, _content
-from tngd.training import SCHEMA as TRAINING_SCHEMA
+from tngd.training.small_tasks import SCHEMA as TRAINING_SCHEMA
 
 GOOD = np.array([[2.0, -1.0], [-1.0, 2.0]])
 RANK_ONE = np.outer(np.arange(1, 9), np.arange(1, 9)).astype(float)

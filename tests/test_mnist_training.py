@@ -16,17 +16,18 @@ from sklearn.datasets import load_digits
 
 from circuits.errors import InputError
 from circuits.model.device_file import load_device
-from tngd import cli, evidence, mnist_results
-from tngd.comparison import mean_and_error, paired_difference, reached, summary
+from tngd import cli, mnist_results
 from tngd.curvature.losses import CROSS_ENTROPY
-from tngd.methods import METHODS, TUNED, make_optimizer, on_device
 from tngd.mnist import FILES
 from tngd.mnist_results import SCHEMA, change_results, claim, read_results
-from tngd.mnist_trials import SETTINGS, Setting, load_data, mnist_trial, tuning_trial
 from tngd.networks import NETWORKS
 from tngd.optimizer.baselines import ExactNGD
 from tngd.report.training_plots import NAME
-from tngd.studies import STUDIES
+from tngd.training import mnist_runs
+from tngd.training.comparison import mean_and_error, paired_difference, reached, summary
+from tngd.training.methods import METHODS, TUNED, make_optimizer, on_device
+from tngd.training.mnist import SETTINGS, Setting, load_data, mnist_trial, tuning_trial
+from tngd.training.studies import STUDIES
 
 TINY = ("--train-size", "128", "--test-size", "64", "--epochs", "1", "--seeds", "2")
 
@@ -252,7 +253,7 @@ def test_tuning_sees_no_test_image_and_is_judged_by_images_it_does_not_train_on(
 
 
 def test_figures_are_those_of_all_images_at_once(folder, monkeypatch):
-    monkeypatch.setattr("tngd.mnist_trials.AT_ONCE", 7)
+    monkeypatch.setattr("tngd.training.mnist.AT_ONCE", 7)
     data = load_data(folder)
     trial = mnist_trial("x", "SGD", {"lr": 0.1}, Setting("small", 200, 90), data, None, 0)
     torch.manual_seed(0)
@@ -327,7 +328,7 @@ def test_interrupted_command_leaves_whole_results_and_goes_on(tngd, tmp_path, mo
     assert tngd(*words, "--out", "whole.json")[0] == 0
     with monkeypatch.context() as patch:
         steps = []
-        real = evidence.one_of
+        real = mnist_runs.one_of
 
         def interrupting(progress, done, jobs):
             def tell(k, total, what):
@@ -338,7 +339,7 @@ def test_interrupted_command_leaves_whole_results_and_goes_on(tngd, tmp_path, mo
 
             return tell
 
-        patch.setattr(evidence, "one_of", interrupting)
+        patch.setattr(mnist_runs, "one_of", interrupting)
         code, _, said = tngd(*words, "--out", "stopped.json")
     assert code == cli.INTERRUPTED
     assert "call the same command again" in said

@@ -12,11 +12,11 @@ from simulated import rough_device
 from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.model.device_file import describe_device, device_hash, load_device
-from tngd.comparison import mean_and_error
 from tngd.report.page import report
 from tngd.report.sheets import rich_table, seconds, sheet, with_error, with_interval
 from tngd.report.training_plots import learning_curves, study_dots
 from tngd.report.training_tables import comparison_tables, squad_table, study_table
+from tngd.training.comparison import mean_and_error
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MNIST, SQUAD = (json.loads((BENCHMARKS / name).read_text()) for name in ("mnist.json", "squad.json"))

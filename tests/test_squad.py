@@ -20,16 +20,16 @@ import typer
 from torch import nn
 
 from circuits.errors import InputError
-from tngd import squad as module
 from tngd.cli_train import app
 from tngd.curvature.layers import Recorder
 from tngd.optimizer.tngd import TNGD
 from tngd.report.training_tables import squad_table
-from tngd.squad import METHODS, Recipe, Task, build, compare, figures, method_settings, squad
-from tngd.squad_data import TEST, TRAIN, Question, find_folder, read_hub, read_squad, tokenise
-from tngd.squad_model import MINILM, Pretrained, as_distilbert, load_pretrained, span_model
 from tngd.squad_score import f1_score, normalised, score
 from tngd.squad_span import NEVER, SPAN, best_spans, span_outputs
+from tngd.training import squad as module
+from tngd.training.squad import METHODS, Recipe, Task, build, compare, figures, method_settings, squad
+from tngd.training.squad_data import TEST, TRAIN, Question, find_folder, read_hub, read_squad, tokenise
+from tngd.training.squad_model import MINILM, Pretrained, as_distilbert, load_pretrained, span_model
 
 needs_peft = pytest.mark.skipif(
     not all(map(importlib.util.find_spec, ("transformers", "peft", "tokenizers"))), reason="needs tngd[squad]"
@@ -542,6 +542,6 @@ def test_minilm_is_its_own_distilbert(monkeypatch):
     with torch.no_grad():
         pair = [m(input_ids=torch.tensor([row.ids])).last_hidden_state for m in (bert, other)]
     torch.testing.assert_close(*pair, atol=2e-5, rtol=0)  # float32, values up to 3 after six layers
-    monkeypatch.setattr("tngd.squad_model.WEIGHTS_SHA256", "0" * 64)
+    monkeypatch.setattr("tngd.training.squad_model.WEIGHTS_SHA256", "0" * 64)
     with pytest.raises(InputError, match="is not the known file"):
         load_pretrained(MINILM)

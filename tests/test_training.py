@@ -21,7 +21,7 @@ from tngd.report.results import task_sheet
 from tngd.report.training_plots import task_curves
 from tngd.report.training_tables import training_table
 from tngd.tasks import TASKS, Method
-from tngd.training import train, train_once
+from tngd.training.small_tasks import train, train_once
 
 IDEAL = ideal_device(build_board(8, "differential"), 3)
 METHODS = [

@@ -11,8 +11,8 @@ from circuits.files import file_sha256, locked, provenance, read_json, refuse_ex
 from circuits.model.device_file import device_file, device_hash, load_device
 from circuits.parallel import Progress, silent
 from tngd.tasks import TASKS
-from tngd.training import SCHEMA
-from tngd.training import train as train_task
+from tngd.training.small_tasks import SCHEMA
+from tngd.training.small_tasks import train as train_task
 
 
 def train_task_file(

@@ -13,7 +13,7 @@ from typing import Any
 from circuits.errors import InputError
 from circuits.files import locked, provenance, read_json, refuse_existing, write_json
 from circuits.parallel import Progress
-from tngd.trial import Trial, run_trial, trial_hash
+from tngd.training.trial import Trial, run_trial, trial_hash
 
 SCHEMA = "tngd.mnist/1"
 PARTS = ("comparisons", "studies")

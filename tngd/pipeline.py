@@ -27,7 +27,7 @@ from circuits.synthesis.fisher import DATA_SETS
 from circuits.verification import folder as verification_folder
 from tngd import learning
 from tngd.report import page
-from tngd.training import check_budget
+from tngd.training.small_tasks import check_budget
 
 SCHEMA = "tngd.run/1"
 Stage = Callable[[str], Progress]

@@ -1,6 +1,6 @@
 """The choice of settings, with the same budget for every method: eight settings, five epochs, one seed of its own.
 
-Chosen is the setting with the smallest loss on held-back training images, see tngd.mnist_trials; a setting that
+Chosen is the setting with the smallest loss on held-back training images, see tngd.training.mnist; a setting that
 diverges is never chosen.
 """
 
@@ -11,10 +11,10 @@ from typing import Any
 from circuits.errors import InputError
 from circuits.model.device import Device
 from circuits.parallel import Progress
-from tngd.methods import METHODS, TUNED, Settings
 from tngd.mnist_results import change_results
-from tngd.mnist_trials import Data, Setting, tuning_trial
-from tngd.trial import run_trial
+from tngd.training.methods import METHODS, TUNED, Settings
+from tngd.training.mnist import Data, Setting, tuning_trial
+from tngd.training.trial import run_trial
 
 EPOCHS = 5
 SEED = 1000

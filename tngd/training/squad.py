@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from circuits.errors import InputError
 from circuits.files import file_sha256, provenance, refuse_existing, write_json
 from circuits.parallel import Progress, one_of, silent
-from tngd.comparison import mean_and_error
 from tngd.curvature.cotangents import CURVATURES
 from tngd.optimizer.tngd import TNGD
-from tngd.squad_data import TEST, TRAIN, Tokens, find_folder, read_hub, read_squad, tokenise
-from tngd.squad_model import MINILM, Pretrained, load_pretrained, span_model
 from tngd.squad_score import score
 from tngd.squad_span import SPAN, best_spans
-from tngd.trial import Outcome, Trial, one_thread, run_trial
+from tngd.training.comparison import mean_and_error
+from tngd.training.squad_data import TEST, TRAIN, Tokens, find_folder, read_hub, read_squad, tokenise
+from tngd.training.squad_model import MINILM, Pretrained, load_pretrained, span_model
+from tngd.training.trial import Outcome, Trial, one_thread, run_trial
 
 SCHEMA = "tngd.squad/1"
 HUB, HUB_DATA = "hub", "rajpurkar/squad"

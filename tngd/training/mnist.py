@@ -16,10 +16,10 @@ from circuits.errors import InputError
 from circuits.model.device import Device
 from circuits.model.device_file import device_hash
 from tngd.curvature.losses import CROSS_ENTROPY
-from tngd.methods import Settings, make_optimizer, on_device
 from tngd.mnist import Images, load_mnist
 from tngd.networks import NETWORKS
-from tngd.trial import Trial
+from tngd.training.methods import Settings, make_optimizer, on_device
+from tngd.training.trial import Trial
 
 EVALUATED = 10_000  # training images, at most, on which the training loss is taken
 AT_ONCE = 1000  # images
@@ -37,7 +37,7 @@ class Setting:
     epochs: int = 10
     seeds: int = 5
     methods: tuple[str, ...] | None = None
-    schedule: str = "constant"  # of the step sizes, see tngd.trial
+    schedule: str = "constant"  # of the step sizes, see tngd.training.trial
 
 
 @dataclass(frozen=True, eq=False)

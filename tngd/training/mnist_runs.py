@@ -8,13 +8,13 @@ from circuits.errors import InputError
 from circuits.model.device import Device
 from circuits.model.device_file import device_hash, load_device
 from circuits.parallel import Progress, one_of, silent
-from tngd.comparison import summary
-from tngd.methods import METHODS
 from tngd.mnist_results import Content, change_results, claim, kept_run, read_results
-from tngd.mnist_trials import SETTINGS, Data, Setting, load_data, mnist_trial
 from tngd.networks import NETWORKS
-from tngd.studies import STUDIES
-from tngd.trial import one_thread
+from tngd.training.comparison import summary
+from tngd.training.methods import METHODS
+from tngd.training.mnist import SETTINGS, Data, Setting, load_data, mnist_trial
+from tngd.training.studies import STUDIES
+from tngd.training.trial import one_thread
 from tngd.tuning import tune, tuned_settings
 
 

@@ -16,7 +16,7 @@ ARRAY = {"rows": 576, "time": "inf", "refresh": 10, "kl_clip": 1e-3, "lr": 0.03,
 
 @dataclass(frozen=True)
 class Cell:
-    """One row: what is varied, for the table, and the optimizer (see tngd.methods)."""
+    """One row: what is varied, for the table, and the optimizer (see tngd.training.methods)."""
 
     varied: Settings
     kind: str

@@ -18,7 +18,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
-from tngd.trial import Trial, one_thread, run_trial
+from tngd.training.trial import Trial, one_thread, run_trial
 
 Order = Callable[[], list[tuple[Trial, Path | None]]]
 WORTH = 500  # steps below which starting a process takes longer than it saves
@@ -46,7 +46,7 @@ def helpers(
     """
     many = min((os.cpu_count() or 1) - 1, steps // WORTH)
     running = [
-        subprocess.Popen([sys.executable, "-m", "tngd.helper"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        subprocess.Popen([sys.executable, "-m", "tngd.training.workers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for _ in range(many)
     ]
     threads = [Thread(target=_hand_out, args=(each, order, pool, said), daemon=True) for each in running]

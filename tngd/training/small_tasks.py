@@ -21,11 +21,11 @@ from circuits.files import sha256
 from circuits.model.device import Device, ideal_device
 from circuits.model.device_file import device_hash
 from circuits.parallel import Progress, silent
-from tngd.comparison import mean_and_error
 from tngd.device.tiles import TileBoard, tile_board
-from tngd.helper import Pool, helpers
 from tngd.tasks import TASKS, Method, Task, optimal_loss, split_rows
-from tngd.trial import Draws, Outcome, Trial, one_thread, run_trial, trial_hash
+from tngd.training.comparison import mean_and_error
+from tngd.training.trial import Draws, Outcome, Trial, one_thread, run_trial, trial_hash
+from tngd.training.workers import Pool, helpers
 
 SCHEMA = "tngd.training/1"
 EVALUATIONS = 30  # points of a learning curve

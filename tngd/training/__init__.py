@@ -1,0 +1,1 @@
+"""Training: one optimizer beside others on the same seeds and batches."""
