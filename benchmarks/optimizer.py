@@ -26,10 +26,10 @@ from circuits.synthesis.options import Choices
 from tngd.curvature.cotangents import cotangents
 from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.device.tiles import tile_board
-from tngd.networks import NETWORKS
 from tngd.optimizer.baselines import ConjugateNGD, ExactNGD, ggn_product
 from tngd.optimizer.kfac import KFAC
 from tngd.optimizer.tngd import TNGD
+from tngd.training.mnist import NETWORKS
 
 BATCH = 64
 GOALS = {

@@ -1,4 +1,4 @@
-"""The sweep behind the step sizes and dampings of tngd.tasks: every method alike, on seeds that are not reported.
+"""The sweep behind the step sizes and dampings of tngd.training.small_tasks: every method alike, on seeds that are not reported.
 
 Step sizes and dampings come from {1, 2, 3, 5} x 10^k; a method's choice is the pair with the lowest mean training loss
 after the task's own number of steps. Run: `python benchmarks/step_sizes.py fair digits`. About ten minutes for both.
@@ -16,8 +16,7 @@ from circuits.synthesis.topology import build_board
 from tngd.device.tiles import tile_board
 from tngd.optimizer.baselines import ExactNGD
 from tngd.optimizer.tngd import TNGD
-from tngd.tasks import TASKS, Method
-from tngd.training.small_tasks import train_once
+from tngd.training.small_tasks import TASKS, Method, train_once
 
 SEEDS = (100, 101, 102)
 STEPS = {

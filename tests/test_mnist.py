@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from circuits.errors import InputError
-from tngd.mnist import DEVIATION, FILES, MEAN, load_mnist
+from tngd.training.mnist import DEVIATION, FILES, MEAN, load_mnist
 
 
 def write(folder, pack=False, count=7):

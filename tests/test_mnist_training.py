@@ -16,17 +16,16 @@ from sklearn.datasets import load_digits
 
 from circuits.errors import InputError
 from circuits.model.device_file import load_device
-from tngd import cli, mnist_results
+from tngd import cli
 from tngd.curvature.losses import CROSS_ENTROPY
-from tngd.mnist import FILES
-from tngd.mnist_results import SCHEMA, change_results, claim, read_results
-from tngd.networks import NETWORKS
 from tngd.optimizer.baselines import ExactNGD
 from tngd.report.training_plots import NAME
 from tngd.training import mnist_runs
+from tngd.training import mnist_runs as training_mnist_runs
 from tngd.training.comparison import mean_and_error, paired_difference, reached, summary
 from tngd.training.methods import METHODS, TUNED, make_optimizer, on_device
-from tngd.training.mnist import SETTINGS, Setting, load_data, mnist_trial, tuning_trial
+from tngd.training.mnist import FILES, NETWORKS, SETTINGS, Setting, load_data, mnist_trial, tuning_trial
+from tngd.training.mnist_runs import SCHEMA, change_results, claim, read_results
 from tngd.training.studies import STUDIES
 
 TINY = ("--train-size", "128", "--test-size", "64", "--epochs", "1", "--seeds", "2")
@@ -389,4 +388,4 @@ def test_several_processes_may_fill_one_file(tmp_path):
     for thread in threads:
         thread.join()
     assert len(read_results(path)["studies"]["all"]) == 46
-    assert mnist_results.SCHEMA == SCHEMA
+    assert training_mnist_runs.SCHEMA == SCHEMA

@@ -18,8 +18,7 @@ from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC
 from tngd.device.tiles import tile_board
 from tngd.optimizer.baselines import ExactNGD, woodbury
 from tngd.optimizer.tngd import TNGD
-from tngd.tasks import TASKS, Method
-from tngd.training.small_tasks import train_once
+from tngd.training.small_tasks import TASKS, Method, train_once
 
 IDEAL = tile_board(ideal_device(build_board(8, "differential"), 3))
 

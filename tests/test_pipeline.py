@@ -20,8 +20,9 @@ from circuits.model.device_file import describe_device
 from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.topology import build_board
 from circuits.verification import folder as verification_folder
-from tngd import learning, pipeline
+from tngd import pipeline
 from tngd.cli import main
+from tngd.training import small_tasks
 
 SHORT = ["--samples", "1000", "--seeds", "1", "--steps", "3"]
 
@@ -87,7 +88,7 @@ def test_interrupted_run_goes_on_where_it_stopped_does_everything_and_says_where
 ):
     out = tmp_path / "fair"
     with monkeypatch.context() as patch:
-        patch.setattr(learning, "train", _interrupt)
+        patch.setattr(small_tasks, "train", _interrupt)
         assert command(patch, "run", "fair", "--out", str(out), *SHORT) == 130
     assert "the same command again" in capsys.readouterr().err
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != "run.json"}

@@ -24,11 +24,24 @@ from tngd.cli_train import app
 from tngd.curvature.layers import Recorder
 from tngd.optimizer.tngd import TNGD
 from tngd.report.training_tables import squad_table
-from tngd.squad_score import f1_score, normalised, score
-from tngd.squad_span import NEVER, SPAN, best_spans, span_outputs
 from tngd.training import squad as module
 from tngd.training.squad import METHODS, Recipe, Task, build, compare, figures, method_settings, squad
-from tngd.training.squad_data import TEST, TRAIN, Question, find_folder, read_hub, read_squad, tokenise
+from tngd.training.squad_data import (
+    NEVER,
+    SPAN,
+    TEST,
+    TRAIN,
+    Question,
+    best_spans,
+    f1_score,
+    find_folder,
+    normalised,
+    read_hub,
+    read_squad,
+    score,
+    span_outputs,
+    tokenise,
+)
 from tngd.training.squad_model import MINILM, Pretrained, as_distilbert, load_pretrained, span_model
 
 needs_peft = pytest.mark.skipif(

@@ -15,13 +15,12 @@ from circuits.model.converters import Converter, Interface
 from circuits.model.device import ideal_device
 from circuits.model.device_file import describe_device, device_hash, load_device
 from circuits.synthesis.topology import build_board
-from tngd import learning
 from tngd.device.tiles import tile_board
 from tngd.report.results import task_sheet
 from tngd.report.training_plots import task_curves
 from tngd.report.training_tables import training_table
-from tngd.tasks import TASKS, Method
-from tngd.training.small_tasks import train, train_once
+from tngd.training import small_tasks
+from tngd.training.small_tasks import TASKS, Method, train, train_once
 
 IDEAL = ideal_device(build_board(8, "differential"), 3)
 METHODS = [
@@ -98,7 +97,7 @@ def test_no_method_goes_below_the_optimum_of_logistic_regression():
 
 def test_device_that_comes_with_the_package_needs_no_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = learning.train_task_file("fair", Path("board-1"), seeds=1, steps=2)
+    result = small_tasks.train_task_file("fair", Path("board-1"), seeds=1, steps=2)
     assert result["provenance"]["device_sha256"] == device_hash(load_device("board-1"))
     assert json.loads((tmp_path / "training.json").read_text())["tasks"]["fair"] == result
 
@@ -106,9 +105,9 @@ def test_device_that_comes_with_the_package_needs_no_file(tmp_path, monkeypatch)
 def test_tasks_gather_in_one_file(tmp_path):
     content = describe_device(rough_device(0.01, 3))
     write_json(tmp_path / "device.json", content)
-    learning.train_task_file("fair", tmp_path / "device.json", seeds=1, steps=2)
+    small_tasks.train_task_file("fair", tmp_path / "device.json", seeds=1, steps=2)
     kept = json.loads((tmp_path / "training.json").read_text())["tasks"]["fair"]
-    learning.train_task_file("wine", tmp_path / "device.json", seeds=1, steps=2)
+    small_tasks.train_task_file("wine", tmp_path / "device.json", seeds=1, steps=2)
     both = json.loads((tmp_path / "training.json").read_text())
     assert both["schema"] == "tngd.training/1"
     assert list(both["tasks"]) == ["fair", "wine"]
@@ -185,7 +184,7 @@ def test_interrupted_training_goes_on_where_it_stopped(tmp_path):
     write_json(tmp_path / "device.json", describe_device(rough_device(0.01, 3)))
     how = {"seeds": 2, "steps": 8}
     seen = []
-    whole = learning.train_task_file(
+    whole = small_tasks.train_task_file(
         "wine", tmp_path / "device.json", tmp_path / "whole.json", **how, progress=lambda *x: seen.append(x)
     )
     jobs = 2 * len(METHODS)
@@ -198,15 +197,15 @@ def test_interrupted_training_goes_on_where_it_stopped(tmp_path):
 
     out = tmp_path / "training.json"
     with pytest.raises(Stop):
-        learning.train_task_file("wine", tmp_path / "device.json", out, **how, progress=stopping)
+        small_tasks.train_task_file("wine", tmp_path / "device.json", out, **how, progress=stopping)
     kept = sorted((tmp_path / "training.checkpoints").iterdir())
     assert len(kept) == 8
     ends = {path: path.stat().st_mtime_ns for path in kept}
     assert not out.exists()
     with pytest.raises(Stop):  # the finished seven are not made again, nor their files written
-        learning.train_task_file("wine", tmp_path / "device.json", out, **how, progress=stopping)
+        small_tasks.train_task_file("wine", tmp_path / "device.json", out, **how, progress=stopping)
     assert sum(path.stat().st_mtime_ns == when for path, when in ends.items()) >= 7
-    assert learning.train_task_file("wine", tmp_path / "device.json", out, **how) == whole
+    assert small_tasks.train_task_file("wine", tmp_path / "device.json", out, **how) == whole
     assert not (tmp_path / "training.checkpoints").exists()
     assert out.read_bytes() == (tmp_path / "whole.json").read_bytes()
 

@@ -12,15 +12,13 @@ import pytest
 import torch
 
 from circuits.errors import InputError
-from tngd.checkpoint import read_checkpoint, write_checkpoint
 from tngd.curvature.losses import CROSS_ENTROPY
-from tngd.mnist import Images
 from tngd.optimizer.baselines import ConjugateNGD, ExactNGD
 from tngd.optimizer.kfac import KFAC
 from tngd.optimizer.tngd import TNGD
 from tngd.training import trial as engine
-from tngd.training.mnist import SETTINGS, Data, mnist_trial
-from tngd.training.trial import Draws, Trial, batch_order, run_trial, trial_hash
+from tngd.training.mnist import SETTINGS, Data, Images, mnist_trial
+from tngd.training.trial import Draws, Trial, batch_order, read_checkpoint, run_trial, trial_hash, write_checkpoint
 
 SAMPLES, BATCH, EPOCHS = 83, 8, 3
 

@@ -25,8 +25,8 @@ from circuits.synthesis import fisher
 from circuits.synthesis.design import check_options
 from circuits.synthesis.fisher import DATA_SETS
 from circuits.verification import folder as verification_folder
-from tngd import learning
 from tngd.report import page
+from tngd.training import small_tasks
 from tngd.training.small_tasks import check_budget
 
 SCHEMA = "tngd.run/1"
@@ -168,7 +168,9 @@ def _calibrating(folder: Path) -> Callable[[Progress], object]:
 
 
 def _training(options: Options, task: str, device: Path, out: Path) -> Callable[[Progress], object]:
-    return lambda progress: learning.train_task_file(task, device, out, options.seeds, options.steps, progress=progress)
+    return lambda progress: small_tasks.train_task_file(
+        task, device, out, options.seeds, options.steps, progress=progress
+    )
 
 
 def _trained(path: Path, task: str) -> bool:

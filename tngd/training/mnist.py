@@ -2,28 +2,50 @@
 
 The training set is the first so many training images. Tuning trains on the first four fifths of it, at most 8,000, and
 is judged by the training images behind those, a quarter as many: no test image has a part in it.
+
+MNIST from the four IDX files, as `make data` fetches them or as torchvision keeps them in <root>/MNIST/raw.
+
+An IDX file is a big-endian header (two zero bytes, the type 8 for bytes, the number of axes, their lengths) and the
+bytes of the array. Files are known by their hash; others of the same form (Fashion-MNIST) are taken and said to be.
+
+The image networks of the evidence: inputs (b, 1, 28, 28), ten outputs.
+
+The paper's network is a convolutional and two linear layers; it gives no sizes. Ours, `small`, has two convolutions and
+two linear layers, 6,218 parameters; `lenet` is LeNet-5 with rectifiers, 61,706 parameters.
 """
 
+import gzip
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
 from circuits.model.device import Device
 from circuits.model.device_file import device_hash
 from tngd.curvature.losses import CROSS_ENTROPY
-from tngd.mnist import Images, load_mnist
-from tngd.networks import NETWORKS
 from tngd.training.methods import Settings, make_optimizer, on_device
 from tngd.training.trial import Trial
 
 EVALUATED = 10_000  # training images, at most, on which the training loss is taken
 AT_ONCE = 1000  # images
 TUNED_ON = 8000
+
+
+ON_TILES = ("tngd-tiles-mc-ideal", "tngd-tiles-mc", "tngd-tiles-mc-worst")
+
+FILES = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+MEAN, DEVIATION = 0.1307, 0.3081  # of the pixels of the training set, 0 to 1
 
 
 @dataclass(frozen=True)
@@ -41,6 +63,17 @@ class Setting:
 
 
 @dataclass(frozen=True, eq=False)
+class Images:
+    """Standardised images (m, 1, 28, 28), labels (m,), and whether all files are those of MNIST."""
+
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    genuine: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Data:
     """Images, and what tells these files from others."""
 
@@ -49,7 +82,6 @@ class Data:
     genuine: bool
 
 
-ON_TILES = ("tngd-tiles-mc-ideal", "tngd-tiles-mc", "tngd-tiles-mc-worst")
 SETTINGS = {
     "paper": Setting("small", 10_000, 10_000),
     # Of ten times the network and six times the images, the methods that cost a few Adam steps a step.
@@ -66,7 +98,7 @@ SETTINGS = {
 
 
 def load_data(root: Path) -> Data:
-    """The four files of MNIST in a folder, see tngd.mnist."""
+    """The four files of MNIST in a folder, see tngd.training.mnist."""
     images = load_mnist(root)
     parts = (images.train_images, images.train_labels, images.test_images, images.test_labels)
     digest = hashlib.sha256()
@@ -159,3 +191,87 @@ def _figures(sets: dict[str, tuple[Tensor, Tensor]]) -> Callable[[nn.Module], di
         return found
 
     return evaluate
+
+
+def load_mnist(root: Path) -> Images:
+    """Read the four files in `root` or `root`/MNIST/raw, gzipped or not; InputError says what is missing or wrong."""
+    folder = next((place for place in (root, root / "MNIST" / "raw") if _find(place, next(iter(FILES)))), None)
+    if folder is None:
+        raise InputError(f"{root} holds no MNIST ({next(iter(FILES))} is missing); get it with `make data`")
+    arrays, genuine = {}, True
+    for name, known in FILES.items():
+        content = _read(folder, name)
+        genuine &= hashlib.sha256(content).hexdigest() == known
+        arrays[name] = _parsed(folder / name, content, 3 if "images" in name else 1)
+    tensors = [_tensor(array) for array in arrays.values()]
+    for images, labels, which in ((tensors[0], tensors[1], "train"), (tensors[2], tensors[3], "t10k")):
+        if len(images) != len(labels):
+            raise InputError(f"{folder} holds {len(images)} {which} images and {len(labels)} labels; get it anew")
+    return Images(*tensors, genuine)
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+
+
+def _read(folder: Path, name: str) -> bytes:
+    path = _find(folder, name)
+    if path is None:
+        raise InputError(f"{folder} lacks {name}; get it with `make data`")
+    try:
+        content = path.read_bytes()
+        return gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path} cannot be read ({error}); get it anew with `make data`") from None
+
+
+def _parsed(path: Path, content: bytes, axes: int) -> np.ndarray:
+    """The array of an IDX file of bytes with so many axes."""
+    header = 4 + 4 * axes
+    shape = tuple(np.frombuffer(content[4:header], ">u4").tolist()) if len(content) >= header else ()
+    whole = content[:4] == bytes([0, 0, 8, axes]) and len(content) - header == np.prod(shape, dtype=np.int64)
+    if not whole or (axes == 3 and shape[1:] != (28, 28)):
+        raise InputError(f"{path} is no whole IDX file of {'28 x 28 images' if axes == 3 else 'labels'}; get it anew")
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    if array.ndim == 1:
+        return torch.from_numpy(array.astype(np.int64))
+    return ((torch.from_numpy(array.astype(np.float32)) / 255 - MEAN) / DEVIATION)[:, None]
+
+
+def small() -> nn.Module:
+    """Two strided convolutions and two linear layers, 6,218 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(144, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
+
+
+def lenet() -> nn.Module:
+    """LeNet-5 with rectifiers, 61,706 parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, 10),
+    )
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"small": small, "lenet": lenet}

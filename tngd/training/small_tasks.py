@@ -2,8 +2,20 @@
 
 Seed s sets the initial weights, the rows that are held for testing, the batches (drawn with replacement from the other
 rows), and which copy comes first.
+
+The small tasks of `tngd train`: data, model, budget and optimizers of each.
+
+`fair` (or another data set by name): logistic regression with 8 parameters, one board. `digits`: a 64-24-10 network,
+its curvature in 8 x 8 diagonal blocks on the copies. Step sizes and dampings are those of the lowest training loss in a
+sweep over {1, 2, 3, 5} x 10^k on seeds that are not reported, for every method alike: benchmarks/step_sizes.py, with
+its result beside it.
+
+What the verbs `train_task_file` and `report` do with files, by the rules of circuits.netlist.export.
+
+Apart from them because torch and matplotlib take seconds to load, which no board needs.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,15 +26,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from circuits.errors import InputError
-from circuits.files import sha256
+from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
 from circuits.model.device import Device, ideal_device
-from circuits.model.device_file import device_hash
+from circuits.model.device_file import device_file, device_hash, load_device
 from circuits.parallel import Progress, silent
+from circuits.synthesis.fisher import DATA_SETS, fit_weights, load
+from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss
 from tngd.device.tiles import TileBoard, tile_board
-from tngd.tasks import TASKS, Method, Task, optimal_loss, split_rows
+from tngd.optimizer.baselines import ExactNGD
+from tngd.optimizer.tngd import TNGD
 from tngd.training.comparison import mean_and_error
 from tngd.training.trial import Draws, Outcome, Trial, one_thread, run_trial, trial_hash
 from tngd.training.workers import Pool, helpers
@@ -30,6 +46,10 @@ from tngd.training.workers import Pool, helpers
 SCHEMA = "tngd.training/1"
 EVALUATIONS = 30  # points of a learning curve
 TILES = ("passive", "unstable", "deviation", "saturated", "clipped")  # of what a step on tiles says
+
+TEST_FRACTION = 0.2
+
+Factory = Callable[[list[Tensor], TileBoard], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +142,30 @@ def check_budget(seeds: int, steps: int | None) -> None:
     if seeds < 1 or (steps is not None and steps < 1):
         given = f"--seeds {seeds}" + (f" --steps {steps}" if steps is not None else "")
         raise InputError(f"at least one seed and one step are needed, got {given}")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Data, model and budget of one comparison."""
+
+    name: str
+    features: Tensor  # (m, d)
+    labels: Tensor  # (m,)
+    model: Callable[[], torch.nn.Module]
+    loss: Loss
+    batch: int
+    steps: int
+    methods: tuple["Method", ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One optimizer in the comparison; `boards` is "none", "ideal" or "calibrated"."""
+
+    name: str
+    boards: str
+    settings: dict[str, Any]
+    make: Factory
 
 
 def train_once(task: Task, method: Method, board: TileBoard, seed: int, steps: int | None = None) -> Training:
@@ -227,3 +271,123 @@ def _clear(files: list[Path]) -> None:
     for folder in {file.parent for file in files}:
         with suppress(OSError):
             folder.rmdir()
+
+
+def split_rows(task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Rows for testing and for training, drawn by the generator."""
+    order = torch.randperm(len(task.features), generator=generator)
+    held = round(TEST_FRACTION * len(order))
+    return order[:held], order[held:]
+
+
+def optimal_loss(task: Task, seed: int) -> float | None:
+    """The smallest training loss a logistic regression can have on this seed's training rows, else None."""
+    if task.loss is not LOGISTIC:
+        return None
+    _, rows = split_rows(task, torch.Generator().manual_seed(seed))
+    weights = torch.tensor(fit_weights(task.features[rows].numpy(), task.labels[rows].numpy()))
+    return float(task.loss.value(task.features[rows] @ weights[:, None], task.labels[rows]))
+
+
+def _logistic(name: str) -> Task:
+    data = load(name)
+    features, labels = torch.tensor(data.features), torch.tensor(data.labels)
+    settings = {"lr": 0.2, "damping": 0.01}  # one tile is the whole curvature: alike for exact NGD and TNGD
+    return Task(
+        name,
+        features,
+        labels,
+        lambda: torch.nn.Linear(features.shape[1], 1, bias=False, dtype=torch.float64),
+        LOGISTIC,
+        batch=min(1024, len(labels)),
+        steps=30,
+        methods=_methods(LOGISTIC, sgd=1.0, adam=0.1, exact=settings, tiles=settings),
+    )
+
+
+def _digits() -> Task:
+    features, labels = load_digits(return_X_y=True)
+
+    def network() -> torch.nn.Module:
+        return torch.nn.Sequential(torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10)).double()
+
+    return Task(
+        "digits",
+        torch.tensor(features / 16.0),
+        torch.tensor(labels),
+        network,
+        CROSS_ENTROPY,
+        batch=64,
+        steps=100,
+        methods=_methods(
+            CROSS_ENTROPY,
+            sgd=0.3,
+            adam=0.05,
+            exact={"lr": 0.5, "damping": 0.02},
+            tiles={"lr": 0.05, "damping": 0.01},
+        ),
+    )
+
+
+TASKS: dict[str, Callable[[], Task]] = {name: partial(_logistic, name) for name in DATA_SETS} | {"digits": _digits}
+
+
+def _methods(
+    loss: Loss, sgd: float, adam: float, exact: dict[str, float], tiles: dict[str, float]
+) -> tuple[Method, ...]:
+    def on_tiles(refresh: int) -> Factory:
+        return lambda params, board: TNGD(params, board, refresh=refresh, loss=loss, **tiles)
+
+    sgd_settings = {"lr": sgd, "momentum": 0.9 if loss is CROSS_ENTROPY else 0.0}
+    fresh = tiles | {"refresh": 10}
+    return (
+        Method("SGD", "none", sgd_settings, lambda params, _: torch.optim.SGD(params, **sgd_settings)),
+        Method("Adam", "none", {"lr": adam}, lambda params, _: torch.optim.Adam(params, lr=adam)),
+        Method("exact NGD", "none", exact, lambda params, _: ExactNGD(params, loss=loss, **exact)),
+        Method("TNGD, ideal device", "ideal", fresh, on_tiles(10)),
+        Method("TNGD, calibrated copies", "calibrated", fresh, on_tiles(10)),
+        Method("TNGD, calibrated copies, not preconditioned", "calibrated", tiles | {"refresh": 0}, on_tiles(0)),
+    )
+
+
+def train_task_file(
+    task: str,
+    device_path: Path,
+    out: Path | None = None,
+    seeds: int = 3,
+    steps: int | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train one task on a device, a file or a preset, and add it to training.json.
+
+    Without `out` that is beside the device's file, and for a preset in the working folder. An interrupted call leaves
+    what it has done in `<name>.checkpoints` beside the file, and the same call goes on from there.
+    """
+    if task not in TASKS:
+        raise InputError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+    device = load_device(device_path)
+    path = out or device_path.parent / "training.json"
+    refuse_existing(path, force=True)
+    if task in _training_file(path)["tasks"] and not force:
+        raise InputError(f"{path} holds {task} already; give --force to replace it, or another --out")
+    result = train(task, device, seeds, steps, progress, path.with_suffix(".checkpoints"))
+    result["provenance"] = provenance(
+        device_file_sha256=file_sha256(device_file(device_path)), device_sha256=device_hash(device), seeds=seeds
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.parent, wait=True):  # another task may have come into the file meanwhile
+        content = _training_file(path)
+        content["tasks"][task] = result
+        write_json(path, content)
+    return result
+
+
+def _training_file(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {"schema": SCHEMA, "tasks": {}}
+    content = read_json(path, "train")
+    known = isinstance(content, dict) and content.get("schema") == SCHEMA
+    if not known or not isinstance(content.get("tasks"), dict):
+        raise InputError(f"{path} does not say schema {SCHEMA}; choose another --out")
+    return content

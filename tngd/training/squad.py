@@ -26,10 +26,19 @@ from circuits.files import file_sha256, provenance, refuse_existing, write_json
 from circuits.parallel import Progress, one_of, silent
 from tngd.curvature.cotangents import CURVATURES
 from tngd.optimizer.tngd import TNGD
-from tngd.squad_score import score
-from tngd.squad_span import SPAN, best_spans
 from tngd.training.comparison import mean_and_error
-from tngd.training.squad_data import TEST, TRAIN, Tokens, find_folder, read_hub, read_squad, tokenise
+from tngd.training.squad_data import (
+    SPAN,
+    TEST,
+    TRAIN,
+    Tokens,
+    best_spans,
+    find_folder,
+    read_hub,
+    read_squad,
+    score,
+    tokenise,
+)
 from tngd.training.squad_model import MINILM, Pretrained, load_pretrained, span_model
 from tngd.training.trial import Outcome, Trial, one_thread, run_trial
 

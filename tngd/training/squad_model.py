@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from circuits.errors import InputError
 from circuits.files import file_sha256
-from tngd.squad_span import span_outputs
-from tngd.training.squad_data import Encoder
+from tngd.training.squad_data import Encoder, span_outputs
 
 MINILM = "minilm"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of its model.safetensors
