@@ -1,4 +1,5 @@
-"""The sweep behind the step sizes and dampings of tngd.training.small_tasks: every method alike, on seeds that are not reported.
+"""The sweep behind the step sizes and dampings of tngd.training.small_tasks: every method alike, on seeds that are not
+reported.
 
 Step sizes and dampings come from {1, 2, 3, 5} x 10^k; a method's choice is the pair with the lowest mean training loss
 after the task's own number of steps. Run: `python benchmarks/step_sizes.py fair digits`. About ten minutes for both.

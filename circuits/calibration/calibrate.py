@@ -12,20 +12,20 @@ Calibration of physical boards from recorded readings: parts, temperatures, and 
 
     data = C(0), C(L),   <C_ij(τ)> = r_i r_j ρ_ij(τ; θ) - V_ij,   offset = mean reading
 
-with C(τ) the covariances of readings τ apart about the mean, their joint law from circuits.calibration.observations, r the relative gains
-of the readout, and L the lag that circuits.statistics.recorded keeps: a quarter period, or the time constant, of a cell. Pairs of
-readings count that have no gap between them; a record without any has C(0) alone, which tells the parts that settle
-nothing (inductances, a common scale of time). There are fewer data than a board has parts, so some keep their prior,
-and the standard errors say so. A gain that all cells have in common cannot be told from their common temperature,
-r² T = const, nor from a common scale of all parts: it takes the share that its prior leaves it, and its error is
-reported by itself.
+with C(τ) the covariances of readings τ apart about the mean, their joint law from circuits.calibration.observations, r
+the relative gains of the readout, and L the lag that circuits.statistics.recorded keeps: a quarter period, or the time
+constant, of a cell. Pairs of readings count that have no gap between them; a record without any has C(0) alone, which
+tells the parts that settle nothing (inductances, a common scale of time). There are fewer data than a board has parts,
+so some keep their prior, and the standard errors say so. A gain that all cells have in common cannot be told from their
+common temperature, r² T = const, nor from a common scale of all parts: it takes the share that its prior leaves it, and
+its error is reported by itself.
 
 Calibration by programs of its own: training programs in ngspice on every copy, one fit, and held-out targets.
 
-No single program shows every part of a board, so calibration programs it itself (circuits.calibration.experiments), fits the parts
-of every copy to all programs at once, and then meets targets the fit never saw. Training runs are exact (spectra) or
-sampled (covariances, by the law of their estimate); held-out targets are always run exactly, so that what is judged is
-the prediction.
+No single program shows every part of a board, so calibration programs it itself (circuits.calibration.experiments),
+fits the parts of every copy to all programs at once, and then meets targets the fit never saw. Training runs are exact
+(spectra) or sampled (covariances, by the law of their estimate); held-out targets are always run exactly, so that what
+is judged is the prediction.
 
 Fit of the parts of each copy, pair by pair, to what ngspice returned for its own program.
 

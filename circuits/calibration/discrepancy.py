@@ -1,9 +1,9 @@
 """What the circuit of equal pairs leaves out of a copy: unequal pairs, and strays that only one side of a cell has.
 
 The values of a pair are μ (1 ± δ), of capacitances, of conductances, of inverse inductances, of series resistances.
-With x and c of circuits.model.pairs the whole board is Y = [[Y_xx, Y_xc], [Y_cx, Y_cc]]; the pair model is Y_xx at δ = 0. A
-stray between two cells is one part: it is on one side, δ = 1, where the pair model has half of it on either. What is
-left out of a statistic s is s(μ, δ) - s(μ, 0); its law comes from copies (μ, δ) drawn from the tolerances. The same
+With x and c of circuits.model.pairs the whole board is Y = [[Y_xx, Y_xc], [Y_cx, Y_cc]]; the pair model is Y_xx at δ =
+0. A stray between two cells is one part: it is on one side, δ = 1, where the pair model has half of it on either. What
+is left out of a statistic s is s(μ, δ) - s(μ, 0); its law comes from copies (μ, δ) drawn from the tolerances. The same
 draws serve all programs, for one copy's mismatch is one, so leavings under different programs keep their correlation.
 """
 
@@ -84,7 +84,7 @@ def drawn_spectra(half: Half, draws: Draws, frequencies: np.ndarray) -> tuple[np
 
 
 def delayed_leavings(half: Half, draws: Draws, delays: Sequence[float] = (0.0,)) -> np.ndarray:
-    """What is left out of K(τ) of circuits.calibration.held_out, (delays, draws, n, n) [V²]; of the covariance at τ = 0."""
+    """Discrepancies of K(τ) (circuits.calibration.held_out), (delays, draws, n, n) [V²]; of the covariance at τ = 0."""
     frequency, weights = nodes_and_weights(half, ROUGH)
     return _summed(half, draws, frequency, np.array([weights * low_pass(frequency, delay) for delay in delays]))
 

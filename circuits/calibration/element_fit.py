@@ -166,6 +166,7 @@ def drawn_discrepancy(design: Design, layout: Layout, measured: dict[str, Run]) 
 
 
 def exact_misfit(board: Board, program: Program, layout: Layout, run: Run, discrepancy: np.ndarray) -> Misfit:
+    """Misfit of an exact run: covariance and spectra, less the mean discrepancy of drawn copies (draws, data)."""
     data = _flatten(run.exact.covariance, run.exact.spectra) - discrepancy.mean(axis=0)
     sigma = np.sqrt(discrepancy.var(axis=0) + FLOOR**2)
 
@@ -179,6 +180,7 @@ def exact_misfit(board: Board, program: Program, layout: Layout, run: Run, discr
 
 
 def sampled_misfit(board: Board, program: Program, layout: Layout, run: Run) -> Misfit:
+    """Misfit of a sampled run: its covariance, whitened by the law of the estimate."""
     nominal = model_circuit(board, program, layout, np.ones(len(layout.names)))
     law = chunks_law(run.recipe, nominal, program.period, run.moments.samples)
     whiten = np.linalg.cholesky(law.covariance)
@@ -194,6 +196,7 @@ def sampled_misfit(board: Board, program: Program, layout: Layout, run: Run) -> 
 
 
 def fit_misfit(misfit: Misfit, prior: np.ndarray) -> Fit:
+    """Least-squares fit of all parameters, with their covariance, under a normal prior of these deviations."""
     start = np.ones(len(prior))
 
     def residuals(theta: np.ndarray) -> np.ndarray:

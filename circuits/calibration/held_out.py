@@ -21,8 +21,8 @@ the cosine transform for one lag does not. At τ = the slowest time constant K w
 
 Held-out programs on calibrated copies, whatever they were fitted to: run exactly in ngspice, predicted, compared.
 
-What a fit says of programs that it never saw is judged the same way after every route (circuits.calibration.held_out). Nothing of
-these runs goes into a fit.
+What a fit says of programs that it never saw is judged the same way after every route (circuits.calibration.held_out).
+Nothing of these runs goes into a fit.
 """
 
 import contextlib
@@ -122,8 +122,8 @@ class Scores:
 class HeldOut(Scores):
     """Scores of the inverse (on a resistive board by the mean of the readings), and of what else was predicted.
 
-    `also` has those of the settling (circuits.calibration.held_out, at the slowest time constant of the nominal board), and on a
-    resistive board of the covariance.
+    `also` has those of the settling (circuits.calibration.held_out, at the slowest time constant of the nominal board),
+    and on a resistive board of the covariance.
     """
 
     programs: tuple[str, ...]

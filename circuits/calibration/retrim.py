@@ -2,10 +2,10 @@
 
 Three things are wrong with a copy, and each is set right where that is possible. Unequal temperatures no code repairs:
 the amplitude of each noise generator is set by its cell's temperature (a source's power by 1/t). Wrong bits are no
-error once they are known: the closest-vector search of circuits.synthesis.rounding runs on the values that this copy's codes
-really have. What is left is the coarseness of the codes, which no search removes: couplings of 4 bits and 28 banks hold
-an inverse to some 0.5 %. Repeated programming does: the k-th program is for the inverse that makes the mean of the
-first k right,
+error once they are known: the closest-vector search of circuits.synthesis.rounding runs on the values that this copy's
+codes really have. What is left is the coarseness of the codes, which no search removes: couplings of 4 bits and 28
+banks hold an inverse to some 0.5 %. Repeated programming does: the k-th program is for the inverse that makes the mean
+of the first k right,
 
     B_k  →  k P⁻¹ - Σ_{j<k} B_j,
 
@@ -14,7 +14,8 @@ frequencies is predicted and taken from the inverse that the search aims at.
 
 What the verbs of calibrated copies do with files: devices of the package, their converters, codes for very copies.
 
-By the rules of circuits.netlist.export: nothing is replaced without `force`, results are written whole and say what they are of.
+By the rules of circuits.netlist.export: nothing is replaced without `force`, results are written whole and say what
+they are of.
 """
 
 from collections.abc import Sequence

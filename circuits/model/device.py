@@ -1,16 +1,17 @@
 """A device: what calibration knows of the copies of one board, its file, and the presets of the package.
 
-`predict` gives the circuit of a copy under any program (circuits.model.fitted_copy), `Device.program` the whole process of any
-target (circuits.model.device).
+`predict` gives the circuit of a copy under any program (circuits.model.fitted_copy), `Device.program` the whole process
+of any target (circuits.model.device).
 
 What a fitted copy will do with any target: its drift, diffusion, mean, covariance and settling.
 
     dx = (b - A x) dt + N(0, D dt),   <y> = H A⁻¹ b,   Cov(y) = H Σ Hᵀ,   A Σ + Σ Aᵀ = D
 
-with A, D, H of the copy's own circuit (circuits.model.fitted_copy) at an ambient temperature, or, if the device is of a lower
-order, of that circuit reduced to so many states (circuits.model.reduction): all that is predicted is then of that process.
-The copy shows g y + o of a reading y, and the ADC rounds and clips that (circuits.model.converters.converted_law); its full
-scale is for the largest rms reading of the board. Bias currents come from the DAC, whose full scale is for their rms.
+with A, D, H of the copy's own circuit (circuits.model.fitted_copy) at an ambient temperature, or, if the device is of a
+lower order, of that circuit reduced to so many states (circuits.model.reduction): all that is predicted is then of that
+process. The copy shows g y + o of a reading y, and the ADC rounds and clips that
+(circuits.model.converters.converted_law); its full scale is for the largest rms reading of the board. Bias currents
+come from the DAC, whose full scale is for their rms.
 
 A device: estimates of every copy of one board, how it is written and read, and what a copy does with any target.
 """

@@ -8,14 +8,14 @@ With the element values e of a program
     C = M~,  G = diag(g/t_i),  Γ = diag(1/(L l_i)),  Q = k kT g I  (k nodes a cell),
 
 and the law of the readings is that of circuits.ou. Mismatch inside a pair enters in second order only. A board with
-banks or parasitics, and a resistive one, has a gain of every pair of parts (circuits.model.pairs): bits, switches, pads,
-windings, what leads to ground; its reduced circuit keeps the inner nodes that hold a state.
+banks or parasitics, and a resistive one, has a gain of every pair of parts (circuits.model.pairs): bits, switches,
+pads, windings, what leads to ground; its reduced circuit keeps the inner nodes that hold a state.
 
 The records of a fitted copy: an estimate of everything that is known of it, with what a board of its kind has.
 
 Each element (a matched pair of parts) has one relative gain, each cell a relative temperature and inductance; on boards
-with banks or parasitics, and on resistive ones, every pair of parts has a gain (circuits.model.pairs). A cell's reading y is
-shown as readout gain · y + readout offset.
+with banks or parasitics, and on resistive ones, every pair of parts has a gain (circuits.model.pairs). A cell's reading
+y is shown as readout gain · y + readout offset.
 """
 
 from dataclasses import dataclass, replace

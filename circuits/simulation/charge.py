@@ -75,6 +75,7 @@ def charge_law(board: Board, circuit: Circuit, charge: float, times: np.ndarray)
 
 
 def check_capacitive(board: Board) -> None:
+    """Raise InputError for a resistive board."""
     if board.coupling != "capacitive":
         raise InputError(
             "charges are read from capacitive boards, where capacitors hold the matrix, got a resistive one; "

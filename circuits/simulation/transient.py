@@ -6,7 +6,8 @@ not grow with the record and any later question about error against samples can 
 
 A recipe says how noise comes in. Held noise (`trrandom`) makes a break point of every sample and so four or five steps
 of the integrator: the law is that of circuits.ou. Noise from a file costs one step a sample, and four or five times
-less; its law is that of circuits.statistics.trapezoidal. Everything that makes a chunk is in its deck, which it may be kept under.
+less; its law is that of circuits.statistics.trapezoidal. Everything that makes a chunk is in its deck, which it may be
+kept under.
 """
 
 import re
@@ -52,7 +53,9 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Second moments (samples / BLOCK, n, n) [V²] of the blocks of a chunk, and the sums of circuits.statistics.equilibrium."""
+    """Second moments (samples / BLOCK, n, n) [V²] of the blocks of a chunk, and the sums of
+    circuits.statistics.equilibrium.
+    """
 
     moments: np.ndarray
     sums: Sums

@@ -88,10 +88,11 @@ class RecordSummary:
 class Recorded:
     """The statistics of one copy: `covariance` (n, n) [V²] about the mean, which lacks `mean_covariance` V (n, n).
 
-    `moments` (blocks, n, n) [V²] are those of consecutive blocks of `block_readings` (blocks,) readings about the
-    same mean, BLOCK or BLOCK · 2ᵏ each but the last; weighted with these they average to `covariance`. `pairs` (lags,)
-    readings are 0, 1, 2, … periods apart. `sums` are those of circuits.statistics.equilibrium about the mean, over pairs without a
-    gap between them (None: there are none), and `sums_pairs` (lags,) of these pairs are 0, 1, 2, … periods apart.
+    `moments` (blocks, n, n) [V²] are those of consecutive blocks of `block_readings` (blocks,) readings about the same
+    mean, BLOCK or BLOCK · 2ᵏ each but the last; weighted with these they average to `covariance`. `pairs` (lags,)
+    readings are 0, 1, 2, … periods apart. `sums` are those of circuits.statistics.equilibrium about the mean, over
+    pairs without a gap between them (None: there are none), and `sums_pairs` (lags,) of these pairs are 0, 1, 2, …
+    periods apart.
     """
 
     summary: RecordSummary

@@ -1,7 +1,7 @@
 """What elements have to be for a board to hold a matrix, and what the board holds besides its elements.
 
-The formulas come from circuits.synthesis.equations. The static load of a board, pads, coils, inputs and what is soldered to
-ground for good, is known, and taken from the ground elements.
+The formulas come from circuits.synthesis.equations. The static load of a board, pads, coils, inputs and what is
+soldered to ground for good, is known, and taken from the ground elements.
 """
 
 from collections.abc import Iterable, Iterator

@@ -19,7 +19,8 @@ diagonal as programmed and <U> its comparison matrix, the row sums of diag(d) <U
     d_i (<U> d)_i = g_i,   the one minimum of ½ dᵀ <U> d - Σ g_i log d_i,   convex if <U> is positive definite.
 
 Every target that passive cells hold therefore goes on the same board, and only couplings are switched. They take codes
-by the closest-vector search of circuits.synthesis.rounding. What the pads load depends, a little, on the codes: a few passes.
+by the closest-vector search of circuits.synthesis.rounding. What the pads load depends, a little, on the codes: a few
+passes.
 
 Elements from an E series: the values near each exact one, held by one part or by two in parallel.
 

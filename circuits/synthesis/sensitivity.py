@@ -9,7 +9,8 @@ temperature of its node (the source does not follow it), and with equal G, Γ ev
 A source's power does as much as its resistor. An inductor moves nothing. On a resistive board the inverse is read from
 the mean, <v> = G⁻¹ i, so the first law holds with G for C and a conductance for x, and capacitors move nothing.
 
-Of a capacitive board with parasitics as it is (circuits.synthesis.sensitivity): there inductors and parasitics move the inverse too.
+Of a capacitive board with parasitics as it is (circuits.synthesis.sensitivity): there inductors and parasitics move the
+inverse too.
 
 For independent parts, uniform within ±tolerance, the expected relative error of the inverse is the root of the sum of
 the squares of the parts' contributions, sensitivity · tolerance / sqrt(3).

@@ -17,8 +17,8 @@ Parasitics that a designer may add to a board: what inductors, capacitors and ne
     strays           C between the last node of a cell and the first of the next
 
 All are cold: only the noise sources are hot. What is static and known (self-resonance, inputs, pads of switches) is
-taken from the ground elements (circuits.synthesis.elements). Behind its ESR no capacitor holds a node up any more at the
-highest frequencies, where white noise would then have no finite variance; what does is the input capacitance of the
+taken from the ground elements (circuits.synthesis.elements). Behind its ESR no capacitor holds a node up any more at
+the highest frequencies, where white noise would then have no finite variance; what does is the input capacitance of the
 amplifier that reads the node, so a board with ESR has one, always on.
 
 Binary-weighted switched banks: a coupling as bits, each a part in series with its switches.

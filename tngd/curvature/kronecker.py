@@ -1,7 +1,7 @@
 """The digital factor T under the whole curvature: what the device holds is λI + M RᵀR Mᵀ, M = T⁻¹, T Tᵀ near RᵀR.
 
-T is stale (see tngd.optimizer.history) and a Kronecker product a layer. A row of R is a matrix (β | W) (n, 1 + m) of a layer, of
-its bias and weight, and
+T is stale (see tngd.optimizer.history) and a Kronecker product a layer. A row of R is a matrix (β | W) (n, 1 + m) of a
+layer, of its bias and weight, and
 
     G = Σ ββᵀ + W Wᵀ,   A = Σ (β | W)ᵀ (β | W) / tr G,   then A ← A/A₀₀, G ← A₀₀ G,
 

@@ -1,10 +1,10 @@
 """What linear and convolutional layers see in one forward pass, and from it the factor R of the curvature.
 
 Hooks keep the input a of every call of a layer and its place in the graph; backward passes from the outputs, one for
-each of the q cotangents a sample has or, along a chain (tngd.curvature.backward), one for all, give the gradients at those places
-for all samples at once. That is right while samples do not mix; it is checked with the first curvature of every kind of
-graph (the operations in it, which modules train) and then with fewer and fewer, and that nothing else used the layers'
-parameters. Parameters of other layers get explicit rows, a backward pass each.
+each of the q cotangents a sample has or, along a chain (tngd.curvature.backward), one for all, give the gradients at
+those places for all samples at once. That is right while samples do not mix; it is checked with the first curvature of
+every kind of graph (the operations in it, which modules train) and then with fewer and fewer, and that nothing else
+used the layers' parameters. Parameters of other layers get explicit rows, a backward pass each.
 
 One call of a linear or convolutional layer: what it saw and the gradient at its output, position by position.
 

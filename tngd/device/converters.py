@@ -1,4 +1,5 @@
-"""What an ADC makes of the Gaussian readings of many tiles: the law of circuits.model.converters.converted_law, in torch.
+"""What an ADC makes of the Gaussian readings of many tiles: the law of circuits.model.converters.converted_law, in
+torch.
 
 In multiples of the deviation σ of a reading, with its mean at 0, the codes are δ = Δ/σ apart and the thresholds τ
 between them midway. What a reading shows is q, and with the normalised Hermite polynomials h_k

@@ -1,8 +1,8 @@
 """The reduced-order board as an Ornstein-Uhlenbeck process in torch: dx = -(A x - b) dt + N(0, D dt), y = H x.
 
-State x = (v, φ), so A is not normal and D is singular. Laws are exact (tngd.device.transition): from any start with mean m
-and covariance S, after t the mean is Φ m + β and the covariance Φ S Φᵀ + Σ; stationary mean A⁻¹ b, and covariance from
-A Σ + Σ Aᵀ = D; stationary readings τ apart have the covariance H e^{-Aτ} Σ Hᵀ.
+State x = (v, φ), so A is not normal and D is singular. Laws are exact (tngd.device.transition): from any start with
+mean m and covariance S, after t the mean is Φ m + β and the covariance Φ S Φᵀ + Σ; stationary mean A⁻¹ b, and
+covariance from A Σ + Σ Aᵀ = D; stationary readings τ apart have the covariance H e^{-Aτ} Σ Hᵀ.
 
 Exact log-likelihood of recorded readings y_k = H x(t_k) of dx = -(A x - b) dt + N(0, D dt), without other noise.
 

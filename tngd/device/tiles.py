@@ -1,8 +1,8 @@
 """Many small targets on the calibrated copies at once: what every copy makes of its tile, batched in torch.
 
-A tile is an n x n target for an n-cell differential board. It is programmed as on the bench: unit-diagonal scaling,
-or scaling to dominance where that avoids negative elements, then elements by sign; on boards with banks the nearest
-codes (tngd.device.tiles). The copy's gains make it M~. On a capacitive board the cell temperatures t are the noise; with
+A tile is an n x n target for an n-cell differential board. It is programmed as on the bench: unit-diagonal scaling, or
+scaling to dominance where that avoids negative elements, then elements by sign; on boards with banks the nearest codes
+(tngd.device.tiles). The copy's gains make it M~. On a capacitive board the cell temperatures t are the noise; with
 equal nominal conductance and inductance the modes m of M~ separate, and
 
     B_ab = 2 t~_ab / (m_a + m_b + Q² (m_a - m_b)²/2),   t~ = Vᵀ diag(t) V,   M~ = V diag(m) Vᵀ,
@@ -14,9 +14,9 @@ readings is M~⁻¹ b, exactly. tngd.device.tile_solve needs no eigenvectors.
 
 Tiles on boards of switched banks: what every code holds on every copy, and codes for many targets at once.
 
-Bit b of a bank between cells i and j is open, straight or crossed, and adds to M_ii, M_jj and M_ij of its copy what
-its part, switch and pads make of it (circuits.model.pairs): a switch is a wire on a capacitive board, a known resistance on a
-resistive one. What is soldered, and the pads that stay on a cell, adds to M_ii always. Codes are coded as
+Bit b of a bank between cells i and j is open, straight or crossed, and adds to M_ii, M_jj and M_ij of its copy what its
+part, switch and pads make of it (circuits.model.pairs): a switch is a wire on a capacitive board, a known resistance on
+a resistive one. What is soldered, and the pads that stay on a cell, adds to M_ii always. Codes are coded as
 circuits.synthesis.rounding does: the digital scaling d makes the row sums what is soldered,
 
     d_i (<U> d)_i = g_i,
@@ -253,7 +253,8 @@ def _largest_variance(M: Tensor) -> Tensor:
 
 
 def _scaling(U: Tensor, sums: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Weights (n, tiles) as circuits.synthesis.cells for differential cells, None for 1, and which tiles need nothing negative.
+    """Weights (n, tiles) as circuits.synthesis.cells for differential cells, None for 1, and which tiles need nothing
+    negative.
 
     U (n, n, tiles) of unit diagonal, with the sums of sizes in its rows (n, tiles).
     """
@@ -390,7 +391,9 @@ def held_tiles(banks: TileBanks, codes: Tensor, copies: Tensor) -> Tensor:
 
 
 def row_sum_scalings(comparison: Tensor, sums: Tensor, start: Tensor | None = None) -> Tensor:
-    """d > 0, (n, tiles), with d_i (A d)_i = g_i for sums g (n, tiles) > 0; A as circuits.synthesis.rounding.row_sum_scaling."""
+    """d > 0, (n, tiles), with d_i (A d)_i = g_i for sums g (n, tiles) > 0; A as
+    circuits.synthesis.rounding.row_sum_scaling.
+    """
     n = len(sums)
     d = (sums / comparison.diagonal(dim1=0, dim2=1).movedim(-1, 0)).sqrt() if start is None else start
     least, enough = sums.amin(0), 8 * torch.finfo(d.dtype).eps * sums.sum(0).sqrt()

@@ -2,8 +2,9 @@
 
 One batch is a poor sample of the curvature, and its own gradient lies in it. So the device may hold the mean over the
 last few batches whose curvature was taken, and T, a Kronecker product a layer, the running mean over many: what is
-programmed is λI + M RᵀR Mᵀ, M = T⁻¹ (tngd.curvature.kronecker), in whose coordinates the gradient M g is uploaded and the state y
-read as Mᵀ y. T is made anew with each of the first curvatures, then with every RENEWED-th; the device then starts anew.
+programmed is λI + M RᵀR Mᵀ, M = T⁻¹ (tngd.curvature.kronecker), in whose coordinates the gradient M g is uploaded and
+the state y read as Mᵀ y. T is made anew with each of the first curvatures, then with every RENEWED-th; the device then
+starts anew.
 """
 
 from collections.abc import Mapping

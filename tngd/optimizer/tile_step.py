@@ -39,7 +39,8 @@ class TileStep:
     `unstable` tiles could not be held by their copy and took the step of the older factor alone; `passive` is the
     fraction that needed no negative element. `saturated` counts values that met the full scale of a converter, and on
     capacitive boards, whose answers are covariances of many readings, cells of tiles with more than 1e-3 of their
-    readings clipped (tngd.device.tile_solve); `clipped` is the share of all readings of stable tiles that the ADC clips.
+    readings clipped (tngd.device.tile_solve); `clipped` is the share of all readings of stable tiles that the ADC
+    clips.
     """
 
     unstable: int

@@ -1,10 +1,10 @@
 """Thermodynamic natural gradient descent: the gradient goes through the device, θ ← θ - η x(t).
 
 The device holds A = λI + RᵀR, RᵀR the curvature of the batch over the whole parameter vector, and the gradient g; its
-state after time t is taken exactly (tngd.device.dynamics). From the gradient, t = 0 is gradient descent and t = ∞ the damped
-natural gradient. With a precondition the device holds λI + T⁻¹RᵀRT⁻ᵀ, T of older curvatures (tngd.optimizer.history). An array
-puts the errors of a full-size device in (tngd.device.array). With curvature "tiles", calibrated boards invert 8 x 8 blocks
-instead (tngd.optimizer.tile_step).
+state after time t is taken exactly (tngd.device.dynamics). From the gradient, t = 0 is gradient descent and t = ∞ the
+damped natural gradient. With a precondition the device holds λI + T⁻¹RᵀRT⁻ᵀ, T of older curvatures
+(tngd.optimizer.history). An array puts the errors of a full-size device in (tngd.device.array). With curvature "tiles",
+calibrated boards invert 8 x 8 blocks instead (tngd.optimizer.tile_step).
 """
 
 from collections.abc import Callable, Iterable

@@ -56,8 +56,8 @@ Factory = Callable[[list[Tensor], TileBoard], torch.optim.Optimizer]
 class Training:
     """One method on one seed: loss at the evaluated steps, final test figures, what the boards did.
 
-    `tiles`, of a method that works on boards: means over the steps of what a tngd.optimizer.tile_step.TileStep says, and the
-    number of all `unstable` tiles. A seed that `diverged` says why, and has NaN where it did not come.
+    `tiles`, of a method that works on boards: means over the steps of what a tngd.optimizer.tile_step.TileStep says,
+    and the number of all `unstable` tiles. A seed that `diverged` says why, and has NaN where it did not come.
     """
 
     train_loss: list[float]
