@@ -18,6 +18,7 @@ def _signed(matrix: np.ndarray, signs: list[int]) -> np.ndarray:
     return np.array(signs)[:, None] * matrix * np.array(signs)
 
 
+SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])
 M_MATRIX = np.array([[2.0, -0.5, -0.3], [-0.5, 1.5, -0.2], [-0.3, -0.2, 1.0]])
 
 # name: (target, congruence or None, beginning of the step that the design must take)

@@ -144,7 +144,7 @@ def call(out: Path, said: dict[str, str], line: str) -> None:
     words = f"{done.returncode}\n{done.stdout}\n{done.stderr}".replace(str(out.resolve()), "OUT")
     said[line] = TEXT.sub("SECONDS", words)
     if "Traceback" in words or (done.returncode and line not in REFUSED):
-        print(f"{line}: {words}", file=sys.stderr)
+        print(f"{line}: {words.splitlines()[-1]}", file=sys.stderr)
 
 
 def record(out: Path) -> None:

@@ -6,10 +6,11 @@ from threading import Event
 
 import numpy as np
 import pytest
-from cases import M_MATRIX
+from cases import M_MATRIX, SMALL
 from compare import FALSE_ALARM, assert_close
 from conftest import needs_ngspice
 from scipy.stats import norm
+from simulated import truth
 
 from circuits.board import Conditions
 from circuits.calibration import folder
@@ -34,40 +35,12 @@ from circuits.simulation.measure import run_programs
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
 
-SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])
 BOARDS = {
     "differential": (SMALL, "active", Choices(bank_bits=4), 0.02),
     "plain": (M_MATRIX, "auto", Choices(bank_bits=4), 0.05),
     "plain, rough sources": (M_MATRIX, "auto", Choices(bank_bits=3, source_tolerance=0.02), 0.02),
     "resistive": (SMALL, "active", Choices(bank_bits=3, coupling="resistive"), 0.02),
 }
-
-
-def truth(model, copy) -> np.ndarray:
-    """What the parameters of a copy are: its parts averaged within pairs."""
-    board, found = model.board, np.ones(len(model.names))
-    gain = [copy.gains[part.name] for part in board.parts]
-    power = {}
-    for i, cell in enumerate(board.cells, start=1):
-        power[i] = np.mean([copy.gains[source.name] for source in board.sources if source.node in cell.nodes])
-    for c, name in enumerate(model.names):
-        members = [m for m, row in zip(model.pairs, model.exponents, strict=True) if row[c]]
-        part = board.parts[members[0][0]] if members else None
-        cell = int(name.split("_")[1]) if name.split("_")[1].isdigit() else 0
-        if name.startswith("power"):
-            found[c] = power[cell]
-        elif part.kind == "C" or part.role == "switch":
-            found[c] = np.mean([gain[m] for m in members[0]])
-        else:
-            found[c] = 1 / np.mean([1 / gain[m] for m in members[0]])
-            if name.startswith("temperature"):
-                found[c] *= power[cell]
-        if part is not None and part.role in ("ground", "storage") and part.kind == "C":
-            ends = [board.parts[m].nodes[0] for m in members[0]]  # the pads that stay beside it are in it
-            pads = [[p for p in board.parts if p.role == "pad" and p.nodes[0] == node] for node in ends]
-            off = [sum(p.nominal * (copy.gains[p.name] - 1) for p in own) for own in pads]
-            found[c] += np.mean(off) / part.nominal
-    return found
 
 
 @pytest.fixture(scope="module", params=BOARDS)

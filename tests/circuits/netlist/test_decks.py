@@ -23,7 +23,7 @@ from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.options import Choices
 
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
-NETLISTS = Path(__file__).parents[1] / "netlists"
+NETLISTS = Path(__file__).parents[3] / "netlists"
 # The script that writes them says which they are.
 REFERENCE_DECKS = runpy.run_path(str(NETLISTS / "write_netlists.py"))["reference_designs"]()
 

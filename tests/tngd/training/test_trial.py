@@ -164,12 +164,12 @@ def test_interrupted_run_is_the_uninterrupted_one(name, schedule, tmp_path):
 def test_killed_run_is_the_uninterrupted_one(tmp_path):
     place = tmp_path / "run.npz"
     code = (
-        "import os, signal, sys; from pathlib import Path; sys.path.insert(0, sys.argv[1]);"
+        "import os, signal, sys; from pathlib import Path; sys.path[:0] = sys.argv[3:];"
         "import torch; torch.set_num_threads(1); from test_trial import engine, make; engine.REPORTED = 4;"
         "kill = lambda done, total, what: done >= 28 and os.kill(os.getpid(), signal.SIGKILL);"
         "engine.run_trial(make('TNGD'), Path(sys.argv[2]), kill)"
     )
-    killed = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent), str(place)], check=False)
+    killed = subprocess.run([sys.executable, "-c", code, "", str(place), *sys.path], check=False)
     assert killed.returncode == -signal.SIGKILL
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -363,7 +363,7 @@ def test_a_step_of_given_batches_that_fails_is_named_and_wrong_batches_are_refus
 
 def test_runs_of_the_stored_evidence_are_known_again():
     """Their hashes, made by the engine of then: a file of results goes on filling after a change of the engine."""
-    content = json.loads((Path(__file__).parents[1] / "benchmarks" / "mnist.json").read_text())
+    content = json.loads((Path(__file__).parents[3] / "benchmarks" / "mnist.json").read_text())
     blank = [torch.zeros(1).expand(count) for count in (60_000, 60_000, 10_000, 10_000)]
     for name in ("paper", "lenet"):
         found = content["comparisons"][name]

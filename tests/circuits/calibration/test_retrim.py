@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 from cases import M_MATRIX
 from conftest import needs_ngspice
-from test_banked import truth
+from simulated import known_device
 
 from circuits.board import Conditions
 from circuits.calibration.held_out import measured_inverse
 from circuits.calibration.retrim import nearest_program, retrim, trimmed_copy
 from circuits.copies import codes
 from circuits.errors import InputError
-from circuits.model.device import Device, copy_of
-from circuits.model.pairs import pair_model
 from circuits.nodal import assemble
 from circuits.ou import predicted_columns, reading_covariance
 from circuits.simulation.measure import run_programs
@@ -26,14 +24,6 @@ from circuits.synthesis.options import Choices
 from circuits.synthesis.topology import build_board
 
 PROGRAMMINGS = 8
-
-
-def known_device(made) -> Device:
-    """The device that calibration would make of these copies if it made no error."""
-    model = pair_model(made.board)
-    small = np.diag((1e-3 * model.spreads) ** 2)
-    copies = (copy_of(made.board, copy.name, model, truth(model, copy), small) for copy in made.copies)
-    return Device(made.board, tuple(copies), {})
 
 
 def raw_target(seed: int, cells: int = 5) -> np.ndarray:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from cases import FAIR, FAIR_FACTOR, M_MATRIX
 from conftest import needs_ngspice
-from simulated import rough_device
-from test_banked import truth
+from simulated import rough_device, truth
 
 from circuits.board import Conditions
 from circuits.calibration.presets import OFFSET, TOLERANCE, shipped_design

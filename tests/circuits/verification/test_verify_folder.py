@@ -14,7 +14,7 @@ import pytest
 from cases import FAIR, FAIR_FACTOR
 from compare import assert_close
 from conftest import needs_ngspice
-from scipy.linalg import expm
+from simulated import write_record
 
 from circuits.board import Conditions
 from circuits.calibration import folder as calibration_folder
@@ -22,7 +22,7 @@ from circuits.errors import InputError
 from circuits.files import locked
 from circuits.netlist.export import write_design
 from circuits.nodal import assemble
-from circuits.ou import drift, reading_covariance, stationary_covariance
+from circuits.ou import reading_covariance
 from circuits.statistics.inversion import inversion
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import Choices
@@ -31,25 +31,6 @@ from circuits.verification.folder import Inquiry
 from tngd.report.page import render
 
 TWO = np.array([[1.0, 0.3], [0.3, 1.0]])
-
-
-def write_record(path, made, copies, readings: int, period: float, seed: int) -> None:
-    """Voltages of the copies' own circuits under white noise, step by step from their exact transition."""
-    rng = np.random.default_rng(seed)
-    cells = [cell.name for cell in made.board.cells]
-    lines = ["copy,time_s," + ",".join(f"{cell}_mV" for cell in cells)]
-    for copy in copies:
-        circuit = assemble(made.board, made.program, copy, Conditions())
-        F, S = expm(-drift(circuit) * period), stationary_covariance(circuit)
-        noise = S - F @ S @ F.T
-        values, U = np.linalg.eigh((noise + noise.T) / 2)
-        root = U * np.sqrt(values.clip(0))
-        x = np.linalg.cholesky(S + 1e-12 * np.diag(np.diag(S))) @ rng.normal(size=len(S))
-        for k in range(readings):
-            y = 1e3 * circuit.readout @ x[: circuit.readout.shape[1]]
-            lines.append(f"{copy.name},{k * period!r}," + ",".join(map(repr, y.tolist())))
-            x = F @ x + root @ rng.normal(size=len(x))
-    path.write_text("\n".join(lines) + "\n")
 
 
 def test_recorded_readings_take_the_place_of_ngspice(tmp_path, no_ngspice):

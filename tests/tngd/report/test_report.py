@@ -18,7 +18,7 @@ from tngd.report.training_plots import learning_curves, study_dots
 from tngd.report.training_tables import comparison_tables, squad_table, study_table
 from tngd.training.comparison import mean_and_error
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 MNIST, SQUAD = (json.loads((BENCHMARKS / name).read_text()) for name in ("mnist.json", "squad.json"))
 METHODS = ("adam", "k-fac", "tngd-tiles", "cg-ngd")
 

@@ -138,7 +138,7 @@ def test_every_tuned_method_has_the_same_budget():
             assert settings in METHODS[key].choices
 
 
-STORED = Path(__file__).parents[1] / "benchmarks" / "mnist.json"
+STORED = Path(__file__).parents[3] / "benchmarks" / "mnist.json"
 
 
 @pytest.mark.skipif(not STORED.exists(), reason="the evidence is not made yet: tngd train mnist --tune")

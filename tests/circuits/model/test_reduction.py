@@ -9,8 +9,7 @@ from cases import FAIR, FAIR_FACTOR, M_MATRIX
 from compare import assert_close
 from reference import kronecker_lyapunov
 from scipy.linalg import expm
-from simulated import measured_exactly
-from test_retrim import known_device
+from simulated import known_device, measured_exactly
 
 from circuits.board import Conditions
 from circuits.calibration.calibrate import calibrate

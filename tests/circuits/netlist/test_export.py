@@ -167,7 +167,7 @@ def test_nothing_handed_over_names_this_machine(tmp_path):
         if path.is_file():
             text = path.read_text()
             assert str(tmp_path) not in text
-            assert str(Path(__file__).parents[1]) not in text
+            assert str(Path(__file__).parents[3]) not in text
 
 
 def test_damping_of_the_review_is_the_whole_one_and_does():

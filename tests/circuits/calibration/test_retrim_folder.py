@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cases import M_MATRIX
 from conftest import needs_ngspice
-from test_retrim import known_device
+from simulated import known_device
 
 from circuits.board import Conditions
 from circuits.calibration.retrim import retrim, trimmed_copy

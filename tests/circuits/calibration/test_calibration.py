@@ -9,11 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import FAIR, FAIR_FACTOR, M_MATRIX, random_target
+from cases import FAIR, FAIR_FACTOR, M_MATRIX, SMALL, random_target
 from compare import FALSE_ALARM, assert_close
 from conftest import needs_ngspice
-from simulated import measured_by_sampling, measured_exactly
-from test_banked import SMALL, truth
+from simulated import measured_by_sampling, measured_exactly, truth
 
 from circuits.board import Conditions
 from circuits.calibration import folder as calibration_folder

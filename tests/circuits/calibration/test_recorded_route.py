@@ -11,7 +11,7 @@ import pytest
 from cases import M_MATRIX
 from compare import FALSE_ALARM, NORMAL_BOUND
 from scipy import stats
-from test_laboratory import write_record
+from simulated import write_record
 
 from circuits.board import Conditions, Copy
 from circuits.calibration import folder

@@ -56,7 +56,7 @@ def test_same_device_and_seeds_give_the_same_numbers_and_another_device_others(t
 
 
 def test_settings_are_the_best_of_the_stored_sweep():
-    lines = (Path(__file__).parents[1] / "benchmarks" / "step_sizes.jsonl").read_text().splitlines()
+    lines = (Path(__file__).parents[3] / "benchmarks" / "step_sizes.jsonl").read_text().splitlines()
     sweeps = {(sweep["task"], sweep["method"]): sweep for sweep in map(json.loads, lines)}
     for (task, name), sweep in sweeps.items():
         finite = [row for row in sweep["sweep"] if row["loss"] == row["loss"]]
