@@ -18,14 +18,14 @@ import numpy as np
 
 from circuits.board import Design
 from circuits.calibration.calibrate import calibrate_programs
-from circuits.calibration.retrim import Trim, retrim_copies
+from circuits.calibration.retrim import RetrimOptions, retrim_folder
 from circuits.files import write_json
 from circuits.model.device_file import describe_device
 from circuits.netlist.export import write_design
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.design import make_design
 from circuits.synthesis.fisher import named_fisher
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 from circuits.synthesis.target import check_target, inverse_factor
 
 EVERYTHING = Parasitics(winding=0.5, self_resonance=2e7, esr=0.05, coupled_coils=0.01, stray=0.2e-12)
@@ -48,9 +48,9 @@ def boards(seed: int) -> dict[str, Design]:
         "soldered": made(T),
         "soldered, raw": made(None),
         "all parasitics": made(T, parasitics=EVERYTHING),
-        "resistive": made(T, choices=Choices(coupling="resistive")),
-        "banks of 6 bits": made(T, choices=Choices(bank_bits=6)),
-        "banks of 4 bits, parts ±5 %": made(T, 0.05, choices=Choices(bank_bits=4)),
+        "resistive": made(T, choices=BoardOptions(coupling="resistive")),
+        "banks of 6 bits": made(T, choices=BoardOptions(bank_bits=6)),
+        "banks of 4 bits, parts ±5 %": made(T, 0.05, choices=BoardOptions(bank_bits=4)),
     }
 
 
@@ -84,8 +84,8 @@ def trimmed(folder: Path, seed: int) -> list[dict]:
     rows = []
     for word, target, at, precondition, damping in TARGETS:
         for spent in PROGRAMMINGS:
-            trim = Trim(None, target, at, precondition, damping, spent, check=True)
-            found = retrim_copies(folder, trim, folder / f"{word}-{spent}", force=True)["copies"]
+            trim = RetrimOptions(None, target, at, precondition, damping, spent, check=True)
+            found = retrim_folder(folder, trim, folder / f"{word}-{spent}", force=True)["copies"]
             nearest, own = (np.array([row["checked"][key] for row in found]) for key in ("error_nearest", "error"))
             rms = [float(np.linalg.norm(each) / len(each) ** 0.5) for each in (nearest, own)]
             rows.append(

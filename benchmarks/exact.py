@@ -17,10 +17,10 @@ from circuits.nodal import assemble, source_power
 from circuits.ou import reading_covariance
 from circuits.simulation.ac import exact_run
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
-from circuits.statistics.inversion import inversion
+from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices
-from circuits.verification.population import population
+from circuits.synthesis.options import BoardOptions
+from circuits.verification.population import draw_population
 
 CASES = ((8, 0.5), (8, 1.5), (8, 30.0), (16, 1.5), (32, 1.5), (64, 1.5))
 REPEATS = {8: 5, 16: 3, 32: 3, 64: 1}
@@ -38,7 +38,7 @@ def target(cells: int) -> np.ndarray:
 def main() -> None:
     version = ngspice_version(find_ngspice())
     for cells, quality in CASES:
-        made = make_design(target(cells), copies=1, choices=Choices(quality=quality))
+        made = make_design(target(cells), copies=1, choices=BoardOptions(quality=quality))
         copy = made.copies[0]
         text = circuit_of(dict(decks(made))[copy.name])
         power = source_power(made.board, made.program, gains_of(made.board, [copy])[0], Conditions())
@@ -60,7 +60,7 @@ def main() -> None:
     for cells in (8, 16):
         made = make_design(target(cells), copies=1)
         start = time.perf_counter()
-        population(made, inversion(made), copies=200)
+        draw_population(made, inversion_rule(made), copies=200)
         row = {"route": "200 copies by Lyapunov", "cells": cells, "seconds": round(time.perf_counter() - start, 3)}
         print(json.dumps(row), flush=True)
 

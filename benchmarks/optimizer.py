@@ -22,8 +22,8 @@ import torch
 from tiles import copies_of
 from torch import nn
 
-from circuits.synthesis.options import Choices
-from tngd.curvature.cotangents import cotangents
+from circuits.synthesis.options import BoardOptions
+from tngd.curvature.cotangents import curvature_cotangents
 from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.device.tiles import tile_board
 from tngd.optimizer.baselines import ConjugateNGD, ExactNGD, ggn_product
@@ -51,7 +51,7 @@ class EulerNGD:
     def step(self, closure: Callable) -> None:
         outputs, targets = closure()
         g = torch.autograd.grad(CROSS_ENTROPY.value(outputs, targets), self.parameters, retain_graph=True)
-        S = cotangents("ggn", outputs, targets, CROSS_ENTROPY, None, None)
+        S = curvature_cotangents("ggn", outputs, targets, CROSS_ENTROPY, None, None)
         product = ggn_product(outputs, self.parameters, S, self.damping)
         x = list(g)
         for _ in range(self.steps):
@@ -61,8 +61,8 @@ class EulerNGD:
                 parameter.sub_(self.lr * part)
 
 
-CAPACITIVE = tile_board(copies_of(Choices()), dtype=torch.float32)
-RESISTIVE = tile_board(copies_of(Choices(coupling="resistive")), dtype=torch.float32)
+CAPACITIVE = tile_board(copies_of(BoardOptions()), dtype=torch.float32)
+RESISTIVE = tile_board(copies_of(BoardOptions(coupling="resistive")), dtype=torch.float32)
 METHODS: dict[str, tuple[Callable, int]] = {
     "mc": (lambda m: TNGD(m, lr=1e-3, curvature="mc"), 4),
     "mc, t = 50": (lambda m: TNGD(m, lr=1e-3, curvature="mc", time=50.0), 4),

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from tngd.device.paths import Steps, paths, prepare_steps
+from tngd.device.paths import Steps, prepare_steps, sample_paths
 from tngd.device.process import Process, log_likelihood, stationary_covariance
 
 SIZES = (8, 16, 64, 256, 1024)
@@ -64,7 +64,7 @@ def median(seconds: list[float]) -> float:
 
 
 def draw(process: Process, steps: Steps) -> torch.Tensor:
-    return paths(steps, process.drift.new_zeros(process.drift.shape[-1]), 1)
+    return sample_paths(steps, process.drift.new_zeros(process.drift.shape[-1]), 1)
 
 
 def plainly(steps: Steps) -> torch.Tensor:

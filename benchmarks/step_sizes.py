@@ -17,7 +17,7 @@ from circuits.synthesis.topology import build_board
 from tngd.device.tiles import tile_board
 from tngd.optimizer.baselines import ExactNGD
 from tngd.optimizer.tngd import TNGD
-from tngd.training.small_tasks import TASKS, Method, train_once
+from tngd.training.small_tasks import TASKS, TaskMethod, train_once
 
 SEEDS = (100, 101, 102)
 STEPS = {
@@ -44,7 +44,7 @@ def main() -> None:
             results = {}
             for lr, damping in itertools.product(steps, DAMPINGS[name] if second_order else (None,)):
                 make = factory(method, task.loss, lr, damping)
-                losses = [train_once(task, Method(method, "ideal", {}, make), board, s) for s in SEEDS]
+                losses = [train_once(task, TaskMethod(method, "ideal", {}, make), board, s) for s in SEEDS]
                 results[lr, damping] = float(np.mean([run.train_loss[-1] for run in losses]))
             best = min(results, key=lambda pair: results[pair] if np.isfinite(results[pair]) else np.inf)
             rows = [{"lr": lr, "damping": damping, "loss": loss} for (lr, damping), loss in results.items()]

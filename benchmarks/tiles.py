@@ -23,17 +23,17 @@ from torch import Tensor
 
 from circuits.model.device import Device, ideal_device
 from circuits.model.fitted_copy import Estimate
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 from circuits.synthesis.topology import build_board
 from tngd.device.small_matrices import slices
-from tngd.device.tile_solve import Reading, tile_answers
+from tngd.device.tile_solve import ReadAt, tile_answers
 from tngd.device.tiles import TileBoard, hold_tiles, invert_tiles, tile_board
 
 TILES, SIZE, COPIES, TOLERANCE = 4096, 8, 3, 0.01
 GOALS = {inf: 10.0, 5.0: 20.0, 50.0: 20.0}  # ms
 
 
-def copies_of(choices: Choices, bank_range: float = 0.5) -> Device:
+def copies_of(choices: BoardOptions, bank_range: float = 0.5) -> Device:
     """Three copies whose every gain and temperature is uniform within the tolerance."""
     device = ideal_device(build_board(SIZE, "differential", TOLERANCE, choices, bank_range), COPIES)
     rng = np.random.default_rng(0)
@@ -82,8 +82,8 @@ def deviation(board: TileBoard, P: Tensor, v: Tensor, copies: Tensor) -> float:
 
 
 def measure(dtype: torch.dtype, repeats: int) -> None:
-    resistive = Choices(coupling="resistive")
-    capacitor, solver = (tile_board(copies_of(choices), dtype=dtype) for choices in (Choices(), resistive))
+    resistive = BoardOptions(coupling="resistive")
+    capacitor, solver = (tile_board(copies_of(choices), dtype=dtype) for choices in (BoardOptions(), resistive))
     copies, few = torch.arange(TILES) % COPIES, max(3, repeats // 3)
     P, v = targets(dtype)
 
@@ -92,7 +92,7 @@ def measure(dtype: torch.dtype, repeats: int) -> None:
         for part in slices(P):  # as the optimizer does
             held = hold_tiles(board, P[:, :, part], copies[part])
             b = held.scaling * u[:, part]
-            found.append(tile_answers(board, held, b, copies[part], Reading(time), b).values)
+            found.append(tile_answers(board, held, b, copies[part], ReadAt(time), b).values)
         return torch.cat(found, dim=-1)
 
     report("program", dtype, lambda: hold_tiles(capacitor, P, copies), repeats)
@@ -105,7 +105,7 @@ def measure(dtype: torch.dtype, repeats: int) -> None:
         report("resistive", dtype, lambda t=when: answer(solver, time=t), repeats, time=str(when), goal_ms=goal)
     every = torch.arange(COPIES).repeat_interleave(TILES)
     report("capacitive, averaged", dtype, lambda: answer(capacitor, P.repeat(1, 1, COPIES), copies=every), few)
-    banked = tile_board(copies_of(Choices(bank_bits=6)), dtype=dtype)
+    banked = tile_board(copies_of(BoardOptions(bank_bits=6)), dtype=dtype)
     report("banks of 6 bits", dtype, lambda: answer(banked), few, time="inf")
 
 

@@ -18,7 +18,7 @@ from math import inf
 import numpy as np
 
 from circuits.errors import InputError
-from circuits.files import Array
+from circuits.files import ArrayField
 
 GROUND = "0"
 REFERENCE_CELSIUS = 27.0
@@ -231,9 +231,9 @@ class Program:
     """
 
     name: str
-    target: Array  # (n, n), P
-    congruence: Array  # (n, n), T
-    scaling: Array  # (n,)
+    target: ArrayField  # (n, n), P
+    congruence: ArrayField  # (n, n), T
+    scaling: ArrayField  # (n,)
     step: str
     reason: str
     values: dict[str, float]

@@ -25,7 +25,7 @@ from pydantic import PlainSerializer, PlainValidator
 from circuits.errors import InputError
 
 # A numpy array that is a nested list in JSON and is checked to be finite numbers on the way in.
-Array = Annotated[
+ArrayField = Annotated[
     np.ndarray,
     PlainValidator(lambda value: _finite_array(value)),
     PlainSerializer(lambda value: np.asarray(value).tolist()),

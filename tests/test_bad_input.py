@@ -15,7 +15,7 @@ from circuits.files import write_json, write_npz
 from circuits.model.device import ideal_device
 from circuits.model.device_file import describe_device
 from circuits.synthesis.topology import build_board
-from tngd.pipeline import Options, _content
+from tngd.pipeline import RunOptions, _content
 from tngd.training.small_tasks import SCHEMA as TRAINING_SCHEMA
 
 GOOD = np.array([[2.0, -1.0], [-1.0, 2.0]])
@@ -876,7 +876,7 @@ def test_report_takes_any_number_of_boards(board, here, works):
 def finished(here: Path, simulator: Callable[[str], Path]) -> Path:
     """A folder that looks like a finished run, and a simulator that must never be needed."""
     simulator("exit 1")
-    write_json(here / "run" / "run.json", _content(Options("fair"), finished=True))
+    write_json(here / "run" / "run.json", _content(RunOptions("fair"), finished=True))
     (here / "run" / "report.html").write_text("the work of a night")
     return here / "run"
 
@@ -888,7 +888,7 @@ def test_unknown_data_set_is_refused(finished, refused):
 
 def test_finished_or_other_run_is_kept_without_force(finished, refused):
     assert "is finished" in refused("run", "fair", "--out", "run")
-    write_json(finished / "run.json", _content(Options("fair"), finished=False))
+    write_json(finished / "run.json", _content(RunOptions("fair"), finished=False))
     assert "other options" in refused("run", "fair", "--out", "run", "--seed", "1")
 
 

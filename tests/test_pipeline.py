@@ -135,7 +135,7 @@ def _interrupt(*_, **__):
 
 @needs_ngspice
 def test_error_on_one_board_ends_the_other_is_said_once_and_the_run_goes_on_afterwards(tmp_path, monkeypatch, capsys):
-    out, real = tmp_path / "fair", verification_folder.verify
+    out, real = tmp_path / "fair", verification_folder.verify_folder
     other, told = Event(), []
 
     def failing(folder, inquiry, force, progress):
@@ -168,7 +168,7 @@ def test_error_on_one_board_ends_the_other_is_said_once_and_the_run_goes_on_afte
 @needs_ngspice
 def test_raw_matrix_that_no_copy_holds_is_reported_and_the_preconditioned_one_goes_on(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    options = pipeline.Options("breast-cancer", samples=1000, seeds=1, steps=2)
+    options = pipeline.RunOptions("breast-cancer", samples=1000, seeds=1, steps=2)
     pipeline.run(options, out, False, lambda text: calibration_folder.silent)
     text = Page((out / "report.html").read_text()).text
     assert "refused" in text

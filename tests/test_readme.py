@@ -14,7 +14,7 @@ from conftest import needs_ngspice
 
 from circuits.synthesis.design import make_design
 from circuits.synthesis.fisher import named_fisher
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 from tngd.cli import app, main
 
 ROOT = Path(__file__).parents[1]
@@ -103,7 +103,7 @@ def test_rounding_gains_of_the_readme_are_those_stored():
         assert word.format(min(errors), max(errors)) in text
     assert "{:.1f} / {:.0f} / {:.0f} times on E24".format(*(gain["E24", c] for c in (10, 30, 100))) in text
     assert gain["4-bit grid", 100] is None
-    made = make_design(named_fisher("fair", "fit")[0], choices=Choices(series="E24"))
+    made = make_design(named_fisher("fair", "fit")[0], choices=BoardOptions(series="E24"))
     words = f"{100 * made.rounding.error:.2f} % instead of the {100 * made.rounding.error_nearest:.1f} %"
     assert words in text
 

@@ -16,10 +16,10 @@ from circuits.board import REFERENCE_CELSIUS
 from circuits.errors import InputError, SimulationError
 from circuits.files import read_json
 from circuits.netlist import export
-from circuits.netlist.explanation import explanation
+from circuits.netlist.explanation import explanation_text
 from circuits.netlist.review import review_lines
 from circuits.synthesis import fisher as synthesis_fisher
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 from circuits.verification.population import COPIES
 from tngd import cli_copies, cli_train
 from tngd.__main__ import INTERRUPTED, end_interrupted
@@ -41,7 +41,7 @@ from tngd.report.sheets import show
 from tngd.report.training_tables import training_table
 from tngd.stages import Stages
 
-CHOICES = Choices()
+CHOICES = BoardOptions()
 
 app = typer.Typer(
     help="From a Fisher matrix to a stochastic processing unit, and to networks trained on its calibrated model.",
@@ -61,7 +61,7 @@ def fisher(
     force: Force = False,
 ) -> None:
     """Fisher matrix of a logistic regression on a real data set."""
-    F = export.fisher(name, at, out, factor, force)
+    F = export.write_fisher(name, at, out, factor, force)
     print(f"{out}: {len(F)} x {len(F)}")
 
 
@@ -124,7 +124,7 @@ def design(
     force: Force = False,
 ) -> None:
     """Board, copies, netlists and what a designer takes further."""
-    choices = Choices(
+    choices = BoardOptions(
         coupling=coupling or CHOICES.coupling,
         unit_capacitance=unit_capacitance,
         unit_conductance=unit_conductance,
@@ -142,7 +142,7 @@ def design(
         pad_capacitance=pad_capacitance,
         source_tolerance=source_tolerance,
     )
-    request = export.Request(
+    request = export.DesignOptions(
         copies=copies,
         tolerance=tolerance,
         seed=seed,
@@ -152,14 +152,14 @@ def design(
     )
     place = synthesis_fisher.Place(target, at, precondition, damping, name)
     made = (
-        export.design(place, request, out, force)
+        export.design_folder(place, request, out, force)
         if reuse is None
-        else export.reuse(place, request, reuse, coupling, out, force)
+        else export.reuse_folder(place, request, reuse, coupling, out, force)
     )
     print(f"{out}: {made.program.step}; {len(made.copies)} copies, yield {made.yield_fraction:.0%}")
     print("\n".join(f"  {line}" for line in review_lines(made)))
     if explain:
-        print("\n" + explanation(made.board, made.program), end="")
+        print("\n" + explanation_text(made.board, made.program), end="")
 
 
 @app.command()

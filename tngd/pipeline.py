@@ -22,7 +22,7 @@ from circuits.parallel import Progress
 from circuits.simulation import measure
 from circuits.simulation.ngspice import find_ngspice
 from circuits.synthesis import fisher
-from circuits.synthesis.design import check_options
+from circuits.synthesis.design import check_copies
 from circuits.synthesis.fisher import DATA_SETS
 from circuits.verification import folder as verification_folder
 from tngd.report import page
@@ -35,7 +35,7 @@ Step = tuple[str, bool, Callable[[Progress], object]]
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """What a run depends on."""
 
     name: str
@@ -47,11 +47,11 @@ class Options:
     steps: int | None = None
 
 
-def run(options: Options, out: Path, force: bool, stage: Stage) -> Path:
+def run(options: RunOptions, out: Path, force: bool, stage: Stage) -> Path:
     """Do everything that is not done yet; the path of the report. `stage(text)` announces and gives a progress."""
     if options.name not in DATA_SETS:
         raise InputError(f"unknown data set {options.name!r}; expected one of {', '.join(DATA_SETS)}")
-    check_options(options.copies, options.tolerance, options.seed)
+    check_copies(options.copies, options.tolerance, options.seed)
     measure.check_samples(options.samples)
     check_budget(options.seeds, options.steps)
     find_ngspice()
@@ -104,23 +104,23 @@ class _StoppedError(Exception):
     """Ends a chain whose results nobody waits for any more."""
 
 
-def _matrices(options: Options, out: Path) -> Iterator[Step]:
+def _matrices(options: RunOptions, out: Path) -> Iterator[Step]:
     """What each step is called, whether it is done, and the work."""
     name = options.name
     zero, fit, factor = out / "fisher-zero.npy", out / "fisher-fit.npy", out / "factor-zero.npy"
     yield (
         "Fisher matrix at w = 0",
         zero.with_suffix(".json").exists(),
-        lambda _: export.fisher(name, "zero", zero, factor, True),
+        lambda _: export.write_fisher(name, "zero", zero, factor, True),
     )
     yield (
         "Fisher matrix at the fit",
         fit.with_suffix(".json").exists(),
-        lambda _: export.fisher(name, "fit", fit, None, True),
+        lambda _: export.write_fisher(name, "fit", fit, None, True),
     )
 
 
-def _designs(options: Options, out: Path) -> Iterator[Step]:
+def _designs(options: RunOptions, out: Path) -> Iterator[Step]:
     fit, factor = out / "fisher-fit.npy", out / "factor-zero.npy"
     for kind, precondition in (("raw", None), ("preconditioned", str(factor))):
         folder, refused = out / kind, out / f"{kind}-refused.json"
@@ -128,27 +128,27 @@ def _designs(options: Options, out: Path) -> Iterator[Step]:
         yield f"{kind}: design", designed, _designing(options, fit, folder, precondition, refused)
 
 
-def _board(options: Options, out: Path, kind: str) -> Iterator[Step]:
+def _board(options: RunOptions, out: Path, kind: str) -> Iterator[Step]:
     folder = out / kind
     if not (out / f"{kind}-refused.json").exists():
         yield f"{kind}: verify", (folder / "verification.json").exists(), _verifying(options, folder)
         yield f"{kind}: calibrate", (folder / "device.json").exists(), _calibrating(folder)
 
 
-def _trainings(options: Options, out: Path) -> Iterator[Step]:
+def _trainings(options: RunOptions, out: Path) -> Iterator[Step]:
     training, device = out / "training.json", out / "preconditioned" / "device.json"
     for task in (options.name, "digits"):
         yield f"train {task}", _trained(training, task), _training(options, task, device, training)
 
 
 def _designing(
-    options: Options, matrix: Path, folder: Path, precondition: str | None, refused: Path
+    options: RunOptions, matrix: Path, folder: Path, precondition: str | None, refused: Path
 ) -> Callable[[Progress], object]:
     def work(_: Progress) -> None:
         try:
             place = fisher.Place(str(matrix), precondition=precondition, name=options.name)
-            request = export.Request(options.copies, options.tolerance, options.seed, cells="active")
-            export.design(place, request, folder)
+            request = export.DesignOptions(options.copies, options.tolerance, options.seed, cells="active")
+            export.design_folder(place, request, folder)
         except UnstableCopyError as error:
             if precondition is not None:
                 raise
@@ -158,16 +158,16 @@ def _designing(
     return work
 
 
-def _verifying(options: Options, folder: Path) -> Callable[[Progress], object]:
-    inquiry = verification_folder.Inquiry(samples=options.samples, seed=options.seed)
-    return lambda progress: verification_folder.verify(folder, inquiry, force=True, progress=progress)
+def _verifying(options: RunOptions, folder: Path) -> Callable[[Progress], object]:
+    inquiry = verification_folder.VerifyOptions(samples=options.samples, seed=options.seed)
+    return lambda progress: verification_folder.verify_folder(folder, inquiry, force=True, progress=progress)
 
 
 def _calibrating(folder: Path) -> Callable[[Progress], object]:
-    return lambda progress: calibration_folder.calibrate(folder, progress=progress)
+    return lambda progress: calibration_folder.calibrate_folder(folder, progress=progress)
 
 
-def _training(options: Options, task: str, device: Path, out: Path) -> Callable[[Progress], object]:
+def _training(options: RunOptions, task: str, device: Path, out: Path) -> Callable[[Progress], object]:
     return lambda progress: small_tasks.train_task_file(
         task, device, out, options.seeds, options.steps, progress=progress
     )
@@ -177,7 +177,7 @@ def _trained(path: Path, task: str) -> bool:
     return path.exists() and task in read_json(path, "train")["tasks"]
 
 
-def _open_folder(options: Options, out: Path, force: bool) -> None:
+def _open_folder(options: RunOptions, out: Path, force: bool) -> None:
     """Start a folder, go on with one of the same options, or refuse."""
     mark = out / "run.json"
     refuse_existing(out, force=True)
@@ -193,5 +193,5 @@ def _open_folder(options: Options, out: Path, force: bool) -> None:
     write_json(mark, _content(options, finished=False))
 
 
-def _content(options: Options, finished: bool) -> dict:
+def _content(options: RunOptions, finished: bool) -> dict:
     return {"schema": SCHEMA, "options": asdict(options), "finished": finished}

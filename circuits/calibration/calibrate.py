@@ -43,14 +43,14 @@ from typing import Any
 import numpy as np
 
 from circuits.board import REFERENCE_CELSIUS, Design, Program
-from circuits.calibration.discrepancy import DRAWS, FEW, MORE, Draws, draw_pairs
+from circuits.calibration.discrepancy import DRAWS, FEW, MORE, DrawnPairs, draw_pairs
 from circuits.calibration.element_fit import (
     STEP,
     drawn_discrepancy,
+    element_parameters,
     exact_misfit,
     fit_misfit,
     fitted_copy,
-    layout_of,
     model_circuit,
     paired,
     prior_of,
@@ -58,7 +58,7 @@ from circuits.calibration.element_fit import (
 )
 from circuits.calibration.experiments import (
     UNKNOWN,
-    Training,
+    TrainingPrograms,
     correlations,
     evidence_of,
     soldered_training,
@@ -66,7 +66,7 @@ from circuits.calibration.experiments import (
     training_programs,
 )
 from circuits.calibration.fit import Fit, Known, fit, fit_all, observed
-from circuits.calibration.held_out import HeldOut, predicted, question, standard_error, validate
+from circuits.calibration.held_out import HeldOut, predicted, program_statistics, standard_error, validate
 from circuits.calibration.observations import FLOOR, covariance_evidence, lagged_evidence, with_readout
 from circuits.copies import codes
 from circuits.errors import InputError
@@ -82,7 +82,7 @@ from circuits.simulation.ngspice import has_ngspice
 from circuits.simulation.runs import Run
 from circuits.simulation.transient import chunks_law
 from circuits.statistics.estimators import LONG_RECORD, EstimateLaw, effective_samples
-from circuits.statistics.inversion import inversion, triangle
+from circuits.statistics.inversion import inversion_rule, triangle
 from circuits.statistics.recorded import Recorded, recorded_law
 
 READOUT = 0.01  # half width of the uniform relative spread of a cell's readout gain, unless told better
@@ -107,7 +107,7 @@ def calibrate(
         fits, model = fit_pairs(design, measured, route, progress), pair_model(board)
         copies = tuple(copy_of(board, name, model, found.values, found.covariance) for name, found in fits.items())
         return Device(board, copies, _runs_summary(design, route, fits), values=dict(program.values)), fits
-    layout = layout_of(design)
+    layout = element_parameters(design)
     check_runs(design, [measured[copy.name] for copy in design.copies], route)
     prior = prior_of(board, layout)
     discrepancy = drawn_discrepancy(design, layout, measured) if route == "exact" else None
@@ -151,7 +151,7 @@ def uncertainties(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
     board, program = design.board, design.program
     if by_pairs(board):
         return pair_errors(design, fits)
-    layout, rule = layout_of(design), inversion(design)
+    layout, rule = element_parameters(design), inversion_rule(design)
 
     def inverse(theta: np.ndarray) -> np.ndarray:
         return rule.read(reading_covariance(model_circuit(board, program, layout, theta)))
@@ -180,7 +180,7 @@ def _runs_summary(design: Design, route: str, fits: dict[str, Fit]) -> dict[str,
                 "rms_residual": float(np.sqrt(np.mean(fit.residuals**2))),
                 "residuals_uncalibrated": fit.residuals_nominal.tolist(),
                 "residuals": fit.residuals.tolist(),
-                **doubtful(model, fit),
+                **doubtful_fit(model, fit),
             }
             for name, fit in found.items()
         },
@@ -188,7 +188,7 @@ def _runs_summary(design: Design, route: str, fits: dict[str, Fit]) -> dict[str,
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class CalibratedReadings:
     """What came of it: the device, its model with the readout's gains as parameters, and the fits by copy."""
 
     device: Device
@@ -196,12 +196,12 @@ class Measured:
     fits: dict[str, Fit]
 
 
-def calibrate_measured(
+def calibrate_recorded(
     design: Design,
     recorded: Sequence[Recorded],
     readout: float = READOUT,
     progress: Progress = silent,
-) -> Measured:
+) -> CalibratedReadings:
     """Fit every recorded copy of a design without banks; gains of the readout are within ±`readout`, 0: exact.
 
     InputError if the board has banks, the readings were taken at another temperature, are clipped or too few.
@@ -233,11 +233,11 @@ def calibrate_measured(
         fits[each.summary.name] = fit(model, [evidence], [evidence.data(shown)])
     copies = tuple(_copy(design, model, len(parts.names), fits[each.summary.name], each) for each in recorded)
     about = _readings_summary(design, model, recorded, fits, place)
-    return Measured(Device(board, copies, about, values=dict(design.program.values)), model, fits)
+    return CalibratedReadings(Device(board, copies, about, values=dict(design.program.values)), model, fits)
 
 
 def _evidence(
-    model: PairModel, design: Design, recorded: Recorded, law: EstimateLaw, draws: Draws, place: slice | None
+    model: PairModel, design: Design, recorded: Recorded, law: EstimateLaw, draws: DrawnPairs, place: slice | None
 ) -> tuple[Known, np.ndarray]:
     """What to expect of a record, and what it showed: (n, n), or with a lag (2, n, n) [V²]."""
     sums = recorded.sums
@@ -327,13 +327,13 @@ def _common_gain(model: PairModel, found: Fit, place: slice) -> dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
-class Programmed:
+class CalibratedPrograms:
     """What came of it: the device, the model and the fits by copy, the training, and the held-out comparison."""
 
     device: Device
     model: PairModel
     fits: dict[str, Fit]
-    training: Training
+    training: TrainingPrograms
     held_out: HeldOut
 
 
@@ -346,7 +346,7 @@ def calibrate_programs(
     route: str = "exact",
     samples: int = 100_000,
     seed: int = 0,
-) -> Programmed:
+) -> CalibratedPrograms:
     """Calibrate every copy of a design on programs of its own; runs are kept in `folder`.
 
     `route` is exact, or sampled with `samples` readings of a copy under a program and noise of this `seed`. `targets`
@@ -377,10 +377,12 @@ def calibrate_programs(
     about = _programs_summary(design, model, training, fits, [*shown, *judged])
     about |= {"route": route} | ({"samples": samples} if route == "sampled" else {})
     device = Device(board, copies, about, asdict(held_out), values=dict(design.program.values))
-    return Programmed(device, model, fits, training, held_out)
+    return CalibratedPrograms(device, model, fits, training, held_out)
 
 
-def _sampled_evidence(model: PairModel, draws: Draws, training: Training, runs: Sequence[Sampled]) -> tuple[Known, ...]:
+def _sampled_evidence(
+    model: PairModel, draws: DrawnPairs, training: TrainingPrograms, runs: Sequence[Sampled]
+) -> tuple[Known, ...]:
     """What to expect of sampled runs of every training program, by the law of the nominal board."""
     ones, found = np.ones(len(model.names)), []
     for program, run in zip(training.programs, runs, strict=True):
@@ -401,7 +403,7 @@ def _matched(known: Sequence[Known], runs: Sequence[Shown] | Sequence[Sampled]) 
 def _programs_summary(
     design: Design,
     model: PairModel,
-    training: Training,
+    training: TrainingPrograms,
     fits: dict[str, Fit],
     shown: Sequence[Sequence[Shown | Sampled]],
 ) -> dict[str, Any]:
@@ -420,7 +422,7 @@ def _programs_summary(
                 "rms_residual": float(np.sqrt(np.mean(found.residuals**2))),
                 "residuals_uncalibrated": _thinned(found.residuals_nominal),
                 "residuals": _thinned(found.residuals),
-                **doubtful(model, found),
+                **doubtful_fit(model, found),
             }
             for name, found in fits.items()
         },
@@ -457,7 +459,7 @@ def pair_errors(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
     """Relative standard error (Frobenius) of the inverse that each of these fits predicts for the own program."""
     model = pair_model(design.board)
     draws = draw_pairs(model, design.seed, next(iter(fits.values())).draws)
-    asked = question(model, design.program, draws)
+    asked = program_statistics(model, design.program, draws)
     return tuple(standard_error(predicted(model, asked, found)["inverse"]) for found in fits.values())
 
 
@@ -468,7 +470,7 @@ def undetermined(model: PairModel, fits: dict[str, Fit]) -> dict[str, Any]:
     return {"parameters": len(model.names), "undetermined": unknown}
 
 
-def doubtful(model: PairModel, found: Fit) -> dict[str, Any]:
+def doubtful_fit(model: PairModel, found: Fit) -> dict[str, Any]:
     """How much farther from the model a copy is than tolerances allow, and strongly correlated parameters."""
     return {
         "excess": found.excess,

@@ -27,7 +27,7 @@ PIECE = 16  # frequencies at a time
 
 
 @dataclass(frozen=True, eq=False)
-class Draws:
+class DrawnPairs:
     """Copies: `means` μ and `mismatch` δ (draws, pairs) of values, `powers` and `lopsided` (draws, n) of sources.
 
     A source at p has the relative power `powers` + `lopsided`, one at n `powers` - `lopsided`.
@@ -39,16 +39,16 @@ class Draws:
     lopsided: np.ndarray
 
     @property
-    def matched(self) -> "Draws":
+    def matched(self) -> "DrawnPairs":
         """The same copies, but pairs are equal."""
         return replace(self, mismatch=0 * self.mismatch, lopsided=0 * self.lopsided)
 
-    def __getitem__(self, which: slice) -> "Draws":
+    def __getitem__(self, which: slice) -> "DrawnPairs":
         """Some of the copies."""
-        return Draws(self.means[which], self.mismatch[which], self.powers[which], self.lopsided[which])
+        return DrawnPairs(self.means[which], self.mismatch[which], self.powers[which], self.lopsided[which])
 
 
-def draw_pairs(model: PairModel, seed: int, draws: int = DRAWS) -> Draws:
+def draw_pairs(model: PairModel, seed: int, draws: int = DRAWS) -> DrawnPairs:
     """Copies drawn from the tolerances of a board, none for plain cells, which are no pairs."""
     board = model.board
     draws = draws if board.nodes_per_cell == 2 else 0
@@ -60,7 +60,7 @@ def draw_pairs(model: PairModel, seed: int, draws: int = DRAWS) -> Draws:
     means = (one + two) / 2
     single = np.array([part.cause == STRAYS for part in first])
     powers = gains[:, len(board.parts) :].reshape(draws, len(board.cells), board.nodes_per_cell)
-    return Draws(
+    return DrawnPairs(
         means,
         np.where(single, 1.0, (one - two) / (2 * means)),
         powers.mean(axis=2),
@@ -68,7 +68,7 @@ def draw_pairs(model: PairModel, seed: int, draws: int = DRAWS) -> Draws:
     )
 
 
-def drawn_spectra(half: Half, draws: Draws, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def drawn_spectra(half: Half, draws: DrawnPairs, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Spectra (draws, f, n, n) [V²/Hz] of the readings, one-sided, and impedances (draws, f, n, n) [ohm]."""
     n = len(half.power)
     if not len(draws.means):
@@ -83,13 +83,13 @@ def drawn_spectra(half: Half, draws: Draws, frequencies: np.ndarray) -> tuple[np
     return 4 * (S + cross + np.conj(np.swapaxes(cross, -1, -2))), own
 
 
-def delayed_leavings(half: Half, draws: Draws, delays: Sequence[float] = (0.0,)) -> np.ndarray:
+def delayed_discrepancies(half: Half, draws: DrawnPairs, delays: Sequence[float] = (0.0,)) -> np.ndarray:
     """Discrepancies of K(τ) (circuits.calibration.held_out), (delays, draws, n, n) [V²]; of the covariance at τ = 0."""
     frequency, weights = nodes_and_weights(half, ROUGH)
     return _summed(half, draws, frequency, np.array([weights * low_pass(frequency, delay) for delay in delays]))
 
 
-def lagged_leavings(half: Half, draws: Draws, lags: Sequence[float]) -> np.ndarray:
+def lagged_leavings(half: Half, draws: DrawnPairs, lags: Sequence[float]) -> np.ndarray:
     """What is left out of ρ(τ) = ∫ Re S e^{2πifτ} df, (lags, draws, n, n) [V²], at lags (t,) [s].
 
     The sum over few frequencies is good to some per cent of what is left out of the covariance.
@@ -103,7 +103,7 @@ def low_pass(frequency: np.ndarray, delay: float) -> np.ndarray:
     return 1 / (1 + (2 * np.pi * frequency * delay) ** 2)
 
 
-def _summed(half: Half, draws: Draws, frequency: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def _summed(half: Half, draws: DrawnPairs, frequency: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Σ Re weight · (what is left out of S), (w, draws, n, n), for weights (w, f)."""
     total = np.zeros((len(weights), len(draws.means), len(half.power), len(half.power)))
     for piece in np.array_split(np.arange(len(frequency)), max(1, len(frequency) // PIECE)):
@@ -117,7 +117,7 @@ def _linear(part: Part) -> bool:
     return part.kind == "C" or part.wire or part.cause == "winding"
 
 
-def _admittance(half: Half, draws: Draws, s: np.ndarray) -> np.ndarray:
+def _admittance(half: Half, draws: DrawnPairs, s: np.ndarray) -> np.ndarray:
     """Y (draws, f, 2n, 2n) of x (first n) and c: either part of each pair with inner nodes of its own.
 
     The side of sign ±1 has the stamps (±x, c): what both sides have alike is in Y_xx and Y_cc, the rest in Y_xc. Equal
@@ -145,7 +145,7 @@ def _stamped(y: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return total.reshape(*y.shape[:2], left.shape[1], right.shape[1])
 
 
-def _coils(half: Half, draws: Draws, sign: int, s: np.ndarray) -> np.ndarray | float:
+def _coils(half: Half, draws: DrawnPairs, sign: int, s: np.ndarray) -> np.ndarray | float:
     """Admittance (draws, f, n, n) of the coils of one side of all cells, with what they share; 0 if there are none."""
     if not half.coils.shape[1]:
         return 0.0
@@ -184,7 +184,7 @@ def _mesh(half: Half) -> _Mesh:
     return _Mesh(direct, node, one, two, np.concatenate([own[direct], own[one] * a - own[two] * b]))
 
 
-def _side(half: Half, mesh: _Mesh, draws: Draws, sign: int, s: np.ndarray) -> np.ndarray:
+def _side(half: Half, mesh: _Mesh, draws: DrawnPairs, sign: int, s: np.ndarray) -> np.ndarray:
     """Admittances (draws, f, b') of the part of every pair that is on one side."""
     value = draws.means[:, half.pairs] * (1 + sign * draws.mismatch[:, half.pairs])
     gain = np.divide(1, value, out=value.copy(), where=half.series)

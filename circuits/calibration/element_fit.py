@@ -30,7 +30,7 @@ FLOOR = 1e-8  # relative error of an exact datum: far above its integration erro
 
 
 @dataclass(frozen=True)
-class Layout:
+class ElementParameters:
     """Which parameters the vector θ holds, in order: populated elements, then temperatures, then inductances."""
 
     elements: tuple[str, ...]
@@ -47,13 +47,13 @@ class Layout:
         )
 
 
-def layout_of(design: Design) -> Layout:
+def element_parameters(design: Design) -> ElementParameters:
     """What the own program of a design shows."""
     board = design.board
-    return Layout(tuple(e.name for e in board.elements if e.name in design.program.values), len(board.cells))
+    return ElementParameters(tuple(e.name for e in board.elements if e.name in design.program.values), len(board.cells))
 
 
-def element_means(board: Board, layout: Layout, gains: np.ndarray) -> np.ndarray:
+def element_means(board: Board, layout: ElementParameters, gains: np.ndarray) -> np.ndarray:
     """What the reduced parameters of drawn copies are: part gains (…, parts) averaged within pairs, (…, parameters).
 
     A temperature is the inverse of the mean conductance, an inductance that of the mean inverse inductance.
@@ -70,7 +70,7 @@ def element_means(board: Board, layout: Layout, gains: np.ndarray) -> np.ndarray
     return np.stack(columns, axis=-1)
 
 
-def model_circuit(board: Board, program: Program, layout: Layout, theta: np.ndarray) -> Circuit:
+def model_circuit(board: Board, program: Program, layout: ElementParameters, theta: np.ndarray) -> Circuit:
     """The reduced-order circuit at parameters θ (parameters,)."""
     count, n = len(layout.elements), layout.cells
     gains = dict.fromkeys((element.name for element in board.elements), 1.0)
@@ -78,7 +78,7 @@ def model_circuit(board: Board, program: Program, layout: Layout, theta: np.ndar
     return reduced_circuit(board, program, gains, theta[count : count + n], theta[count + n :])
 
 
-def prior_of(board: Board, layout: Layout) -> np.ndarray:
+def prior_of(board: Board, layout: ElementParameters) -> np.ndarray:
     """Standard deviation of every parameter before any data: uniform parts, averaged within the pair."""
     tolerance = {part.element or part.name: part.tolerance for part in board.parts}
     count = {name: sum(part.element == name for part in board.parts) for name in layout.elements}
@@ -89,14 +89,16 @@ def prior_of(board: Board, layout: Layout) -> np.ndarray:
     return np.maximum(elements + cells, 1e-6)  # a part without tolerance is still a parameter
 
 
-def fitted_copy(board: Board, name: str, layout: Layout, fit: Fit) -> FittedCopy:
+def fitted_copy(board: Board, name: str, layout: ElementParameters, fit: Fit) -> FittedCopy:
     """The record of a fit; observed is what is known twice as well as before, as in circuits.model.device."""
     error = np.sqrt(np.diag(fit.covariance))
     found = {
         parameter: Estimate(float(value), float(own), bool(own < spread / 2))
         for parameter, value, own, spread in zip(layout.names, fit.values, error, prior_of(board, layout), strict=True)
     }
-    spread = {element.name: prior_of(board, Layout((element.name,), layout.cells))[0] for element in board.elements}
+    spread = {
+        element.name: prior_of(board, ElementParameters((element.name,), layout.cells))[0] for element in board.elements
+    }
     cells = range(1, layout.cells + 1)
     return FittedCopy(
         name,
@@ -111,7 +113,7 @@ def paired(design: Design, route: str, fits: dict[str, Fit]) -> tuple[PairModel,
     board, model = design.board, pair_model(design.board)
     if by_pairs(board):
         return model, fits
-    names = layout_of(design).names
+    names = element_parameters(design).names
     known = [k for k, name in enumerate(names) if name in model.names]
     place = [model.names.index(names[k]) for k in known]
     checks = (DRAWS if route == "exact" else FEW) if board.nodes_per_cell == 2 else 0
@@ -150,7 +152,7 @@ def _flatten(covariance: np.ndarray, spectra: np.ndarray) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def drawn_discrepancy(design: Design, layout: Layout, measured: dict[str, Run]) -> np.ndarray:
+def drawn_discrepancy(design: Design, layout: ElementParameters, measured: dict[str, Run]) -> np.ndarray:
     """Full minus reduced statistics of copies drawn from the prior, (draws, data)."""
     board, program = design.board, design.program
     frequencies = measured[design.copies[0].name].exact.frequencies
@@ -165,7 +167,9 @@ def drawn_discrepancy(design: Design, layout: Layout, measured: dict[str, Run]) 
     )
 
 
-def exact_misfit(board: Board, program: Program, layout: Layout, run: Run, discrepancy: np.ndarray) -> Misfit:
+def exact_misfit(
+    board: Board, program: Program, layout: ElementParameters, run: Run, discrepancy: np.ndarray
+) -> Misfit:
     """Misfit of an exact run: covariance and spectra, less the mean discrepancy of drawn copies (draws, data)."""
     data = _flatten(run.exact.covariance, run.exact.spectra) - discrepancy.mean(axis=0)
     sigma = np.sqrt(discrepancy.var(axis=0) + FLOOR**2)
@@ -179,7 +183,7 @@ def exact_misfit(board: Board, program: Program, layout: Layout, run: Run, discr
     return Misfit(misfit, deviations.T @ deviations / len(deviations) + np.diag((FLOOR / sigma) ** 2))
 
 
-def sampled_misfit(board: Board, program: Program, layout: Layout, run: Run) -> Misfit:
+def sampled_misfit(board: Board, program: Program, layout: ElementParameters, run: Run) -> Misfit:
     """Misfit of a sampled run: its covariance, whitened by the law of the estimate."""
     nominal = model_circuit(board, program, layout, np.ones(len(layout.names)))
     law = chunks_law(run.recipe, nominal, program.period, run.moments.samples)

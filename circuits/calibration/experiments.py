@@ -15,13 +15,13 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from circuits.board import Board, Program
-from circuits.calibration.discrepancy import Draws, drawn_spectra
+from circuits.calibration.discrepancy import DrawnPairs, drawn_spectra
 from circuits.calibration.observations import ESR, Evidence, evidence_frequencies, expected_and_slopes, flattened
 from circuits.errors import InputError
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.nodal import nominal_circuit
 from circuits.ou import drift
-from circuits.synthesis.cells import plan
+from circuits.synthesis.cells import plan_cells
 from circuits.synthesis.design import levelled
 from circuits.synthesis.design import program as synthesised
 
@@ -40,7 +40,7 @@ FASTEST = (1 / 32, 1 / 4, 2.0)  # of the fastest pole of a board with ESR: where
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
+class TrainingPrograms:
     """Programs, what is expected of each, and what they will tell: (parameters,) posterior over prior deviation.
 
     `correlated` are pairs of parameters whose errors the data cannot tell apart well, with the correlation.
@@ -52,7 +52,7 @@ class Training:
     correlated: tuple[tuple[str, str, float], ...]
 
 
-def training_programs(model: PairModel, seed: int, draws: Draws, most: int = MOST) -> Training:
+def training_programs(model: PairModel, seed: int, draws: DrawnPairs, most: int = MOST) -> TrainingPrograms:
     """Choose programs for a board with banks."""
     rng = np.random.default_rng([TRAINING_SEED, seed])
     information = np.eye(len(model.names))  # in units of the prior
@@ -76,10 +76,10 @@ def training_programs(model: PairModel, seed: int, draws: Draws, most: int = MOS
             break
     programs, evidence = zip(*chosen, strict=True)
     covariance = _inverse(information)
-    return Training(programs, evidence, np.sqrt(np.diag(covariance)), correlations(model.names, covariance))
+    return TrainingPrograms(programs, evidence, np.sqrt(np.diag(covariance)), correlations(model.names, covariance))
 
 
-def soldered_training(model: PairModel, own: Program, seed: int, draws: Draws) -> Training:
+def soldered_training(model: PairModel, own: Program, seed: int, draws: DrawnPairs) -> TrainingPrograms:
     """The own program of a board without banks, and random targets that show what it leaves out.
 
     Negative elements are shown, all of them, if the own program needs any: other targets near it may need others.
@@ -93,7 +93,7 @@ def soldered_training(model: PairModel, own: Program, seed: int, draws: Draws) -
     programs = (own, *random, *filter(None, active))
     evidence = tuple(evidence_of(model, each, frequencies, draws) for each in programs)
     covariance = _inverse(np.eye(len(model.names)) + sum(told_by(model, each) for each in evidence))
-    return Training(programs, evidence, np.sqrt(np.diag(covariance)), correlations(model.names, covariance))
+    return TrainingPrograms(programs, evidence, np.sqrt(np.diag(covariance)), correlations(model.names, covariance))
 
 
 def training_frequencies(model: PairModel, program: Program) -> np.ndarray:
@@ -108,7 +108,7 @@ def training_frequencies(model: PairModel, program: Program) -> np.ndarray:
     return np.concatenate([frequencies, np.array(FASTEST) * np.abs(poles).max() / (2 * np.pi)])
 
 
-def evidence_of(model: PairModel, program: Program, frequencies: np.ndarray, draws: Draws) -> Evidence:
+def evidence_of(model: PairModel, program: Program, frequencies: np.ndarray, draws: DrawnPairs) -> Evidence:
     """What to expect of a program; on a resistive board the columns of its inverse are data too."""
     half, columns = half_of(model, program), bool(model.board.inputs)
     if not len(draws.means):  # flattened: as many real numbers as entries
@@ -128,7 +128,9 @@ def soldered_program(board: Board, rng: np.random.Generator, name: str, signs: n
         off = FILLED * 0.9**trial * W / max(W.sum(axis=1).max(), 1.0) * (way if board.nodes_per_cell == 2 else -1)
         target = (np.eye(n) + off) * rng.uniform(0.9, 1.2)
         try:
-            return synthesised(board, target, np.eye(n), plan(target, np.eye(n), board.kind, negative=False), name)
+            return synthesised(
+                board, target, np.eye(n), plan_cells(target, np.eye(n), board.kind, negative=False), name
+            )
         except InputError:
             continue
     raise InputError("no random target goes on this board; leave out --smallest-element and --largest-element")
@@ -144,7 +146,7 @@ def near_program(board: Board, own: Program, rng: np.random.Generator, name: str
         target = L @ (np.eye(n) + (E + E.T) / 2) @ L.T
         target = (target + target.T) / 2
         try:
-            return synthesised(board, target, T, plan(target, T, "active" if active else board.kind), name)
+            return synthesised(board, target, T, plan_cells(target, T, "active" if active else board.kind), name)
         except (InputError, np.linalg.LinAlgError):
             continue
     return None
@@ -160,7 +162,7 @@ def negative_program(board: Board, rng: np.random.Generator, name: str) -> Progr
         signs = np.triu(rng.choice([-1.0, 1.0], (n, n)), 1)
         target = np.eye(n) + (1 + SHORT * 0.95**trial) / max(n - 1, 1) * (signs + signs.T)
         try:
-            made = synthesised(board, target, np.eye(n), plan(target, np.eye(n), "active"), name)
+            made = synthesised(board, target, np.eye(n), plan_cells(target, np.eye(n), "active"), name)
         except (InputError, np.linalg.LinAlgError):
             continue
         if names <= set(made.values) and np.linalg.eigvalsh(target)[0] > LEAST_EIGENVALUE * 0.9**trial:
@@ -222,7 +224,7 @@ def _inverse(matrix: np.ndarray) -> np.ndarray:
     return cho_solve(cho_factor(matrix), np.eye(len(matrix)))
 
 
-def _drawn_data(half: Half, draws: Draws, frequencies: np.ndarray, columns: bool) -> np.ndarray:
+def _drawn_data(half: Half, draws: DrawnPairs, frequencies: np.ndarray, columns: bool) -> np.ndarray:
     """The data (draws, data) of drawn copies."""
     data = [flattened(drawn_spectra(half, draws, frequencies)[0])]
     if columns:

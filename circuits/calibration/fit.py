@@ -140,7 +140,7 @@ class _Given:
     """The data of one program, what leavings do to them, and their own errors."""
 
     def __init__(self, evidence: Known, data: np.ndarray, stop: Event | None) -> None:
-        mean, columns, self.checks = leaving_parts(evidence.leavings)
+        mean, columns, self.checks = discrepancy_parts(evidence.leavings)
         self.evidence, self.noise, self.exact = evidence, evidence.noise, isinstance(evidence, Evidence)
         self.data, self.columns = data - mean, columns.T
         self.spread = np.sqrt(np.sum(columns**2, axis=0))
@@ -181,7 +181,7 @@ class _State:
     gradient: np.ndarray
 
 
-def leaving_parts(left: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def discrepancy_parts(left: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of leavings (draws, …) the mean of the basis, the basis and the checks, either so that its squares add up to 1.
 
     The checks are the last CHECKS of the draws, or half of them.

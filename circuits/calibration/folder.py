@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from circuits.board import REFERENCE_CELSIUS, Design
-from circuits.calibration.calibrate import READOUT, calibrate_measured, calibrate_programs, uncertainties, validated
+from circuits.calibration.calibrate import READOUT, calibrate_programs, calibrate_recorded, uncertainties, validated
 from circuits.calibration.calibrate import calibrate as fit_copies
 from circuits.calibration.discrepancy import FEW, draw_pairs
 from circuits.calibration.fit import Fit
-from circuits.calibration.held_out import predicted, question, standard_error
+from circuits.calibration.held_out import predicted, program_statistics, standard_error
 from circuits.errors import InputError
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
 from circuits.model.device import Device, ideal_device, predict
@@ -37,7 +37,7 @@ ROUTES = ("auto", "exact", "sampled", "programs")
 SAMPLES = 100_000  # readings of a copy under a program, unless told better
 
 
-def calibrate(
+def calibrate_folder(
     folder: Path,
     route: str = "auto",
     force: bool = False,
@@ -115,14 +115,14 @@ def _calibrated_programs(
 
 def _calibrated_readings(made: Design, path: Path, readout: float, progress: Progress) -> Calibrated:
     """From recorded readings."""
-    found = calibrate_measured(made, read_recorded(path, made), readout, progress)
+    found = calibrate_recorded(made, read_recorded(path, made), readout, progress)
     about = {"readings": path.name, "readings_sha256": file_sha256(path)}
     return found.device, _uncertainty(made, found.model, found.fits), about
 
 
 def _uncertainty(made: Design, model: PairModel, fits: dict[str, Fit]) -> float:
     draws = draw_pairs(model, made.seed, next(iter(fits.values())).draws)
-    asked = question(model, made.program, draws)
+    asked = program_statistics(model, made.program, draws)
     return min(standard_error(predicted(model, asked, fit)["inverse"]) for fit in fits.values())
 
 
@@ -160,7 +160,7 @@ def _calibrated_runs(made: Design, folder: Path, route: str, progress: Progress)
 def _left_out(made: Design) -> dict[str, np.ndarray]:
     """What mismatch within pairs adds to the inverse by each statistic, relative, of drawn copies (draws, n, n)."""
     model, X = pair_model(made.board), made.program.mapping
-    asked = question(model, made.program, draw_pairs(model, made.seed, FEW))
+    asked = program_statistics(model, made.program, draw_pairs(model, made.seed, FEW))
     return {name: X.T @ left @ X / np.linalg.norm(X.T @ asked.nominal[name] @ X) for name, left in asked.left.items()}
 
 

@@ -36,9 +36,9 @@ import numpy as np
 from scipy import special
 
 from circuits.board import Board, Design, Program
-from circuits.calibration.discrepancy import Draws, delayed_leavings, drawn_spectra, low_pass
+from circuits.calibration.discrepancy import DrawnPairs, delayed_discrepancies, drawn_spectra, low_pass
 from circuits.calibration.experiments import near_program, random_program, soldered_program
-from circuits.calibration.fit import Fit, leaving_parts
+from circuits.calibration.fit import Fit, discrepancy_parts
 from circuits.errors import InputError, SimulationError
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.model.response import impedance, impedance_slopes, nodes_and_weights, spectra_and_slopes
@@ -49,7 +49,7 @@ from circuits.simulation.ac import ExactRun, integrate
 from circuits.simulation.measure import Shown, run_programs
 from circuits.simulation.operating_point import SolveRun
 from circuits.statistics.inversion import triangle
-from circuits.synthesis.cells import plan
+from circuits.synthesis.cells import plan_cells
 from circuits.synthesis.design import program as synthesised
 
 HELD_OUT_SEED = 40_000_003
@@ -67,7 +67,7 @@ CLOSE = 1e-6  # relative, of the covariance by the kept spectrum to that of the 
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class ProgramStatistics:
     """A program to be predicted: its circuit, and by statistic what holds for every copy.
 
     `nominal` (n, n) is that of nominal parts, `left` (draws, n, n) what the pair model leaves out.
@@ -143,20 +143,20 @@ def held_out_programs(own: Program, board: Board, seed: int, targets: int = 4, c
     return (*made, *(random_program(board, rng, f"held-out-{targets + k + 1}") for k in range(codes)))
 
 
-def question(model: PairModel, program: Program, draws: Draws) -> Question:
+def program_statistics(model: PairModel, program: Program, draws: DrawnPairs) -> ProgramStatistics:
     """What holds for every copy under a program; the draws are those of the fit that will answer."""
     half, delays = half_of(model, program), (0.0, program.settling)
     ones = np.ones(len(model.names))
     nominal = dict(zip(DELAYED, circuit_delays(half_circuit(half, ones), delays), strict=True))
-    left = dict(zip(DELAYED, delayed_leavings(half, draws, delays), strict=True))
+    left = dict(zip(DELAYED, delayed_discrepancies(half, draws, delays), strict=True))
     if model.board.inputs:
         nominal["columns"] = impedance(half, ones, np.zeros(1))[0].real
         Z, matched = (drawn_spectra(half, each, np.zeros(1))[1][:, 0].real for each in (draws, draws.matched))
         left["columns"] = Z - matched
-    return Question(program, half, nominal, left)
+    return ProgramStatistics(program, half, nominal, left)
 
 
-def predicted(model: PairModel, asked: Question, found: Fit) -> dict[str, Predicted]:
+def predicted(model: PairModel, asked: ProgramStatistics, found: Fit) -> dict[str, Predicted]:
     """What a fitted copy will give: inverse, settling, and on a resistive board the covariance."""
     board, program, half = model.board, asked.program, asked.half
     read, answers, delays = _by_covariance(board, program), {}, (0.0, program.settling)
@@ -175,17 +175,19 @@ def standard_error(told: Predicted) -> float:
     return float(np.hypot(np.linalg.norm(told.slopes), np.linalg.norm(told.beyond)) / np.linalg.norm(told.value))
 
 
-def measured(board: Board, program: Program, exact: ExactRun, solved: SolveRun | None) -> dict[str, np.ndarray]:
+def observed_statistics(
+    board: Board, program: Program, exact: ExactRun, solved: SolveRun | None
+) -> dict[str, np.ndarray]:
     """The same, (n, n), as runs gave them; spectra at all points of the grid."""
     read = _by_covariance(board, program)
     settling = read(delayed_covariance(exact, program.settling))
     if not board.inputs:
         return {"inverse": read(exact.covariance), "settling": settling}
-    by_mean = measured_inverse(board, program, exact.covariance, solved)
+    by_mean = observed_inverse(board, program, exact.covariance, solved)
     return {"inverse": by_mean, "covariance": read(exact.covariance), "settling": settling}
 
 
-def measured_inverse(board: Board, program: Program, covariance: np.ndarray, solved: SolveRun | None) -> np.ndarray:
+def observed_inverse(board: Board, program: Program, covariance: np.ndarray, solved: SolveRun | None) -> np.ndarray:
     """The inverse (n, n) that a run gives."""
     if board.inputs:
         return _by_mean(board, program)(solved.columns / solved.bias)
@@ -285,7 +287,9 @@ def _fresh(board: Board, rng: np.random.Generator, name: str) -> Program:
         off = np.triu(size * (rng.choice([-1, 1], (n, n)) if board.nodes_per_cell == 2 else -1), 1)
         target = np.eye(n) + off + off.T
         with contextlib.suppress(InputError):
-            return synthesised(board, target, np.eye(n), plan(target, np.eye(n), board.kind, negative=False), name)
+            return synthesised(
+                board, target, np.eye(n), plan_cells(target, np.eye(n), board.kind, negative=False), name
+            )
     raise InputError("no random target goes on this board; design one with more --bank-bits or a larger --bank-range")
 
 
@@ -301,9 +305,9 @@ def _by_mean(board: Board, program: Program) -> Read:
     return lambda S: board.unit * (X.T @ S @ X)
 
 
-def _predicted(read: Read, S: np.ndarray, J: np.ndarray, asked: Question, name: str, found: Fit) -> Predicted:
+def _predicted(read: Read, S: np.ndarray, J: np.ndarray, asked: ProgramStatistics, name: str, found: Fit) -> Predicted:
     """From the model's matrix (n, n) and its slopes (n, n, parameters)."""
-    mean, columns, checks = leaving_parts(asked.left[name]) if len(found.left) else (0.0, *_alone(asked.left[name]))
+    mean, columns, checks = discrepancy_parts(asked.left[name]) if len(found.left) else (0.0, *_alone(asked.left[name]))
     beyond = mean + np.tensordot(found.left, columns, 1)
     value = read(S + beyond)
     slopes = found.errors @ triangle(read(np.concatenate([np.moveaxis(J, -1, 0), columns])))
@@ -355,7 +359,7 @@ def validate(
     design: Design,
     model: PairModel,
     fits: dict[str, Fit],
-    draws: Draws,
+    draws: DrawnPairs,
     wanted: np.ndarray,
     folder: Path | None = None,
     progress: Progress = silent,
@@ -375,13 +379,16 @@ def validate(
     return judge([program.name for program in fresh], told, *_came(design, fresh, shown)), shown
 
 
-def _asked(model: PairModel, program: Program, draws: Draws, _: Event) -> Question:
-    return question(model, program, draws)
+def _asked(model: PairModel, program: Program, draws: DrawnPairs, _: Event) -> ProgramStatistics:
+    return program_statistics(model, program, draws)
 
 
 def _came(
     design: Design, fresh: Sequence[Program], shown: Sequence[Sequence[Shown]]
 ) -> tuple[list[list[dict[str, np.ndarray]]], list[list[float]]]:
     """What every copy (outer) showed, and the relative errors of the runs themselves."""
-    came = [[measured(design.board, p, r.exact, r.solved) for p, r in zip(fresh, runs, strict=True)] for runs in shown]
+    came = [
+        [observed_statistics(design.board, p, r.exact, r.solved) for p, r in zip(fresh, runs, strict=True)]
+        for runs in shown
+    ]
     return came, [[run.exact.integration_error for run in runs] for runs in shown]

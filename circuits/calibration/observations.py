@@ -34,7 +34,7 @@ import numpy as np
 from scipy.linalg import expm, solve_triangular
 
 from circuits.board import Board, Program
-from circuits.calibration.discrepancy import Draws, delayed_leavings, lagged_leavings
+from circuits.calibration.discrepancy import DrawnPairs, delayed_discrepancies, lagged_leavings
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.model.response import covariance_and_slopes, impedance, impedance_slopes, spectra, spectra_and_slopes
 from circuits.nodal import Circuit
@@ -98,7 +98,7 @@ def lagged_evidence(
     period: float,
     lags: Sequence[int],
     pairs: Sequence[np.ndarray],
-    draws: Draws,
+    draws: DrawnPairs,
     readout: slice | None = None,
 ) -> LaggedEvidence:
     """What to expect of a record of a program with readings every `period` [s], at whole `lags`, the first of them 0.
@@ -233,7 +233,7 @@ def covariance_evidence(
     model: PairModel,
     program: Program,
     law: EstimateLaw,
-    draws: Draws,
+    draws: DrawnPairs,
     readout: slice | None = None,
 ) -> CovarianceEvidence:
     """What to expect of a record of a program, with the law that the nominal board gives it."""
@@ -241,7 +241,7 @@ def covariance_evidence(
     white = reading_covariance(half_circuit(half, np.ones(len(model.names))))
     factor = np.linalg.cholesky(law.covariance)
     blank = CovarianceEvidence(half, factor, law.mean - white, np.zeros((0, len(factor))), readout)
-    left = delayed_leavings(half, draws)[0][(slice(None), *np.triu_indices(len(white)))]
+    left = delayed_discrepancies(half, draws)[0][(slice(None), *np.triu_indices(len(white)))]
     return replace(blank, leavings=blank.whitened(left.T).T)
 
 

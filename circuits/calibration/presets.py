@@ -180,7 +180,7 @@ def _limit(board: Board, name: str) -> float:
     return next(p.tolerance for p in board.parts if (p.name == part if part else p.element == name))
 
 
-def make_devices(out: Path, force: bool = False, progress: Progress = silent) -> tuple[Path, ...]:
+def write_presets(out: Path, force: bool = False, progress: Progress = silent) -> tuple[Path, ...]:
     """Make the devices of the package anew, in ngspice, and write them to the folder `out`; their files."""
     files = tuple(out / f"{name}.json" for name in PRESETS)
     for path in files:

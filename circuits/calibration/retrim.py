@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from circuits.board import Bank, Board, Copy, Design, Program
-from circuits.calibration.discrepancy import delayed_leavings, draw_pairs, drawn_spectra
-from circuits.calibration.held_out import measured_inverse
+from circuits.calibration.discrepancy import delayed_discrepancies, draw_pairs, drawn_spectra
+from circuits.calibration.held_out import observed_inverse
 from circuits.calibration.observations import evidence_frequencies
 from circuits.copies import codes
 from circuits.errors import InputError
@@ -44,7 +44,7 @@ from circuits.ou import reading_covariance
 from circuits.parallel import Progress, silent
 from circuits.simulation.measure import run_programs
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
-from circuits.synthesis.cells import plan
+from circuits.synthesis.cells import plan_cells
 from circuits.synthesis.design import levelled
 from circuits.synthesis.elements import element_values
 from circuits.synthesis.fisher import Place, congruence_of, target_of
@@ -73,7 +73,7 @@ class Retrim:
     errors: np.ndarray
 
 
-def retrim(
+def choose_codes(
     device: Device, copy: int, target: np.ndarray, congruence: np.ndarray | None = None, programmings: int = 1
 ) -> Retrim:
     """Choose codes for copy number `copy` (from 0) of a calibrated board with banks and a checked target (n, n).
@@ -89,7 +89,7 @@ def retrim(
     powers = source_powers(device, copy)
     inverse = np.linalg.inv(target)
     programs, read, errors = [], [], []
-    left = mean_leavings(model, _search(model, theta, powers, target, T, inverse, "trim-1"))
+    left = mean_discrepancy(model, _search(model, theta, powers, target, T, inverse, "trim-1"))
     for k in range(1, programmings + 1):
         wanted = k * inverse - sum(read, left)
         made = _search(model, theta, powers, target, T, wanted, f"trim-{k}")
@@ -133,7 +133,7 @@ def expected_inverse(model: PairModel, theta: np.ndarray, powers: np.ndarray, pr
     return scale * X.T @ reading_covariance(half_circuit(half, theta)) @ X
 
 
-def mean_leavings(model: PairModel, program: Program) -> np.ndarray:
+def mean_discrepancy(model: PairModel, program: Program) -> np.ndarray:
     """What mismatch within pairs adds to an inverse (n, n) on average, which a model of equal pairs leaves out."""
     board, half = model.board, half_of(model, program)
     if board.nodes_per_cell == 1:
@@ -143,7 +143,7 @@ def mean_leavings(model: PairModel, program: Program) -> np.ndarray:
         drawn, matched = (drawn_spectra(half, each, np.zeros(1))[1][:, 0].real for each in (draws, draws.matched))
         left, scale = drawn - matched, board.unit
     else:
-        left = delayed_leavings(half, draws)[0]
+        left = delayed_discrepancies(half, draws)[0]
         scale = board.capacitance / (board.nodes_per_cell * program.energy)
     return scale * X.T @ left.mean(axis=0) @ X
 
@@ -206,7 +206,7 @@ def _weights(read: list[np.ndarray], inverse: np.ndarray) -> np.ndarray:
 
 
 def _draft(board: Board, target: np.ndarray, congruence: np.ndarray, name: str) -> Program:
-    chosen = plan(target, congruence, board.kind, negative=False)
+    chosen = plan_cells(target, congruence, board.kind, negative=False)
     return Program(name, target, congruence, chosen.scaling, chosen.step, "codes of this very copy", {}, 1.0, 1.0, 1.0)
 
 
@@ -294,7 +294,7 @@ def static_capacitance(half: Half, theta: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Trim:
+class RetrimOptions:
     """What is trimmed: a copy by name (None: all), for a target (None: that of the folder), how often, checked."""
 
     copy: str | None = None
@@ -306,8 +306,8 @@ class Trim:
     check: bool = False
 
 
-def retrim_copies(
-    folder: Path, trim: Trim, out: Path | None = None, force: bool = False, progress: Progress = silent
+def retrim_folder(
+    folder: Path, trim: RetrimOptions, out: Path | None = None, force: bool = False, progress: Progress = silent
 ) -> dict[str, Any]:
     """Choose codes for the calibrated copies in `folder` and write them and retrim.json to `out` [DIR/retrim]."""
     made, _ = load_design(folder)
@@ -327,7 +327,7 @@ def retrim_copies(
         rows = []
         for k in chosen:
             progress(len(rows), len(chosen), f"choosing codes for {device.copies[k].name}")
-            found = retrim(device, k, target, T, trim.programmings)
+            found = choose_codes(device, k, target, T, trim.programmings)
             rows.append(_row(device, k, found, nearest, known))
             for number, programmed in enumerate(found.programs, start=1):
                 write_text(fresh / rows[-1]["name"] / f"codes-{number}.csv", codes_text(made.board, programmed))
@@ -361,7 +361,7 @@ def _chosen(device: Device, copy: str | None) -> list[int]:
     return [names.index(copy)]
 
 
-def _target(made: Design, trim: Trim) -> tuple[str, np.ndarray, np.ndarray]:
+def _target(made: Design, trim: RetrimOptions) -> tuple[str, np.ndarray, np.ndarray]:
     """Name, matrix and factor: those asked for, or those of the design."""
     program = made.program
     if trim.target is None:
@@ -389,7 +389,7 @@ def _row(device: Device, copy: int, found: Retrim, nearest: Program, known: floa
     inverse = np.linalg.inv(nearest.target)
     return {
         "name": device.copies[copy].name,
-        "error_nearest": _error(read + mean_leavings(model, nearest), inverse),
+        "error_nearest": _error(read + mean_discrepancy(model, nearest), inverse),
         "errors": found.errors.tolist(),
         "expected": np.hypot(found.errors, known).tolist(),
         "weights": found.weights.tolist(),
@@ -423,7 +423,7 @@ def _measured(board: Board, programs: Sequence[Program], copy: Copy, progress: P
     shown = run_programs(board, programs, [copy], evidence_frequencies(board), None, progress)[0]
     return np.array(
         [
-            measured_inverse(board, programmed, run.exact.covariance, run.solved)
+            observed_inverse(board, programmed, run.exact.covariance, run.solved)
             for programmed, run in zip(programs, shown, strict=True)
         ]
     )

@@ -30,7 +30,7 @@ from circuits.model.reduction import reduce_order
 from circuits.nodal import Circuit, is_stable
 from circuits.ou import drift
 from circuits.statistics.inversion import Inversion
-from circuits.synthesis.cells import plan
+from circuits.synthesis.cells import plan_cells
 from circuits.synthesis.design import program, reprogram
 from circuits.synthesis.target import check_array, check_congruence, check_target
 
@@ -242,7 +242,7 @@ def programmed(
     T = np.eye(len(target)) if precondition is None else check_congruence(precondition, len(target))
     if board.banks:
         return reprogram(board, target, T, name)
-    return program(board, target, T, plan(target, T, board.kind, negative=board.kind == "differential"), name)
+    return program(board, target, T, plan_cells(target, T, board.kind, negative=board.kind == "differential"), name)
 
 
 def process(

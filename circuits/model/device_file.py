@@ -40,7 +40,7 @@ def describe_device(device: Device, about: dict[str, Any] | None = None) -> dict
     return content
 
 
-def device_file(place: Path | str) -> Path:
+def device_path(place: Path | str) -> Path:
     """Where a device is: the file of that name, or, if there is none, the preset of that name."""
     if str(place) in PRESETS and not Path(place).is_file():
         return Path(str(resources.files("circuits.model"))) / "presets" / f"{place}.json"
@@ -52,7 +52,7 @@ def load_device(path: Path | str) -> Device:
 
     InputError if it is missing, of another schema, changed, damaged, or physically impossible.
     """
-    place = device_file(path)
+    place = device_path(path)
     if not place.exists():
         raise InputError(f"{place} does not exist; make it with `tngd calibrate`, or take one of {', '.join(PRESETS)}")
     content = read_json(place, "calibrate")

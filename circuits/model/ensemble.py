@@ -46,7 +46,7 @@ class Ensemble:
     spreads: dict[str, Spread]
 
 
-def ensemble(device: Device) -> Ensemble:
+def ensemble_of(device: Device) -> Ensemble:
     """How the parts of a device's copies are spread; InputError if nothing was observed twice."""
     values: dict[str, list[Estimate]] = {}
     for copy in device.copies:

@@ -9,11 +9,11 @@ from circuits.errors import InputError
 from circuits.files import provenance, read_json, refuse_existing, write_json
 from circuits.model.converters import Interface
 from circuits.model.device import Device, unstable_copies
-from circuits.model.device_file import PRESETS, describe_device, device_file, device_hash, load_device
-from circuits.model.ensemble import draw_boards, ensemble
+from circuits.model.device_file import PRESETS, describe_device, device_hash, device_path, load_device
+from circuits.model.ensemble import draw_boards, ensemble_of
 
 
-def devices() -> Iterator[tuple[str, Device]]:
+def shipped_devices() -> Iterator[tuple[str, Device]]:
     """The devices of the package with their names."""
     yield from ((name, load_device(name)) for name in PRESETS)
 
@@ -41,11 +41,11 @@ def set_interface(
     return interface
 
 
-def draw_copies(place: str, out: Path, copies: int, seed: int, force: bool = False) -> Device:
+def draw_fitted_copies(place: str, out: Path, copies: int, seed: int, force: bool = False) -> Device:
     """Write fresh copies of a device's board, their parts spread as those of its copies were found to be."""
     refuse_existing(out, force)
     device = load_device(place)
-    drawn = draw_boards(ensemble(device), device.board, copies, seed)
+    drawn = draw_boards(ensemble_of(device), device.board, copies, seed)
     made = replace(drawn, interface=device.interface, values=device.values, order=device.order)
     away = unstable_copies(made)
     if away:
@@ -60,6 +60,6 @@ def draw_copies(place: str, out: Path, copies: int, seed: int, force: bool = Fal
 
 def _made_from(place: str) -> dict[str, Any]:
     """What a device was made from (hashes, seeds, the ngspice that ran), and as `fitted_versions` what computed it."""
-    about = read_json(device_file(place), "calibrate").get("provenance", {})
+    about = read_json(device_path(place), "calibrate").get("provenance", {})
     inputs = {name: value for name, value in about.items() if name not in ("versions", "content_sha256")}
     return ({"fitted_versions": about["versions"]} if "versions" in about else {}) | inputs

@@ -22,7 +22,7 @@ START_UP = 15.0  # slowest time constants discarded before the first reading: e^
 CHANNELS = 31  # of one noise file: ngspice reads lines of at most 511 characters
 
 
-def deck(board: Board, program: Program, copy: Copy, conditions: Conditions, samples: int) -> str:
+def deck_text(board: Board, program: Program, copy: Copy, conditions: Conditions, samples: int) -> str:
     """A whole deck that plain `ngspice -b` runs: it records `samples` readings to <copy>.raw."""
     circuit = circuit_text(board, program, copy, conditions)
     header = _header(board, program, copy, conditions, samples)

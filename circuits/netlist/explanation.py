@@ -15,7 +15,7 @@ CODED = """The ground elements g are soldered, pads included. A digital scaling 
 d_i (<U> d)_i = g_i, and takes up what rounding to codes leaves of it."""
 
 
-def explanation(board: Board, program: Program) -> str:
+def explanation_text(board: Board, program: Program) -> str:
     """Nodal equations, what the readings see, the solved elements, and the values of this board."""
     law = cell_law(board.kind)
     between = "v_1, v_2" if board.kind == "plain" else "p_1, n_1, p_2, n_2"

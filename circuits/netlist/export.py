@@ -25,32 +25,32 @@ from circuits.copies import codes, specimens
 from circuits.errors import InputError
 from circuits.files import new_folder, provenance, refuse_existing, sha256, write_json, write_npy, write_text
 from circuits.netlist.bill import bill_text
-from circuits.netlist.deck import deck
+from circuits.netlist.deck import deck_text
 from circuits.netlist.folder import describe, load_design
 from circuits.netlist.kicad import pcb_netlist
 from circuits.netlist.review import review_text
 from circuits.netlist.schematic import schematic_svg
 from circuits.netlist.spice import library_text
 from circuits.statistics.moments import CHUNK, chunk_seed
-from circuits.synthesis.design import check_options, check_size, holds, make_design, reuse_design, takes
+from circuits.synthesis.design import check_copies, check_size, holds, make_design, reuse_design, takes
 from circuits.synthesis.fisher import Place, congruence_of, named_fisher, target_of
-from circuits.synthesis.options import Choices, Parasitics, check_choices
+from circuits.synthesis.options import BoardOptions, Parasitics, check_options
 from circuits.synthesis.target import check_target, inverse_factor
 
 
 @dataclass(frozen=True)
-class Request:
+class DesignOptions:
     """What board is wanted, in how many copies."""
 
     copies: int = 3
     tolerance: float = 0.01
     seed: int = 0
     cells: str = "auto"
-    choices: Choices = field(default_factory=Choices)
+    choices: BoardOptions = field(default_factory=BoardOptions)
     parasitics: Parasitics = field(default_factory=Parasitics)
 
 
-def fisher(name: str, at: str, out: Path, factor: Path | None, force: bool) -> np.ndarray:
+def write_fisher(name: str, at: str, out: Path, factor: Path | None, force: bool) -> np.ndarray:
     """Write the Fisher matrix of a data set to `out` (.npy), its provenance beside it, its inverse factor if asked."""
     for path in filter(None, (out, factor)):
         if path.suffix != ".npy":
@@ -77,10 +77,10 @@ def fisher(name: str, at: str, out: Path, factor: Path | None, force: bool) -> n
     return F
 
 
-def design(place: Place, request: Request, out: Path, force: bool = False) -> Design:
+def design_folder(place: Place, request: DesignOptions, out: Path, force: bool = False) -> Design:
     """Design boards for a named data set or a matrix file and write the run folder."""
-    check_options(request.copies, request.tolerance, request.seed)
-    choices = check_choices(request.choices)
+    check_copies(request.copies, request.tolerance, request.seed)
+    choices = check_options(request.choices)
     refuse_existing(out, force)
     name, matrix, source = target_of(place)
     check_size(len(matrix), bool(choices.bank_bits))
@@ -103,7 +103,9 @@ def design(place: Place, request: Request, out: Path, force: bool = False) -> De
     return made
 
 
-def reuse(place: Place, request: Request, folder: Path, coupling: str | None, out: Path, force: bool = False) -> Design:
+def reuse_folder(
+    place: Place, request: DesignOptions, folder: Path, coupling: str | None, out: Path, force: bool = False
+) -> Design:
     """Program a target onto the board and the copies of the design in `folder` and write a run folder for it.
 
     `coupling` may say again what the board has; everything else about boards and copies is that of `folder`.
@@ -116,7 +118,7 @@ def reuse(place: Place, request: Request, folder: Path, coupling: str | None, ou
         raise InputError(
             f"the board in {folder} is {old.board.coupling}, not {coupling}; leave out --coupling, or design another"
         )
-    if replace(request, choices=replace(request.choices, coupling=Choices().coupling)) != Request():
+    if replace(request, choices=replace(request.choices, coupling=BoardOptions().coupling)) != DesignOptions():
         raise InputError(
             f"board, parts and copies are those of {folder}; with --reuse leave out every option but "
             "--at, --precondition, --damping and --name"
@@ -153,7 +155,7 @@ def decks(design: Design) -> Iterator[tuple[str, str]]:
     """Name and text of the deck of the nominal board and of every copy."""
     for k, copy in enumerate(specimens(design)):
         conditions = Conditions(seed=chunk_seed(design.seed, k, 0))
-        yield copy.name, deck(design.board, design.program, copy, conditions, CHUNK)
+        yield copy.name, deck_text(design.board, design.program, copy, conditions, CHUNK)
 
 
 def codes_text(board: Board, program: Program) -> str:

@@ -30,7 +30,7 @@ from circuits.netlist.bill import UNITS, engineering, soldered_parts
 from circuits.netlist.deck import START_UP, WIDEST, WIDEST_BANKED
 from circuits.nodal import Circuit, assemble_many, noise_amplitude, nominal_circuit, states
 from circuits.ou import MOST_STATES, predicted_columns, reading_covariance
-from circuits.statistics.inversion import circuit_inverses, inversion
+from circuits.statistics.inversion import circuit_inverses, inversion_rule
 from circuits.synthesis.cells import without_negative
 from circuits.synthesis.design import YIELD_DRAWS
 from circuits.synthesis.elements import held_matrix
@@ -271,7 +271,7 @@ def nominal_errors(design: Design) -> dict[str, float]:
     """
     board, program = design.board, design.program
     circuit = nominal_circuit(board, program, Conditions())
-    rule, size = inversion(design), states(circuit)
+    rule, size = inversion_rule(design), states(circuit)
     found = {}
     if board.inputs:
         found["mean"] = float(rule.error(circuit_inverses(design, rule, circuit)))

@@ -69,7 +69,7 @@ def pairs_of_records(lags: int, lag: int, records: np.ndarray) -> tuple[np.ndarr
     return _pairs(lags, 0, records), _pairs(lags, lag, records)
 
 
-def equilibrium(
+def judge_equilibrium(
     sums: Sums,
     covariance: np.ndarray,
     rho: np.ndarray,

@@ -55,7 +55,7 @@ def triangle(matrix: np.ndarray) -> np.ndarray:
     return matrix[..., i, j] * _weights(i, j)
 
 
-def inversion(design: Design) -> Inversion:
+def inversion_rule(design: Design) -> Inversion:
     """The reading rule of a design."""
     board, program = design.board, design.program
     scale = board.capacitance / (board.nodes_per_cell * program.energy)

@@ -26,7 +26,7 @@ from pandas.errors import EmptyDataError, ParserError, ParserWarning
 from circuits.board import REFERENCE_CELSIUS, Board, Conditions, Copy, Design
 from circuits.copies import specimens
 from circuits.errors import InputError
-from circuits.files import Array
+from circuits.files import ArrayField
 from circuits.nodal import Circuit, assemble, lag_of
 from circuits.ou import decay_time, lagged_covariances
 from circuits.statistics.equilibrium import Sums
@@ -60,8 +60,8 @@ class RecordSummary:
     dropped_by_cell: dict[str, int]
     clipped: tuple[Clipping, ...]
     outliers: tuple[Outliers, ...]
-    mean_V: Array
-    mean_error_V: Array
+    mean_V: ArrayField
+    mean_error_V: ArrayField
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ BISECTIONS = 30
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class CellPlan:
     """Which cells a target needs: kind, signed scaling d (n,), the step in words, and why no cheaper one."""
 
     kind: str
@@ -33,14 +33,14 @@ class Plan:
     reason: str
 
 
-def plan(
+def plan_cells(
     target: np.ndarray,
     congruence: np.ndarray,
     cells: str = "auto",
     negative: bool = True,
     grounded: bool = False,
     damping: float = 0.0,
-) -> Plan:
+) -> CellPlan:
     """The cheapest plan that holds T P Tᵀ; `cells` other than "auto" leaves only that kind.
 
     Without `negative` elements (switched banks hold none) only passive plans are left. A `grounded` plan scales where
@@ -69,16 +69,18 @@ def plan(
         raise InputError(
             f"passive differential cells do not hold the target: {_undominated(U)}; {' or '.join(words)} would do"
         )
-    return Plan("differential", unit, "differential cells with negative elements", _undominated(U))
+    return CellPlan("differential", unit, "differential cells with negative elements", _undominated(U))
 
 
 def without_negative(target: np.ndarray, congruence: np.ndarray, damping: float = 0.0) -> list[str]:
     """What would do without negative elements, in words: the whole damping, `damping` being in it already, and a T."""
     more = passive_damping(target, congruence)
-    return ([f"--damping {two_digits(damping + more, up=True):.2g}"] if more else []) + [precondition(congruence)]
+    return ([f"--damping {two_digits(damping + more, up=True):.2g}"] if more else []) + [
+        suggest_precondition(congruence)
+    ]
 
 
-def precondition(congruence: np.ndarray) -> str:
+def suggest_precondition(congruence: np.ndarray) -> str:
     """The factor that would do in words, T (n, n) being the one that is used already."""
     given = not np.array_equal(congruence, np.eye(len(congruence)))
     return f"a --precondition from {'a matrix nearer to the target' if given else 'an older matrix'}"
@@ -92,7 +94,7 @@ def passive_damping(target: np.ndarray, congruence: np.ndarray) -> float | None:
     eye = np.eye(len(target))
 
     def passive(damping: float) -> bool:
-        return "negative" not in plan(target + damping * eye, congruence).step
+        return "negative" not in plan_cells(target + damping * eye, congruence).step
 
     high = float(np.trace(target)) / len(target)
     doublings = 0
@@ -131,7 +133,7 @@ def reading_signs(matrix: np.ndarray) -> np.ndarray | None:
 UNBALANCED = "no reading signs make all its off-diagonal entries negative"
 
 
-def _plain(U: np.ndarray, unit: np.ndarray, M: np.ndarray, grounded: bool) -> Plan | None:
+def _plain(U: np.ndarray, unit: np.ndarray, M: np.ndarray, grounded: bool) -> CellPlan | None:
     signs = reading_signs(U)
     dominant = _slack(U).min() >= 0 and not grounded
     weights = np.ones(len(U)) if dominant else _dominance(U)
@@ -141,17 +143,17 @@ def _plain(U: np.ndarray, unit: np.ndarray, M: np.ndarray, grounded: bool) -> Pl
     reason = "its off-diagonal entries are negative" + (" for some reading signs" if (signs < 0).any() else "")
     if not np.any(U - np.eye(len(U))):
         reason = "it is diagonal, there is nothing to couple"
-    return Plan("plain", _normalised(signs * unit * weights, M), ", ".join(words), reason)
+    return CellPlan("plain", _normalised(signs * unit * weights, M), ", ".join(words), reason)
 
 
-def _differential(U: np.ndarray, unit: np.ndarray, M: np.ndarray, cells: str, grounded: bool) -> Plan | None:
+def _differential(U: np.ndarray, unit: np.ndarray, M: np.ndarray, cells: str, grounded: bool) -> CellPlan | None:
     why = UNBALANCED if reading_signs(U) is None else f"the cells are to be {cells}"
     if _slack(U).min() >= SLACK_MINIMUM and not grounded:
-        return Plan("differential", unit, "differential cells", why)
+        return CellPlan("differential", unit, "differential cells", why)
     weights = _dominance(U)
     if weights is None or weights.max() > SCALING_LIMIT:
         return None
-    return Plan("differential", _normalised(unit * weights, M), "differential cells, scaled to dominance", why)
+    return CellPlan("differential", _normalised(unit * weights, M), "differential cells, scaled to dominance", why)
 
 
 def _undominated(U: np.ndarray) -> str:

@@ -29,13 +29,13 @@ from circuits.copies import draw_copies, draw_gains, gains_of, nominal_copy
 from circuits.errors import CoarseBankError, InputError, UnstableCopyError
 from circuits.nodal import Circuit, assemble_gains, is_stable, nominal_circuit
 from circuits.ou import hold_period, settling_time
-from circuits.synthesis.cells import Plan, passive_damping, plan, precondition
+from circuits.synthesis.cells import CellPlan, passive_damping, plan_cells, suggest_precondition
 from circuits.synthesis.elements import LoadError, element_values, static_load, unloaded
 from circuits.synthesis.options import (
     BoardError,
-    Choices,
+    BoardOptions,
     Parasitics,
-    check_choices,
+    check_options,
     check_parasitics,
     option,
     two_digits,
@@ -56,7 +56,7 @@ SMALLEST_PIVOT = 1e-13  # of M, relative to its largest eigenvalue: below it rou
 MOST_TRIALS = 24
 MOST_CHANGES = 3  # at a time: more are another board
 
-Make = Callable[[Choices, Parasitics], object]
+Make = Callable[[BoardOptions, Parasitics], object]
 
 
 def make_design(
@@ -70,13 +70,13 @@ def make_design(
     damping: float = 0.0,
     source: str = "matrix",
     cells: str = "auto",
-    choices: Choices | None = None,
+    choices: BoardOptions | None = None,
     parasitics: Parasitics | None = None,
 ) -> Design:
     """Design board and copies for a checked target (damping already in it); InputError if a copy would run away."""
     check_name(name)
-    check_options(copies, tolerance, seed)
-    made, extra = check_choices(choices or Choices()), check_parasitics(parasitics or Parasitics())
+    check_copies(copies, tolerance, seed)
+    made, extra = check_options(choices or BoardOptions()), check_parasitics(parasitics or Parasitics())
     board, program = board_and_program(target, congruence, name, tolerance, cells, made, extra, damping)
     _check_nominal(board, program)
     drawn = draw_copies(board, seed, copies)
@@ -114,7 +114,7 @@ def reuse_design(
     return replace(old, program=program, damping=damping, yield_fraction=fraction, source=source)
 
 
-def check_options(copies: int, tolerance: float, seed: int) -> None:
+def check_copies(copies: int, tolerance: float, seed: int) -> None:
     """Raise InputError unless copies can be drawn with these."""
     if not 1 <= copies <= MOST_COPIES:
         raise InputError(f"from 1 to {MOST_COPIES} copies can be drawn, got --copies {copies}")
@@ -131,7 +131,7 @@ def holds(
     tolerance: float,
     seed: int,
     cells: str,
-    choices: Choices | None = None,
+    choices: BoardOptions | None = None,
     parasitics: Parasitics | None = None,
 ) -> bool:
     """Whether the drawn copies, and 99 % of all, hold a checked target."""
@@ -174,7 +174,7 @@ def _remedies(
     seed: int,
     damping: float,
     cells: str,
-    choices: Choices,
+    choices: BoardOptions,
     parasitics: Parasitics,
 ) -> str:
     """What would do in words: the tolerance and the damping at which these copies and 99 % of all hold this target."""
@@ -193,7 +193,7 @@ def _remedies(
     larger = least_damping(raw, first, lambda P: holds(P, *wanted))
     found = (("--tolerance", smaller), ("--damping", larger))
     words = [f"{option} {value:.2g}" for option, value in found if value is not None]
-    return " or ".join(filter(None, [", ".join(words), precondition(program.congruence)]))
+    return " or ".join(filter(None, [", ".join(words), suggest_precondition(program.congruence)]))
 
 
 def board_and_program(
@@ -202,7 +202,7 @@ def board_and_program(
     name: str = "board",
     tolerance: float = 0.01,
     cells: str = "auto",
-    choices: Choices | None = None,
+    choices: BoardOptions | None = None,
     parasitics: Parasitics | None = None,
     damping: float = 0.0,
 ) -> tuple[Board, Program]:
@@ -211,14 +211,14 @@ def board_and_program(
     InputError says what would do where no such board can be made: changes of the choices that were tried, or a damping
     of which `damping` is in the target already.
     """
-    given, unwelcome = choices or Choices(), parasitics or Parasitics()
+    given, unwelcome = choices or BoardOptions(), parasitics or Parasitics()
     n = len(target)
     check_size(n, bool(given.bank_bits))
     if given.bank_bits and n == 1:
         raise InputError("a board of one cell has no coupling to switch; leave out --bank-bits")
     T = np.eye(n) if congruence is None else congruence
 
-    def make(choices: Choices, parasitics: Parasitics, target: np.ndarray = target) -> tuple[Board, Program]:
+    def make(choices: BoardOptions, parasitics: Parasitics, target: np.ndarray = target) -> tuple[Board, Program]:
         return _attempt(target, T, name, tolerance, cells, choices, parasitics, damping)
 
     def holds(P: np.ndarray) -> bool:
@@ -250,12 +250,12 @@ def reprogram(
         raise InputError(f"the board has {len(board.cells)} cells, the target is {n} x {n}; design another board")
     T = np.eye(n) if congruence is None else congruence
     try:
-        return program(board, target, T, plan(target, T, board.kind, negative=False), name)
+        return program(board, target, T, plan_cells(target, T, board.kind, negative=False), name)
     except InputError as error:
         more = passive_damping(target, T) or 1e-6 * float(np.trace(target)) / n
         larger = least_damping(target - damping * np.eye(n), damping + more, lambda P: takes(board, P, T))
         words = [f"--damping {larger:.2g}"] if larger else []
-        words += [precondition(T), "another board"]
+        words += [suggest_precondition(T), "another board"]
         raise InputError(
             f"the board of {board.kind} cells does not take this target: {str(error).split('; ')[0]}; "
             f"{', '.join(words[:-1])} or {words[-1]} would do"
@@ -266,7 +266,7 @@ def takes(board: Board, target: np.ndarray, congruence: np.ndarray | None) -> bo
     """Whether a checked target goes on a board with banks."""
     T = np.eye(len(target)) if congruence is None else congruence
     try:
-        program(board, target, T, plan(target, T, board.kind, negative=False), "board")
+        program(board, target, T, plan_cells(target, T, board.kind, negative=False), "board")
     except InputError:
         return False
     return True
@@ -280,7 +280,7 @@ def check_size(size: int, banks: bool = False) -> None:
 
 
 def program(
-    board: Board, target: np.ndarray, congruence: np.ndarray, chosen: Plan, name: str, series: str | None = None
+    board: Board, target: np.ndarray, congruence: np.ndarray, chosen: CellPlan, name: str, series: str | None = None
 ) -> Program:
     """Put a target on a board by a plan of the board's kind: element values, noise level, sampling period.
 
@@ -353,17 +353,17 @@ def _attempt(
     name: str,
     tolerance: float,
     cells: str,
-    choices: Choices,
+    choices: BoardOptions,
     parasitics: Parasitics,
     damping: float,
 ) -> tuple[Board, Program]:
     """Board and program by the cheapest plan, or where that leaves no ground element to take a load from, grounded."""
-    chosen = plan(target, congruence, cells, negative=not choices.bank_bits, damping=damping)
+    chosen = plan_cells(target, congruence, cells, negative=not choices.bank_bits, damping=damping)
     try:
         return _made(target, congruence, chosen, name, tolerance, choices, parasitics)
     except LoadError as error:
         try:
-            grounded = plan(target, congruence, cells, negative=False, grounded=True)
+            grounded = plan_cells(target, congruence, cells, negative=False, grounded=True)
             return _made(target, congruence, grounded, name, tolerance, choices, parasitics)
         except InputError:
             raise error from None
@@ -372,10 +372,10 @@ def _attempt(
 def _made(
     target: np.ndarray,
     congruence: np.ndarray,
-    chosen: Plan,
+    chosen: CellPlan,
     name: str,
     tolerance: float,
-    choices: Choices,
+    choices: BoardOptions,
     parasitics: Parasitics,
 ) -> tuple[Board, Program]:
     """Board and program by a plan; BoardError says which changes may do."""
@@ -422,7 +422,7 @@ def _programmed(target: np.ndarray, mapping: np.ndarray) -> np.ndarray:
 
 
 def refused(
-    error: BoardError, choices: Choices, parasitics: Parasitics, make: Make, damping: Callable[[], float | None]
+    error: BoardError, choices: BoardOptions, parasitics: Parasitics, make: Make, damping: Callable[[], float | None]
 ) -> InputError:
     """The error with the first change in its sentence that makes a board, and with what it proposes otherwise.
 
@@ -436,7 +436,7 @@ def refused(
     return InputError(f"{error}; {' or '.join(words) or 'a --precondition'} would do")
 
 
-def _change(error: BoardError, choices: Choices, parasitics: Parasitics, make: Make) -> dict[str, float] | None:
+def _change(error: BoardError, choices: BoardOptions, parasitics: Parasitics, make: Make) -> dict[str, float] | None:
     """The first change, the fewest at a time, with which `make` makes a board; None if none does."""
     queue = deque(error.changes)
     tried: list[dict[str, float]] = []
@@ -457,8 +457,10 @@ def _change(error: BoardError, choices: Choices, parasitics: Parasitics, make: M
     return None
 
 
-def _changed(choices: Choices, parasitics: Parasitics, change: dict[str, float]) -> tuple[Choices, Parasitics]:
-    own = {field.name for field in fields(Choices)}
+def _changed(
+    choices: BoardOptions, parasitics: Parasitics, change: dict[str, float]
+) -> tuple[BoardOptions, Parasitics]:
+    own = {field.name for field in fields(BoardOptions)}
     of_choices = {name: value for name, value in change.items() if name in own}
     others = {name: value for name, value in change.items() if name not in own}
-    return check_choices(replace(choices, **of_choices)), check_parasitics(replace(parasitics, **others))
+    return check_options(replace(choices, **of_choices)), check_parasitics(replace(parasitics, **others))

@@ -30,7 +30,7 @@ class BoardError(InputError):
 
 
 @dataclass(frozen=True)
-class Choices:
+class BoardOptions:
     """What the target leaves open. 1 nF, 10 uH and 100 ohm: a resonance of 1.6 MHz at Q = 1; or 1 nF and 1 kohm.
 
     `coupling` is "capacitive" or "resistive". `unit_capacitance` [F] stands for 1 of the matrix (resistive: it is the
@@ -102,7 +102,7 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_choices(choices: Choices) -> Choices:
+def check_options(choices: BoardOptions) -> BoardOptions:
     """Return the choices if a board can be made of them, or raise InputError with what would do."""
     if choices.coupling not in COUPLINGS:
         raise InputError(f"--coupling is {' or '.join(COUPLINGS)}, got {choices.coupling!r}")
@@ -133,18 +133,18 @@ def check_choices(choices: Choices) -> Choices:
     return choices
 
 
-def _check_used(choices: Choices) -> None:
+def _check_used(choices: BoardOptions) -> None:
     """Raise InputError for an option that this board has no use for."""
     needs = {} if choices.bank_bits else dict.fromkeys(ONLY_WITH_BANKS, "--bank-bits")
     for coupling, names in ONLY_WITH.items():
         if coupling != choices.coupling:
             needs |= dict.fromkeys(names, f"--coupling {coupling}")
     for name, other in needs.items():
-        if getattr(choices, name) != getattr(Choices(), name):
+        if getattr(choices, name) != getattr(BoardOptions(), name):
             raise InputError(f"{option(name)} has no effect on a board without {other}; leave it out, or give {other}")
 
 
-def _check_resonator(choices: Choices) -> None:
+def _check_resonator(choices: BoardOptions) -> None:
     """L falls with the square of the resonance and R in proportion to quality: say which would do."""
     low, high = INDUCTORS
     L = choices.inductance

@@ -41,7 +41,7 @@ import numpy as np
 
 from circuits.board import GROUND, Bank, Bit, Board, Cell, Element, Input, Limits, Mutual, Part, Reading, Source
 from circuits.errors import InputError
-from circuits.synthesis.options import TEMPCO, BoardError, Choices, Parasitics, two_digits
+from circuits.synthesis.options import TEMPCO, BoardError, BoardOptions, Parasitics, two_digits
 
 LETTERS = {"ground": "G", "straight": "S", "crossed": "X", "negative": "N"}
 
@@ -62,13 +62,13 @@ class _Place:
 
 
 def build_board(
-    cells: int, kind: str, tolerance: float = 0.01, choices: Choices | None = None, bank_range: float = 1.0
+    cells: int, kind: str, tolerance: float = 0.01, choices: BoardOptions | None = None, bank_range: float = 1.0
 ) -> Board:
     """Board of `cells` cells, `kind` "plain" or "differential", every part off by at most ±`tolerance`.
 
     `bank_range` is the largest coupling its banks hold, if it has any, as a fraction of the unit.
     """
-    made = choices or Choices()
+    made = choices or BoardOptions()
     capacitive = made.coupling == "capacitive"
     prefix, poles = ("v", ("",)) if kind == "plain" else ("", ("p", "n"))
     layout = tuple(Cell(f"cell{i}", tuple(f"{prefix}{pole}{i}" for pole in poles)) for i in range(1, cells + 1))
@@ -92,7 +92,7 @@ def build_board(
     )
 
 
-def _places(cells: tuple[Cell, ...], choices: Choices) -> Iterator[_Place]:
+def _places(cells: tuple[Cell, ...], choices: BoardOptions) -> Iterator[_Place]:
     """Every element of the board; with two parts in parallel every element but the negative ones comes twice."""
     pairs = list(combinations(range(len(cells)), 2))
     differential = len(cells[0].nodes) == 2
@@ -123,7 +123,7 @@ def _pairs_of_elements(places: list[_Place]) -> list[tuple[Element, Element | No
     return [(element, crossed.get(element.cells)) for element in straight]
 
 
-def _fixed(cells: tuple[Cell, ...], tolerance: float, choices: Choices) -> Iterator[Part]:
+def _fixed(cells: tuple[Cell, ...], tolerance: float, choices: BoardOptions) -> Iterator[Part]:
     """The parts that no program changes; behind banks that includes what leads to ground."""
     left = [choices.unit_capacitance] * len(cells)
     if choices.bank_bits:
@@ -143,7 +143,7 @@ def _fixed(cells: tuple[Cell, ...], tolerance: float, choices: Choices) -> Itera
 
 
 def _held(
-    places: list[_Place], banks: tuple[Bank, ...], cells: tuple[Cell, ...], tolerance: float, choices: Choices
+    places: list[_Place], banks: tuple[Bank, ...], cells: tuple[Cell, ...], tolerance: float, choices: BoardOptions
 ) -> Iterator[Part]:
     """The parts of all elements: one a node pair, or the bits of the banks."""
     kind = "C" if choices.coupling == "capacitive" else "R"
@@ -250,7 +250,7 @@ def parasitic(
     return Part(name, kind, nodes, role, value, None, PARASITIC_TOLERANCE if tolerance else 0.0, TEMPCO[kind], cause)
 
 
-def bank_of(straight: Element, crossed: Element | None, choices: Choices, largest: float) -> Bank:
+def bank_of(straight: Element, crossed: Element | None, choices: BoardOptions, largest: float) -> Bank:
     """The bank of the couplings of two cells; `largest` is what it reaches, in units.
 
     BoardError if the switches leave no room in the resistors of its highest bit.
@@ -272,7 +272,7 @@ def bank_of(straight: Element, crossed: Element | None, choices: Choices, larges
 
 
 def bank_parts(
-    bank: Bank, near: tuple[str, ...], far: tuple[str, ...], kind: str, tolerance: float, choices: Choices
+    bank: Bank, near: tuple[str, ...], far: tuple[str, ...], kind: str, tolerance: float, choices: BoardOptions
 ) -> Iterator[Part]:
     """Parts, switches and pads of a bank between the nodes of two cells."""
     for pole, node in enumerate(near):
@@ -284,7 +284,7 @@ def bank_parts(
         yield parasitic(f"CP{bank.name[5:]}{node}", "C", (node, GROUND), "pad", pads, "pads", tolerance)
 
 
-def unloaded_capacitances(cells: int, poles: int, choices: Choices) -> list[float]:
+def unloaded_capacitances(cells: int, poles: int, choices: BoardOptions) -> list[float]:
     """What is soldered from the nodes of every cell to ground, so that it is one unit with the pads at half codes [F].
 
     BoardError if the pads alone are more.
@@ -303,7 +303,7 @@ def unloaded_capacitances(cells: int, poles: int, choices: Choices) -> list[floa
 
 
 def _bit(
-    bank: Bank, number: int, node: str, ends: list[tuple[str, int]], kind: str, tolerance: float, choices: Choices
+    bank: Bank, number: int, node: str, ends: list[tuple[str, int]], kind: str, tolerance: float, choices: BoardOptions
 ) -> Iterator[Part]:
     short = f"{bank.name[5:]}{node}b{number}"
     inner = f"x{short}"

@@ -15,7 +15,7 @@ from circuits.nodal import Circuit, assemble_many
 from circuits.ou import lagged_covariances
 from circuits.simulation.charge import ChargeRun, charge_law, check_capacitive, peak_current
 from circuits.statistics.estimators import law_of_records
-from circuits.statistics.inversion import Inversion, hold_correction, inversion
+from circuits.statistics.inversion import Inversion, hold_correction, inversion_rule
 
 LONG_NOISE_RECORD = 1_000_000  # readings of a record beside which the memory of the noise is nothing
 
@@ -58,14 +58,14 @@ class ChargeReadout:
     copies: tuple[ChargeResult, ...]
 
 
-def charge_readout(design: Design, runs: dict[str, ChargeRun], ambient: float = REFERENCE_CELSIUS) -> ChargeReadout:
+def judge_charges(design: Design, runs: dict[str, ChargeRun], ambient: float = REFERENCE_CELSIUS) -> ChargeReadout:
     """What the runs of a design at `ambient` [°C], by copy name, say of its inverse, and noise in the same time.
 
     InputError for a resistive board.
     """
     board, program = design.board, design.program
     check_capacitive(board)
-    rule = inversion(design)
+    rule = inversion_rule(design)
     circuits = assemble_many(board, program, specimens(design), Conditions(ambient))
     charge, times = runs["nominal"].charge, runs["nominal"].times
     laws = [charge_law(board, circuits[k], charge, times) for k in range(len(specimens(design)))]

@@ -18,7 +18,7 @@ from circuits.parallel import Progress, silent
 from circuits.simulation.measure import MOST_SAMPLES, Plan, check_samples, error_of_one, measure
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.simulation.runs import save_measurements
-from circuits.statistics.inversion import inversion
+from circuits.statistics.inversion import inversion_rule
 from circuits.statistics.moments import BLOCK
 from circuits.statistics.recorded import read_recorded
 from circuits.synthesis.options import two_digits
@@ -31,7 +31,7 @@ MOST_COPIES = 100_000
 
 
 @dataclass(frozen=True)
-class Inquiry:
+class VerifyOptions:
     """What a verification is to find out.
 
     `method` is exact, sampled or both; `samples` readings a copy, or as many as bring the statistical error of every
@@ -50,7 +50,9 @@ class Inquiry:
     measured: Path | None = None
 
 
-def verify(folder: Path, inquiry: Inquiry, force: bool = False, progress: Progress = silent) -> dict[str, Any]:
+def verify_folder(
+    folder: Path, inquiry: VerifyOptions, force: bool = False, progress: Progress = silent
+) -> dict[str, Any]:
     """Run every copy in ngspice and write verification.json and statistics.npz.
 
     From recorded readings measured.json is written instead, without ngspice.
@@ -65,7 +67,7 @@ def verify(folder: Path, inquiry: Inquiry, force: bool = False, progress: Progre
         return _verify(made, decks, folder, inquiry, progress)
 
 
-def _check(inquiry: Inquiry) -> None:
+def _check(inquiry: VerifyOptions) -> None:
     if inquiry.method not in ("exact", "sampled", "both"):
         raise InputError(f"--method is exact, sampled or both, got {inquiry.method!r}")
     check_samples(inquiry.samples)
@@ -82,7 +84,9 @@ def _check(inquiry: Inquiry) -> None:
         raise InputError("readings that are recorded already need no --charge or --target-error")
 
 
-def _verify(made: Design, decks: dict[str, str], folder: Path, inquiry: Inquiry, progress: Progress) -> dict[str, Any]:
+def _verify(
+    made: Design, decks: dict[str, str], folder: Path, inquiry: VerifyOptions, progress: Progress
+) -> dict[str, Any]:
     sampled = inquiry.method != "exact"
     if sampled and discarded(made.program) > MOST_START_UP:
         raise InputError(
@@ -114,11 +118,11 @@ def _verify(made: Design, decks: dict[str, str], folder: Path, inquiry: Inquiry,
     return result
 
 
-def _samples(made: Design, inquiry: Inquiry) -> int:
+def _samples(made: Design, inquiry: VerifyOptions) -> int:
     """How many readings a copy takes, by the error that is wanted if one is."""
     if inquiry.target_error is None:
         return inquiry.samples
-    one = error_of_one(made, inversion(made), inquiry.ambient)
+    one = error_of_one(made, inversion_rule(made), inquiry.ambient)
     if one / inquiry.target_error > MOST_SAMPLES**0.5:
         raise InputError(
             f"a statistical error of {inquiry.target_error:g} takes more than {MOST_SAMPLES:,} readings a copy; "
@@ -127,7 +131,7 @@ def _samples(made: Design, inquiry: Inquiry) -> int:
     return max(int(np.ceil((one / inquiry.target_error) ** 2 / BLOCK)), 1) * BLOCK
 
 
-def _verify_recorded(made: Design, folder: Path, inquiry: Inquiry, force: bool) -> dict[str, Any]:
+def _verify_recorded(made: Design, folder: Path, inquiry: VerifyOptions, force: bool) -> dict[str, Any]:
     refuse_existing(folder / "measured.json", force)
     recorded = read_recorded(inquiry.measured, made, ambient=inquiry.ambient)
     result = describe_verification(verify_recorded(made, recorded, copies=inquiry.copies, bound=inquiry.bound))

@@ -79,7 +79,7 @@ class Population:
     averaging: Averaging | None
 
 
-def population(
+def draw_population(
     design: Design,
     rule: Inversion,
     copies: int = COPIES,

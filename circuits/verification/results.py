@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.board import Conditions, Design
-from circuits.files import Array
+from circuits.files import ArrayField
 from circuits.nodal import Circuit, nominal_circuit
 from circuits.ou import lagged_covariances, predicted_columns, predicted_settling, reading_covariance
 from circuits.simulation.noise import NoiseRun
 from circuits.simulation.runs import Run
 from circuits.simulation.transient import chunks_lags, chunks_law
-from circuits.statistics.equilibrium import Equilibrium, equilibrium, pairs_of_records
+from circuits.statistics.equilibrium import Equilibrium, judge_equilibrium, pairs_of_records
 from circuits.statistics.estimators import EstimateLaw, effective_samples, joint_chi_square
 from circuits.statistics.inversion import Inversion, hold_correction, solved_inverse
 from circuits.statistics.moments import Moments, chunk_sizes, running
@@ -53,18 +53,18 @@ class SampledResult:
     statistical_error: float
     interval: tuple[float, float]
     samples: int
-    inverse: Array
+    inverse: ArrayField
     curve: Curve
     effective_samples: float | None = None
     chi_square: float | None = None
     degrees_of_freedom: int | None = None
     p_value: float | None = None
-    residuals: Array | None = None
+    residuals: ArrayField | None = None
     equilibrium: Equilibrium | None = None
 
 
 @dataclass(frozen=True, eq=False)
-class Estimate:
+class RecordEstimate:
     """Second moments of a record, the law of their mean, and what is added to a covariance before it is read [V²]."""
 
     moments: Moments
@@ -73,7 +73,7 @@ class Estimate:
     equilibrium: Equilibrium | None = None
 
 
-def estimates(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[Estimate]:
+def estimates(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[RecordEstimate]:
     """The estimate of every copy, and last that of their mean, whose law is that of independent copies."""
     recipe, period = runs[0].recipe, design.program.period
     correction = np.zeros((len(design.board.cells),) * 2) if recipe.stepped else hold_correction(design)
@@ -81,24 +81,24 @@ def estimates(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[
         chunks_law(recipe, circuit, period, run.moments.samples) for circuit, run in zip(circuits, runs, strict=True)
     ]
     found = [
-        Estimate(run.moments, law, correction, _equilibrium(circuit, run, period, law))
+        RecordEstimate(run.moments, law, correction, _equilibrium(circuit, run, period, law))
         for circuit, run, law in zip(circuits, runs, laws, strict=True)
     ]
     return [*found, mean_estimate(found)]
 
 
-def recorded_estimate(design: Design, recorded: Recorded) -> Estimate:
+def recorded_estimate(design: Design, recorded: Recorded) -> RecordEstimate:
     """The estimate of a physical board, by the law of the nominal one; about the sample mean a covariance lacks V."""
     moments, law, balance = Moments(recorded.block_readings, recorded.moments), recorded_law(design, recorded), None
     if recorded.sums:
         circuit = nominal_circuit(design.board, design.program, Conditions(recorded.summary.ambient))
         rho = lagged_covariances(circuit, recorded.summary.period_s, held=False)
         pairs = (recorded.pairs, recorded.sums_pairs)
-        balance = equilibrium(recorded.sums, recorded.covariance, rho, pairs, effective_samples(law))
-    return Estimate(moments, law, recorded.mean_covariance, balance)
+        balance = judge_equilibrium(recorded.sums, recorded.covariance, rho, pairs, effective_samples(law))
+    return RecordEstimate(moments, law, recorded.mean_covariance, balance)
 
 
-def mean_estimate(found: list[Estimate]) -> Estimate:
+def mean_estimate(found: list[RecordEstimate]) -> RecordEstimate:
     """The estimate that is the mean of those of copies.
 
     Of records of different lengths one block is left.
@@ -113,10 +113,10 @@ def mean_estimate(found: list[Estimate]) -> Estimate:
         np.sum([each.law.covariance for each in found], axis=0) / len(found) ** 2,
         found[0].law.samples,
     )
-    return Estimate(moments, law, np.mean([each.correction for each in found], axis=0))
+    return RecordEstimate(moments, law, np.mean([each.correction for each in found], axis=0))
 
 
-def sampled_result(rule: Inversion, estimate: Estimate, of_mean: int | None = None) -> SampledResult:
+def sampled_result(rule: Inversion, estimate: RecordEstimate, of_mean: int | None = None) -> SampledResult:
     """What an estimate says; that of a single copy has a joint χ², that of a mean took `of_mean` readings in all."""
     moments, law, correction = estimate.moments, estimate.law, estimate.correction
     samples, partial = running(moments, CURVE_POINTS)
@@ -146,7 +146,7 @@ def _equilibrium(circuit: Circuit, run: Run, period: float, law: EstimateLaw) ->
         return None
     rho = chunks_lags(run.recipe, circuit, period)
     pairs = pairs_of_records(len(rho), run.sums.lag, np.array(chunk_sizes(run.moments.samples)))
-    return equilibrium(run.sums, run.moments.mean, rho, pairs, effective_samples(law))
+    return judge_equilibrium(run.sums, run.moments.mean, rho, pairs, effective_samples(law))
 
 
 def _of_copy(covariance: np.ndarray, law: EstimateLaw) -> dict[str, object]:
@@ -170,7 +170,7 @@ class ExactResult:
 
     relative_error: float
     scale_free_error: float
-    inverse: Array
+    inverse: ArrayField
     predicted_error: float | None = None
     difference_to_lyapunov: float | None = None
     difference_to_noise: float | None = None
@@ -186,7 +186,7 @@ class SolveResult:
     """
 
     relative_error: float
-    inverse: Array
+    inverse: ArrayField
     difference_to_law: float | None = None
     settling_difference: float | None = None
 

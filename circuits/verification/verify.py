@@ -13,10 +13,10 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design
-from circuits.files import Array, sha256
+from circuits.files import ArrayField, sha256
 from circuits.nodal import assemble
 from circuits.simulation.runs import Run
-from circuits.statistics.inversion import Inversion, inversion
+from circuits.statistics.inversion import Inversion, inversion_rule
 from circuits.statistics.recorded import Recorded, RecordSummary
 from circuits.verification.budget import (
     Budget,
@@ -27,11 +27,11 @@ from circuits.verification.budget import (
     recorded_budget,
     sampled_budget,
 )
-from circuits.verification.charge_readout import ChargeReadout, charge_readout
-from circuits.verification.population import COPIES, Population, population
+from circuits.verification.charge_readout import ChargeReadout, judge_charges
+from circuits.verification.population import COPIES, Population, draw_population
 from circuits.verification.results import (
-    Estimate,
     ExactResult,
+    RecordEstimate,
     SampledResult,
     SolveResult,
     estimates,
@@ -53,7 +53,7 @@ FALSE_ALARM = 1e-5
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class CopyResult:
     """What one copy (or the nominal board, or the mean of the copies) answered by each route that was run.
 
     `agrees`, of single copies: the exact covariance equals the Lyapunov solution of the copy's own values to 1e-6, so
@@ -74,8 +74,8 @@ class Reading:
 class Target:
     """The matrix, its inverse by numpy, and its condition number as it is and as programmed."""
 
-    matrix: Array
-    inverse: Array
+    matrix: ArrayField
+    inverse: ArrayField
     condition: float
     programmed_condition: float
     sha256: str
@@ -93,9 +93,9 @@ class Verification:
     step: str
     ambient: float
     target: Target
-    nominal: Reading
-    copies: tuple[Reading, ...]
-    mean_of_copies: Reading
+    nominal: CopyResult
+    copies: tuple[CopyResult, ...]
+    mean_of_copies: CopyResult
     population: Population
     temperature: Sweep | None = None
     charge: ChargeReadout | None = None
@@ -113,7 +113,7 @@ def verify(
     bound: float | None = None,
 ) -> Verification:
     """Compare the runs of a design, by copy name, with its target and with the law of each copy."""
-    rule = inversion(design)
+    rule = inversion_rule(design)
     own = [runs[copy.name] for copy in design.copies]
     made = [assemble(design.board, design.program, copy, Conditions(ambient)) for copy in design.copies]
     found = deviations(design, rule, design.copies, ambient)
@@ -126,23 +126,23 @@ def verify(
     sampled.append(taken[-1] and sampled_result(rule, taken[-1], sum(each.moments.samples for each in taken[:-1])))
     names = [*(copy.name for copy in design.copies), "mean of copies"]
     rows = [
-        Reading(*row[:4], budget=_budgets(rule, *row, deviation, estimate))
+        CopyResult(*row[:4], budget=_budgets(rule, *row, deviation, estimate))
         for *row, deviation, estimate in zip(names, exact, solved, sampled, found or none, taken, strict=True)
     ]
     nominal = runs["nominal"]
     solution = nominal.solve and solve_result(design, rule, nominal.solve.columns, nominal.solve.bias)
     charged = {name: run.charge for name, run in runs.items() if run.charge}
-    charge = charge_readout(design, charged, ambient) if charged else None
+    charge = judge_charges(design, charged, ambient) if charged else None
     charge_agrees = charge is None or max(row.difference_to_law for row in charge.copies) <= CHARGE_AGREEMENT
     return Verification(
         design.program.name,
         design.program.step,
         ambient,
         _target(design, rule),
-        Reading("nominal", nominal.exact and exact_result(rule, nominal.exact.covariance), solution),
+        CopyResult("nominal", nominal.exact and exact_result(rule, nominal.exact.covariance), solution),
         tuple(replace(row, agrees=_agrees(row) and charge_agrees) for row in rows[:-1]),
         rows[-1],
-        population(design, rule, copies, bound, ambient),
+        draw_population(design, rule, copies, bound, ambient),
         sweep(design, rule),
         charge,
         own[0].recipe.name if own[0].moments else None,
@@ -154,7 +154,7 @@ def verify_recorded(
     design: Design, recorded: Sequence[Recorded], *, copies: int = COPIES, bound: float | None = None
 ) -> Verification:
     """Compare readings of physical boards with the target and with the law of the nominal board."""
-    rule = inversion(design)
+    rule = inversion_rule(design)
     ambient = recorded[0].summary.ambient
     taken = [recorded_estimate(design, each) for each in recorded]
     rows = []
@@ -163,17 +163,17 @@ def verify_recorded(
         budget = recorded_budget(
             design, name, rule, result.inverse, estimate.law, correction=estimate.correction, ambient=ambient
         )
-        rows.append(Reading(name, sampled=result, budget=(budget,) if budget else ()))
+        rows.append(CopyResult(name, sampled=result, budget=(budget,) if budget else ()))
     mean = mean_estimate(taken)
     return Verification(
         design.program.name,
         design.program.step,
         ambient,
         _target(design, rule),
-        Reading("nominal"),
+        CopyResult("nominal"),
         tuple(rows),
-        Reading("mean of copies", sampled=sampled_result(rule, mean, sum(each.moments.samples for each in taken))),
-        population(design, rule, copies, bound, ambient),
+        CopyResult("mean of copies", sampled=sampled_result(rule, mean, sum(each.moments.samples for each in taken))),
+        draw_population(design, rule, copies, bound, ambient),
         recorded=tuple(each.summary for each in recorded),
     )
 
@@ -191,7 +191,7 @@ def _target(design: Design, rule: Inversion) -> Target:
     return Target(P, rule.inverse, float(np.linalg.cond(P)), float(np.linalg.cond(M)), sha256(P))
 
 
-def _agrees(copy: Reading) -> bool:
+def _agrees(copy: CopyResult) -> bool:
     found = copy.exact
     exact = found is None or max(found.difference_to_lyapunov, found.difference_to_noise or 0) <= EXACT_AGREEMENT
     sampled = copy.sampled is None or min(_p_values(copy.sampled)) >= FALSE_ALARM
@@ -215,7 +215,7 @@ def _budgets(
     solve: SolveResult | None,
     sampled: SampledResult | None,
     found: Deviations | None,
-    estimate: Estimate | None,
+    estimate: RecordEstimate | None,
 ) -> tuple[Budget, ...]:
     """A budget for every route that was run, as far as the deviations are of it."""
     if found is None:

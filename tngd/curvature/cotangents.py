@@ -39,7 +39,7 @@ def evaluated(closure: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
     return outputs, targets
 
 
-def cotangents(
+def curvature_cotangents(
     kind: str, outputs: Tensor, targets: Tensor, loss: Loss, slope: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:
     """S (b, q, d) of a curvature; `slope` (b, d), the loss gradient at the outputs, for empirical; random for mc.

@@ -86,7 +86,7 @@ class Array:
 
 
 @dataclass(frozen=True, eq=False)
-class Programmed:
+class HeldArray:
     """What an array holds of a factor: the matrix, the gain of its damping, and how many elements met full scale."""
 
     factor: Factor
@@ -171,7 +171,7 @@ def check_size(array: Array, size: int, rank: int | None = None) -> None:
         )
 
 
-def program_array(array: Array, factor: Factor, like: Tensor) -> Programmed:
+def program_array(array: Array, factor: Factor, like: Tensor) -> HeldArray:
     """Upload a factor, in the precision and place of `like`; InputError if it does not fit or is not finite."""
     check_size(array, factor.size, factor.rank)
     J = factor.dense(like)  # (r, N), becomes Mᵀ
@@ -194,7 +194,7 @@ def program_array(array: Array, factor: Factor, like: Tensor) -> Programmed:
                 gains = _gains(array, passed, start // CHUNK)[: factor.rank].to(J)
                 torch.mul(loaded, gains, out=matrix[:, columns])
     damping_gain = float(_drawn(array, 3, 0, (1, 1))) * array.drift
-    return Programmed(factor, LowRank(left, J), damping_gain, saturated)
+    return HeldArray(factor, LowRank(left, J), damping_gain, saturated)
 
 
 def noise_of(array: Array, gradient: Tensor) -> float:

@@ -281,7 +281,7 @@ def prepare_steps(process: Process, times: Tensor | Sequence[float]) -> Steps:
     return Steps(times, over.matrix, over.drive, noise_factor(over.covariance), which)
 
 
-def paths(steps: Steps, start: Tensor, seed: int | Generator, samples: int | None = None) -> Tensor:
+def sample_paths(steps: Steps, start: Tensor, seed: int | Generator, samples: int | None = None) -> Tensor:
     """Exact paths of the state, (…, T, d), the first state `start` (…, d); with `samples` (…, samples, T, d).
 
     A start has the batch axes of the process, then one for samples or none; fewer axes broadcast. The same seed, or

@@ -49,14 +49,14 @@ White = Callable[[Tensor], Tensor]  # standard normal numbers in the shape and p
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadAt:
     """When a resistive board is read: `time` in time constants after the upload, with noise κ₀."""
 
     time: float = inf
     noise: float = 0.0
 
 
-LAST = Reading()
+LAST = ReadAt()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class TileAnswer:
     state: Tensor
 
 
-def check_reading(board: TileBoard, reading: Reading, start: str = "gradient") -> None:
+def check_reading(board: TileBoard, reading: ReadAt, start: str = "gradient") -> None:
     """InputError for a finite time, noise, or a start of its own on a capacitive board."""
     given = {"time": (reading.time, inf), "noise": (reading.noise, 0.0), "start": (start, "gradient")}
     for name, (value, only) in given.items():
@@ -93,7 +93,7 @@ def tile_answers(
     held: HeldTiles,
     vectors: Tensor,
     copies: Tensor,
-    reading: Reading = LAST,
+    reading: ReadAt = LAST,
     start: Tensor | None = None,
     white: White | None = None,
 ) -> TileAnswer:
@@ -187,7 +187,7 @@ def _settled(
     stable: Tensor,
     vectors: Tensor,
     copies: Tensor,
-    reading: Reading,
+    reading: ReadAt,
     start: Tensor | None,
     white: White | None,
 ) -> Tensor:

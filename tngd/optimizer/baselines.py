@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.curvature.cotangents import cotangents, curvature_factor, evaluated
+from tngd.curvature.cotangents import curvature_cotangents, curvature_factor, evaluated
 from tngd.curvature.losses import CROSS_ENTROPY, Loss
 
 
@@ -67,7 +67,7 @@ class ConjugateNGD(torch.optim.Optimizer):
             outputs, targets = evaluated(closure)
             value = self.loss.value(outputs, targets)
             found = torch.autograd.grad(value, group["params"], retain_graph=True)
-            S = cotangents("ggn", outputs, targets, self.loss, None, None)
+            S = curvature_cotangents("ggn", outputs, targets, self.loss, None, None)
             product = ggn_product(outputs, group["params"], S, group["damping"])
         direction = conjugate_gradients(product, [g.detach() for g in found], group["iterations"])
         with torch.no_grad():

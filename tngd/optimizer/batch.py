@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.curvature.cotangents import cotangents, evaluated, explicit_rows
+from tngd.curvature.cotangents import curvature_cotangents, evaluated, explicit_rows
 from tngd.curvature.factor import Factor, all_finite, dense_factor, join_factors
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import Loss
@@ -145,7 +145,7 @@ def _factor(
     if kind == "empirical":
         (slope,) = torch.autograd.grad(value, outputs, retain_graph=True)
     with torch.no_grad():
-        S = cotangents(kind, outputs, targets, loss, slope, generator)
+        S = curvature_cotangents(kind, outputs, targets, loss, slope, generator)
     if recorder is None:
         return dense_factor(explicit_rows(outputs, trained, S))
     recorder.check(outputs, calls)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
-from tngd.curvature.cotangents import cotangents
+from tngd.curvature.cotangents import curvature_cotangents
 from tngd.curvature.layers import Call, Recorder, by_position, seen
 from tngd.curvature.losses import CROSS_ENTROPY, Loss
 from tngd.optimizer.baselines import check_positive
@@ -70,7 +70,7 @@ class KFAC(torch.optim.Optimizer):
             fresh = self.steps % self.factors == 0
             found = torch.autograd.grad(value, group["params"], retain_graph=fresh)
             if fresh:
-                S = cotangents("mc", outputs, targets, self.loss, None, self._generator)
+                S = curvature_cotangents("mc", outputs, targets, self.loss, None, self._generator)
                 gradients = self.recorder.gradients(outputs, calls, S[:, 0])
         with torch.no_grad():
             if fresh:

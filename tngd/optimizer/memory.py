@@ -17,7 +17,7 @@ from torch import Tensor
 from circuits.errors import InputError
 from circuits.model.converters import Converter
 from tngd.curvature.factor import Factor
-from tngd.device.array import Array, Programmed, check_size, noise_of, program_array, readings
+from tngd.device.array import Array, HeldArray, check_size, noise_of, program_array, readings
 from tngd.device.converters import convert, root_mean_square
 from tngd.device.dynamics import Held, device_state, held_curvature
 from tngd.device.low_rank import is_stable, low_rank_state
@@ -63,7 +63,7 @@ class Memory:
     """
 
     history: History
-    held: Held | Programmed | None
+    held: Held | HeldArray | None
     gradient: Tensor
     damping: float
     state: Tensor
@@ -72,7 +72,7 @@ class Memory:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class StateReading:
     """The state as it was read (N,), values that met a converter's full scale, and whether the device was unstable."""
 
     state: Tensor
@@ -88,7 +88,7 @@ def advance(
     white: White,
     array: Array | None = None,
     shapes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
-) -> tuple[Memory, Reading]:
+) -> tuple[Memory, StateReading]:
     """The device after one step with a new gradient (N,) and factor, None to keep the curvature it has.
 
     `shapes` (n, m) of the parameters by their offsets are for a precondition.
@@ -122,7 +122,7 @@ def advance(
     if array is not None:
         state, met = _through(array.adc, readings(array, state, wanted), white)
         saturated += met
-    return kept, Reading(from_device(history, state), saturated, not (left and right))
+    return kept, StateReading(from_device(history, state), saturated, not (left and right))
 
 
 def check_array(array: Array, settings: Settings, size: int) -> None:
@@ -190,7 +190,7 @@ def _begin(memory: Memory | None, settings: Settings, gradient: Tensor, white: W
 
 
 def _evolved(
-    held: Held | Programmed,
+    held: Held | HeldArray,
     gradient: Tensor,
     start: Tensor | None,
     damping: float,

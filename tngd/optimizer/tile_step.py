@@ -28,7 +28,7 @@ from tngd.device.small_matrices import (
     lower_inverse,
     slices,
 )
-from tngd.device.tile_solve import LAST, Reading, White, tile_answers
+from tngd.device.tile_solve import LAST, ReadAt, White, tile_answers
 from tngd.device.tiles import TileBoard, hold_tiles
 
 
@@ -93,13 +93,13 @@ def tile_factors(P: Tensor, kept: TileFactors | None, refresh: int) -> TileFacto
     return TileFactors(lower_inverse(L), 1, state)
 
 
-def tile_step(
+def step_tiles(
     board: TileBoard,
     P: Tensor,
     gradient: Tensor,
     kept: TileFactors | None,
     refresh: int = 10,
-    reading: Reading = LAST,
+    reading: ReadAt = LAST,
     start: str = "gradient",
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, TileFactors, TileStep]:
@@ -134,7 +134,7 @@ def _read(
     T: Tensor | None,
     g: Tensor,
     first: int,
-    reading: Reading,
+    reading: ReadAt,
     start: str,
     state: Tensor | None,
     white: White,

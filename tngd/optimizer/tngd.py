@@ -24,7 +24,7 @@ from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import CROSS_ENTROPY, Loss, as_loss
 from tngd.device.array import Array
 from tngd.device.converters import standard_normal
-from tngd.device.tile_solve import Reading, check_reading
+from tngd.device.tile_solve import ReadAt, check_reading
 from tngd.device.tiles import TileBoard
 from tngd.optimizer.adaptation import adapted, random_state, reduction_ratio
 from tngd.optimizer.batch import Batch, evaluate_batch, join_batches
@@ -41,7 +41,7 @@ from tngd.optimizer.settings import (
     check_step,
     listed,
 )
-from tngd.optimizer.tile_step import TileFactors, TileStep, tile_step
+from tngd.optimizer.tile_step import TileFactors, TileStep, step_tiles
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
 OWN = ("array", "board", "loss", "model", "inner", "companion", "last", "_steps", "_memory", "_tiles", "_generator")
@@ -254,7 +254,7 @@ class TNGD(torch.optim.Optimizer):
         if (found.curvature == "tiles") != (self.board is not None):
             raise InputError(f"a board is for curvature 'tiles', which needs one, got curvature={found.curvature!r}")
         if self.board is not None:
-            check_reading(self.board, Reading(found.time, found.noise), found.start)
+            check_reading(self.board, ReadAt(found.time, found.noise), found.start)
         return found
 
     def _follow(self, own: list[Tensor]) -> None:
@@ -291,8 +291,8 @@ class TNGD(torch.optim.Optimizer):
             # Small blocks, ill-conditioned ones among them: made and solved in the board's own precision.
             fine = g.to(self.board.dtype)
             P = tile_blocks(batch.factor, self.board.size, settings.damping, fine)
-            how = settings.refresh, Reading(settings.time, settings.noise), settings.start
-            direction, tiles, last = tile_step(self.board, P, fine, self._tiles, *how, self._generator)
+            how = settings.refresh, ReadAt(settings.time, settings.noise), settings.start
+            direction, tiles, last = step_tiles(self.board, P, fine, self._tiles, *how, self._generator)
             return direction.to(g.dtype), None, tiles, last
         shapes = {} if settings.precondition is None else matrix_shapes(self._trained(), self.model)
         white = partial(standard_normal, g, self._generator)

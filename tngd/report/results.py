@@ -14,7 +14,7 @@ from typing import Any
 from circuits.errors import InputError
 from circuits.files import read_json
 from circuits.model.device import Device
-from circuits.model.device_file import PRESETS, device_file, device_hash, load_device
+from circuits.model.device_file import PRESETS, device_hash, device_path, load_device
 from circuits.model.ensemble import part_error
 from tngd.report.sheets import Sheet, sheet, with_error
 
@@ -184,7 +184,7 @@ def _assigned(uses: Iterator[tuple[str, str]], found: dict[str, Named], folder: 
 
 def _others(folder: Path) -> Iterator[tuple[str, Named]]:
     """Devices of the package, then of the boards in the folder, which come first where both are the same."""
-    places = [(name, device_file(name)) for name in PRESETS]
+    places = [(name, device_path(name)) for name in PRESETS]
     places += [(str(file.relative_to(folder).parent), file) for file in sorted(folder.glob("*/device.json"))]
     places += [(folder.name, folder / "device.json")] * (folder / "device.json").is_file()
     for name, file in places:

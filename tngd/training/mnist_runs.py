@@ -79,7 +79,7 @@ def tune(
 
 
 @dataclass(frozen=True)
-class Request:
+class ComparisonOptions:
     """What is asked for; None: what the setting says, or all there is."""
 
     setting: str = "paper"
@@ -115,7 +115,7 @@ class Request:
 
 
 def train_mnist(
-    request: Request,
+    request: ComparisonOptions,
     root: Path,
     device: str | None,
     out: Path,
@@ -137,7 +137,7 @@ def train_mnist(
 
 
 def _comparison(
-    request: Request, data: Data, device: Device | None, out: Path, force: bool, progress: Progress
+    request: ComparisonOptions, data: Data, device: Device | None, out: Path, force: bool, progress: Progress
 ) -> Content:
     setting, name = request.resolved, request.setting
     methods = request.methods or tuple(
@@ -162,7 +162,9 @@ def _comparison(
     return _summed(out, ("comparisons", name), "methods")
 
 
-def _study(request: Request, data: Data, device: Device | None, out: Path, force: bool, progress: Progress) -> Content:
+def _study(
+    request: ComparisonOptions, data: Data, device: Device | None, out: Path, force: bool, progress: Progress
+) -> Content:
     setting, name = request.resolved, request.study
     study = STUDIES[name]
     trials = [

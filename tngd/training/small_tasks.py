@@ -32,7 +32,7 @@ from torch import Tensor
 from circuits.errors import InputError
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
 from circuits.model.device import Device, ideal_device
-from circuits.model.device_file import device_file, device_hash, load_device
+from circuits.model.device_file import device_hash, load_device
 from circuits.parallel import Progress, silent
 from circuits.synthesis.fisher import DATA_SETS, fit_weights, load
 from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss
@@ -53,7 +53,7 @@ Factory = Callable[[list[Tensor], TileBoard], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True, eq=False)
-class Training:
+class TrainedTask:
     """One method on one seed: loss at the evaluated steps, final test figures, what the boards did.
 
     `tiles`, of a method that works on boards: means over the steps of what a tngd.optimizer.tile_step.TileStep says,
@@ -155,11 +155,11 @@ class Task:
     loss: Loss
     batch: int
     steps: int
-    methods: tuple["Method", ...]
+    methods: tuple["TaskMethod", ...]
 
 
 @dataclass(frozen=True)
-class Method:
+class TaskMethod:
     """One optimizer in the comparison; `boards` is "none", "ideal" or "calibrated"."""
 
     name: str
@@ -168,13 +168,15 @@ class Method:
     make: Factory
 
 
-def train_once(task: Task, method: Method, board: TileBoard, seed: int, steps: int | None = None) -> Training:
+def train_once(task: Task, method: TaskMethod, board: TileBoard, seed: int, steps: int | None = None) -> TrainedTask:
     """Train one method on one seed, for the task's own number of steps unless another is given."""
     trial = task_trial(task, method, board, seed, steps or task.steps)
     return _trained(run_trial(trial), trial)
 
 
-def task_trial(task: Task, method: Method, board: TileBoard, seed: int, steps: int, device: str | None = None) -> Trial:
+def task_trial(
+    task: Task, method: TaskMethod, board: TileBoard, seed: int, steps: int, device: str | None = None
+) -> Trial:
     """One method on one seed; `device` is the hash of what the board is of, for checkpoints."""
     generator = torch.Generator().manual_seed(seed)
     test, training = split_rows(task, generator)
@@ -222,7 +224,7 @@ def _evaluated(steps: int) -> list[int]:
     return sorted({round(x) for x in np.linspace(0, steps, min(EVALUATIONS, steps) + 1)} - {0})
 
 
-def _trained(outcome: Outcome, trial: Trial) -> Training:
+def _trained(outcome: Outcome, trial: Trial) -> TrainedTask:
     records, steps = outcome.records, [0, *(record["steps"] for record in outcome.records)]
     curve = [record["train_loss"] for record in records] + [nan] * (1 + trial.records - len(records))
     last = {"test_loss": nan, "test_accuracy": nan} if outcome.diverged else records[-1]
@@ -232,10 +234,10 @@ def _trained(outcome: Outcome, trial: Trial) -> Training:
         counts = np.diff(steps)
         sums = {key: float(sum(n * one.get(key, 0) for n, one in zip(counts, said, strict=True))) for key in TILES}
         means = {key: value / steps[-1] for key, value in sums.items()} | {"unstable": sums["unstable"]}
-    return Training(curve, last["test_loss"], last["test_accuracy"], means, outcome.diverged)
+    return TrainedTask(curve, last["test_loss"], last["test_accuracy"], means, outcome.diverged)
 
 
-def _summary(method: Method, runs: list[Training]) -> dict[str, Any]:
+def _summary(method: TaskMethod, runs: list[TrainedTask]) -> dict[str, Any]:
     """A method in training.json; means are over the seeds that did not diverge."""
     finished = [run for run in runs if run.diverged is None]
     figures = {
@@ -334,25 +336,25 @@ TASKS: dict[str, Callable[[], Task]] = {name: partial(_logistic, name) for name 
 
 def _methods(
     loss: Loss, sgd: float, adam: float, exact: dict[str, float], tiles: dict[str, float]
-) -> tuple[Method, ...]:
+) -> tuple[TaskMethod, ...]:
     def on_tiles(refresh: int) -> Factory:
         return lambda params, board: TNGD(params, board, refresh=refresh, loss=loss, **tiles)
 
     sgd_settings = {"lr": sgd, "momentum": 0.9 if loss is CROSS_ENTROPY else 0.0}
     fresh = tiles | {"refresh": 10}
     return (
-        Method("SGD", "none", sgd_settings, lambda params, _: torch.optim.SGD(params, **sgd_settings)),
-        Method("Adam", "none", {"lr": adam}, lambda params, _: torch.optim.Adam(params, lr=adam)),
-        Method("exact NGD", "none", exact, lambda params, _: ExactNGD(params, loss=loss, **exact)),
-        Method("TNGD, ideal device", "ideal", fresh, on_tiles(10)),
-        Method("TNGD, calibrated copies", "calibrated", fresh, on_tiles(10)),
-        Method("TNGD, calibrated copies, not preconditioned", "calibrated", tiles | {"refresh": 0}, on_tiles(0)),
+        TaskMethod("SGD", "none", sgd_settings, lambda params, _: torch.optim.SGD(params, **sgd_settings)),
+        TaskMethod("Adam", "none", {"lr": adam}, lambda params, _: torch.optim.Adam(params, lr=adam)),
+        TaskMethod("exact NGD", "none", exact, lambda params, _: ExactNGD(params, loss=loss, **exact)),
+        TaskMethod("TNGD, ideal device", "ideal", fresh, on_tiles(10)),
+        TaskMethod("TNGD, calibrated copies", "calibrated", fresh, on_tiles(10)),
+        TaskMethod("TNGD, calibrated copies, not preconditioned", "calibrated", tiles | {"refresh": 0}, on_tiles(0)),
     )
 
 
 def train_task_file(
     task: str,
-    device_path: Path,
+    place: Path,
     out: Path | None = None,
     seeds: int = 3,
     steps: int | None = None,
@@ -366,14 +368,14 @@ def train_task_file(
     """
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
-    device = load_device(device_path)
-    path = out or device_path.parent / "training.json"
+    device = load_device(place)
+    path = out or place.parent / "training.json"
     refuse_existing(path, force=True)
     if task in _training_file(path)["tasks"] and not force:
         raise InputError(f"{path} holds {task} already; give --force to replace it, or another --out")
     result = train(task, device, seeds, steps, progress, path.with_suffix(".checkpoints"))
     result["provenance"] = provenance(
-        device_file_sha256=file_sha256(device_file(device_path)), device_sha256=device_hash(device), seeds=seeds
+        device_file_sha256=file_sha256(device_path(place)), device_sha256=device_hash(device), seeds=seeds
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent, wait=True):  # another task may have come into the file meanwhile

@@ -65,7 +65,7 @@ COMPARED = ("sgd", "adam", "sign", "sign:lr=0.001", "tngd-paper", "tngd", "tngd-
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SquadSettings:
     """What is compared: model, data, budget and methods. InputError for what cannot be."""
 
     model: str = MINILM
@@ -102,14 +102,16 @@ class Recipe:
 class Task:
     """A recipe with its pretrained model and tokens, and the hashes of what they were read from."""
 
-    recipe: Recipe
+    recipe: SquadSettings
     pretrained: Pretrained
     train: Tokens
     test: Tokens
     hashes: dict[str, str | None]
 
 
-def squad(recipe: Recipe, data: str | None, out: Path, force: bool = False, progress: Progress = silent) -> dict:
+def train_squad(
+    recipe: SquadSettings, data: str | None, out: Path, force: bool = False, progress: Progress = silent
+) -> dict:
     """Run the comparison and write it to `out`; the trials beside it are kept until then, so a second call goes on.
 
     `data` is a folder with the two JSON files, "hub", or None for the known places. One thread, float32.
@@ -125,7 +127,7 @@ def squad(recipe: Recipe, data: str | None, out: Path, force: bool = False, prog
     return result
 
 
-def load_task(recipe: Recipe, data: str | None) -> Task:
+def load_task(recipe: SquadSettings, data: str | None) -> Task:
     """Read and tokenise the questions and load the pretrained weights; InputError says what is missing."""
     pretrained = load_pretrained(recipe.model)
     if data == HUB:

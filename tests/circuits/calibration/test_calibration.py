@@ -17,32 +17,34 @@ from simulated import measured_by_sampling, measured_exactly, truth
 from circuits.board import Conditions
 from circuits.calibration import folder as calibration_folder
 from circuits.calibration.calibrate import calibrate
-from circuits.calibration.element_fit import Layout, element_means, model_circuit
+from circuits.calibration.element_fit import ElementParameters, element_means, model_circuit
 from circuits.copies import gains_of
 from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.model.device import draw_device, ideal_device, predict
 from circuits.model.device_file import describe_device, device_hash, load_device
-from circuits.model.ensemble import ensemble
+from circuits.model.ensemble import ensemble_of
 from circuits.model.pairs import pair_model
 from circuits.netlist.export import write_design
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import predicted_columns, reading_covariance
 from circuits.simulation.operating_point import SolveRun
-from circuits.statistics.inversion import inversion
+from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 from circuits.synthesis.topology import build_board
 from circuits.verification import folder
-from circuits.verification.folder import Inquiry
+from circuits.verification.folder import VerifyOptions
 from tngd.report.board_tables import calibration_lines
 
 
 def deviations(made, measured, route) -> tuple[np.ndarray, np.ndarray]:
     """(fitted - true) / standard error, and fitted - true, of every parameter of every copy."""
     _, fits = calibrate(made, measured, route)
-    layout = Layout(tuple(e.name for e in made.board.elements if e.name in made.program.values), len(made.board.cells))
+    layout = ElementParameters(
+        tuple(e.name for e in made.board.elements if e.name in made.program.values), len(made.board.cells)
+    )
     truth = element_means(made.board, layout, gains_of(made.board, made.copies))
     values = np.array([fit.values for fit in fits.values()])
     errors = np.array([np.sqrt(np.diag(fit.covariance)) for fit in fits.values()])
@@ -76,7 +78,12 @@ def test_standard_errors_of_sampled_fits_are_honest():
 @pytest.mark.parametrize(("target", "congruence", "cells"), [(FAIR, FAIR_FACTOR, "auto"), (M_MATRIX, None, "auto")])
 def test_resistive_boards_are_calibrated_on_solutions_and_spectra(target, congruence, cells):
     made = make_design(
-        target, congruence, cells=cells, choices=Choices(coupling="resistive", source_tolerance=0.03), copies=8, seed=5
+        target,
+        congruence,
+        cells=cells,
+        choices=BoardOptions(coupling="resistive", source_tolerance=0.03),
+        copies=8,
+        seed=5,
     )
     measured = measured_exactly(made)
     with pytest.raises(InputError, match="exact runs"):
@@ -149,7 +156,7 @@ def test_what_sampled_data_do_not_determine_is_not_observed_and_has_no_spread():
             assert not inductance.observed
             assert inductance.standard_error == pytest.approx(0.05 / np.sqrt(3), rel=0.01)
         assert any(gain.observed for gain in copy.gains.values())
-    for kind, spread in ensemble(device).spreads.items():
+    for kind, spread in ensemble_of(device).spreads.items():
         assert kind != "inductance" or spread.deviation > 0
     exact, _ = calibrate(made, measured_exactly(made), "exact")
     assert all(inductance.observed for copy in exact.copies for inductance in copy.inductances)
@@ -159,8 +166,8 @@ def test_what_sampled_data_do_not_determine_is_not_observed_and_has_no_spread():
 def test_fit_to_ngspice_finds_the_parts_of_the_netlist(tmp_path):
     made = make_design(FAIR, FAIR_FACTOR, name="fair")
     write_design(made, tmp_path / "run")
-    folder.verify(tmp_path / "run", Inquiry("exact"))
-    content = calibration_folder.calibrate(tmp_path / "run")
+    folder.verify_folder(tmp_path / "run", VerifyOptions("exact"))
+    content = calibration_folder.calibrate_folder(tmp_path / "run")
     device = load_device(tmp_path / "run" / "device.json")
     assert content["device_sha256"] == device_hash(device)
     for k, copy in enumerate(made.copies):
@@ -179,8 +186,8 @@ def test_fit_to_ngspice_finds_the_parts_of_the_netlist(tmp_path):
 def test_verb_judges_soldered_boards_on_held_out_programs(tmp_path, method):
     made = make_design(SMALL, cells="active", copies=2, tolerance=0.02, seed=6, name="small")
     write_design(made, tmp_path / "run")
-    folder.verify(tmp_path / "run", Inquiry(method, samples=20_000))
-    content = calibration_folder.calibrate(tmp_path / "run")
+    folder.verify_folder(tmp_path / "run", VerifyOptions(method, samples=20_000))
+    content = calibration_folder.calibrate_folder(tmp_path / "run")
     fitted, held = content["fitted_on"], content["held_out"]
     assert fitted["route"] == method
     assert fitted["parameters"] == len(pair_model(made.board).names)
@@ -201,9 +208,9 @@ def test_verb_judges_soldered_boards_on_held_out_programs(tmp_path, method):
 def test_verb_without_ngspice_says_that_nothing_was_held_out(tmp_path, request):
     made = make_design(M_MATRIX, copies=1, name="small")
     write_design(made, tmp_path / "run")
-    folder.verify(tmp_path / "run", Inquiry("exact"))
+    folder.verify_folder(tmp_path / "run", VerifyOptions("exact"))
     request.getfixturevalue("no_ngspice")
-    content = calibration_folder.calibrate(tmp_path / "run")
+    content = calibration_folder.calibrate_folder(tmp_path / "run")
     assert content["held_out"] == {}
     printed = list(calibration_lines(content))
     assert printed[1:] == [
@@ -230,8 +237,8 @@ def test_reduced_circuit_of_the_ideal_device_holds_the_matrix():
 
 def test_reduced_model_differs_from_the_full_circuit_in_second_order():
     made = make_design(FAIR, FAIR_FACTOR)
-    layout = Layout(tuple(e.name for e in made.board.elements if e.name in made.program.values), 8)
-    rule = inversion(made)
+    layout = ElementParameters(tuple(e.name for e in made.board.elements if e.name in made.program.values), 8)
+    rule = inversion_rule(made)
     from_pairs = []
     for tolerance in (0.01, 0.001):
         gains = 1 + (gains_of(made.board, made.copies[:1]) - 1) * tolerance / 0.01

@@ -24,7 +24,7 @@ from circuits.nodal import assemble
 from circuits.ou import diffusion, drift, reading_covariance, spectrum
 from circuits.simulation.ac import ExactRun
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 
 EVERYTHING = Parasitics(winding=0.5, self_resonance=50e6, esr=0.05, coupled_coils=0.01, stray=1e-12)
 
@@ -36,7 +36,7 @@ EVERYTHING = Parasitics(winding=0.5, self_resonance=50e6, esr=0.05, coupled_coil
         (FAIR, FAIR_FACTOR, {}),
         (FAIR, None, {}),
         (M_MATRIX, None, {}),
-        (M_MATRIX, None, {"choices": Choices(coupling="resistive")}),
+        (M_MATRIX, None, {"choices": BoardOptions(coupling="resistive")}),
         (M_MATRIX, None, {"parasitics": EVERYTHING}),
     ],
 )
@@ -130,18 +130,18 @@ def test_derivatives_of_the_settling_are_those_of_its_differences():
 def test_verb_runs_programs_of_its_own_and_chooses_the_order(tmp_path):
     made = make_design(M_MATRIX, copies=1, name="small")
     write_design(made, tmp_path / "run")
-    content = folder.calibrate(tmp_path / "run", "programs", order=4)
+    content = folder.calibrate_folder(tmp_path / "run", "programs", order=4)
     chosen = content["fitted_on"]["reduced_order"]
     assert (chosen["order"], chosen["states"], chosen["chosen"]) == (4, 6, "user")
     assert not chosen["sufficient"]
     assert chosen["errors"]["4"] > chosen["uncertainty"]
     assert content["held_out"]["improvement"] > 20
-    again = folder.calibrate(tmp_path / "run", "programs", force=True)
+    again = folder.calibrate_folder(tmp_path / "run", "programs", force=True)
     assert again["fitted_on"]["reduced_order"]["order"] == 6  # the parts are known to 1e-7 and more
     with pytest.raises(InputError, match="--order is from 3"):
-        folder.calibrate(tmp_path / "run", "programs", force=True, order=2)
+        folder.calibrate_folder(tmp_path / "run", "programs", force=True, order=2)
     with pytest.raises(InputError, match="--route is auto, exact, sampled or programs"):
-        folder.calibrate(tmp_path / "run", "nonsense", force=True)
+        folder.calibrate_folder(tmp_path / "run", "nonsense", force=True)
 
 
 def test_exact_parts_leave_nothing_to_calibrate():

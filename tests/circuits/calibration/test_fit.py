@@ -13,10 +13,22 @@ from simulated import measured_exactly
 
 from circuits.board import Conditions, Copy
 from circuits.calibration.calibrate import calibrate, calibrate_programs, uncertainties
-from circuits.calibration.discrepancy import LEAVINGS_SEED, delayed_leavings, draw_pairs, drawn_spectra, lagged_leavings
+from circuits.calibration.discrepancy import (
+    LEAVINGS_SEED,
+    delayed_discrepancies,
+    draw_pairs,
+    drawn_spectra,
+    lagged_leavings,
+)
 from circuits.calibration.experiments import soldered_training
 from circuits.calibration.fit import fit
-from circuits.calibration.held_out import held_out_programs, measured_inverse, predicted, principal_scores, question
+from circuits.calibration.held_out import (
+    held_out_programs,
+    observed_inverse,
+    predicted,
+    principal_scores,
+    program_statistics,
+)
 from circuits.calibration.observations import covariance_evidence, flattened
 from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.model.device import predict
@@ -28,7 +40,7 @@ from circuits.ou import lagged_covariances, reading_covariance, spectrum
 from circuits.simulation.measure import run_programs
 from circuits.statistics.estimators import estimate_law
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 
 EVERYTHING = Parasitics(winding=1.0, self_resonance=3e7, esr=0.05, coupled_coils=0.02, stray=0.5e-12)
 SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])
@@ -36,8 +48,8 @@ BOARDS = {
     "small, all parasitics": (SMALL, None, {"cells": "differential", "parasitics": EVERYTHING}),
     "all parasitics": (FAIR, FAIR_FACTOR, {"parasitics": EVERYTHING}),
     "negative elements": (FAIR, None, {}),
-    "resistive": (FAIR, FAIR_FACTOR, {"choices": Choices(coupling="resistive")}),
-    "banks": (FAIR, FAIR_FACTOR, {"choices": Choices(bank_bits=2, pad_capacitance=0.0)}),
+    "resistive": (FAIR, FAIR_FACTOR, {"choices": BoardOptions(coupling="resistive")}),
+    "banks": (FAIR, FAIR_FACTOR, {"choices": BoardOptions(bank_bits=2, pad_capacitance=0.0)}),
 }
 FREQUENCIES = np.array([1e5, 1.6e6, 1e7, 1e9, 1e11])
 
@@ -81,7 +93,7 @@ def test_leavings_of_covariances_are_those_of_whole_boards():
     full = assemble_gains(made.board, program, draw_gains(made.board, LEAVINGS_SEED, 2), Conditions())
     lag = 4
     found = lagged_leavings(half, draws, (0.0, lag * program.period))
-    assert_close(found[0], delayed_leavings(half, draws)[0], 1e-12)
+    assert_close(found[0], delayed_discrepancies(half, draws)[0], 1e-12)
     for k in range(2):
         whole = lagged_covariances(full[k], program.period, held=False)[[0, lag]]
         model_of_it = half_circuit(half, parameters(model, draws.means[k]))
@@ -124,7 +136,7 @@ def test_a_copy_farther_from_the_model_than_its_tolerances_has_wider_intervals()
     draws = draw_pairs(model, made.seed)
     training = soldered_training(model, made.program, made.seed, draws)
     program = held_out_programs(made.program, made.board, made.seed, targets=1)[0]
-    asked, excess, z = question(model, program, draws), [], []
+    asked, excess, z = program_statistics(model, program, draws), [], []
     for times in (1.0, 5.0):  # mismatch, the means of pairs kept
         gains = gains_of(made.board, made.copies)[0].copy()
         for members in model.pairs:
@@ -137,7 +149,7 @@ def test_a_copy_farther_from_the_model_than_its_tolerances_has_wider_intervals()
         ]
         found = fit(model, training.evidence, data)
         told = predicted(model, asked, found)["inverse"]
-        off = told.value - measured_inverse(made.board, program, reading_covariance(whole[program.name]), None)
+        off = told.value - observed_inverse(made.board, program, reading_covariance(whole[program.name]), None)
         i, j = np.triu_indices(8)
         excess.append(found.excess)
         z.append(np.sqrt(np.mean((off[i, j] * np.where(i == j, 1, 2**0.5)) ** 2 / np.diag(told.covariance))))
@@ -153,7 +165,7 @@ def test_sampled_fits_predict_by_the_law_of_their_data():
     draws = draw_pairs(model, 0)
     programs = soldered_training(model, made.program, 0, draws).programs
     fresh = held_out_programs(made.program, board, 0)
-    asked = [question(model, program, draws) for program in fresh]
+    asked = [program_statistics(model, program, draws) for program in fresh]
     laws = [sampled_law(board, p, nominal_copy(board)) for p in programs]
     known = [covariance_evidence(model, p, law, draws) for p, law in zip(programs, laws, strict=True)]
     i, j = np.triu_indices(3)
@@ -173,7 +185,7 @@ def test_sampled_fits_predict_by_the_law_of_their_data():
         for p, each in zip(fresh, asked, strict=True):
             told = predicted(model, each, found)["inverse"]
             S = reading_covariance(assemble(board, p, copy, Conditions()))
-            off.append((told.value - measured_inverse(board, p, S, None))[i, j] * weight)
+            off.append((told.value - observed_inverse(board, p, S, None))[i, j] * weight)
             slopes.append(told.slopes)
         off, slopes = np.concatenate(off), np.concatenate(slopes, axis=1)
         scores.append(principal_scores(off, slopes, np.full(len(off), 1e-24)))

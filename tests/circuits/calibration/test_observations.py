@@ -10,7 +10,7 @@ from scipy import stats
 from scipy.linalg import expm
 
 from circuits.board import Conditions, Copy
-from circuits.calibration.calibrate import calibrate_measured
+from circuits.calibration.calibrate import calibrate_recorded
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.observations import lagged_evidence, lagged_law, lags_of
 from circuits.copies import nominal_copy
@@ -103,13 +103,13 @@ def test_a_lag_tells_inductances_within_honest_errors():
         truths.append(theta)
     y = simulated(circuits, made.program.period, READINGS, rng)
     records = [record(made, f"copy-{k}", y[k]) for k in range(COPIES)]
-    found = calibrate_measured(made, records, 0.0)
+    found = calibrate_recorded(made, records, 0.0)
     square = 0.0
     for fit, truth in zip(found.fits.values(), truths, strict=True):
         square += (fit.values - truth) @ np.linalg.solve(fit.covariance, fit.values - truth)
     low, high = stats.chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], COPIES * len(model.names))
     assert low < square < high
-    alone = calibrate_measured(made, [replace(records[0], sums=None)], 0.0)
+    alone = calibrate_recorded(made, [replace(records[0], sums=None)], 0.0)
     with_lag, without = (np.sqrt(np.diag(each.fits["copy-0"].covariance)) / model.spreads for each in (found, alone))
     coils = [k for k, name in enumerate(model.names) if name.startswith("inductance")]
     assert without[coils] == pytest.approx(1, abs=0.01)

@@ -15,7 +15,7 @@ from simulated import write_record
 
 from circuits.board import Conditions, Copy
 from circuits.calibration import folder
-from circuits.calibration.calibrate import calibrate_measured
+from circuits.calibration.calibrate import calibrate_recorded
 from circuits.copies import nominal_copy
 from circuits.errors import InputError
 from circuits.model.device_file import load_device
@@ -27,7 +27,7 @@ from circuits.statistics.estimators import law_about_mean, mean_covariance
 from circuits.statistics.recorded import Recorded, RecordSummary
 from circuits.statistics.streaming import Clipping
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 
 COPIES, READINGS = 10, 400_000
 
@@ -63,7 +63,7 @@ def test_posterior_is_that_of_the_parts_and_gains_the_records_were_made_from(rea
         }
         records.append(made_up(made, Copy(f"copy-{k + 1}", gains), r, rng.normal(size=n) * 1e-3, READINGS, rng))
         truths.append(np.concatenate([theta, r]) if readout else theta)
-    found = calibrate_measured(made, records, readout)
+    found = calibrate_recorded(made, records, readout)
     square = 0.0
     for fit, truth in zip(found.fits.values(), truths, strict=True):
         off = fit.values - truth
@@ -84,7 +84,7 @@ def test_offset_and_relative_gains_are_found_and_the_common_gain_is_not():
     rng, n = np.random.default_rng(3), 3
     r, offset = np.array([1.04, 0.97, 1.01]), np.array([2e-3, -5e-3, 0.0])
     record = made_up(made, made.copies[0], r, offset, 4_000_000, rng)
-    found = calibrate_measured(made, [record], 0.05)
+    found = calibrate_recorded(made, [record], 0.05)
     copy = found.device.copies[0]
     for i in range(n):
         gain, own = copy.readout_gains[i], copy.readout_offsets[i]
@@ -93,7 +93,7 @@ def test_offset_and_relative_gains_are_found_and_the_common_gain_is_not():
         assert gain.standard_error < 0.005
         assert abs(own.value - offset[i]) < NORMAL_BOUND * own.standard_error
     rough = make_design(M_MATRIX, tolerance=0.05, seed=6)
-    about = calibrate_measured(rough, [made_up(rough, rough.copies[0], r, offset, 4_000_000, rng)], 0.05)
+    about = calibrate_recorded(rough, [made_up(rough, rough.copies[0], r, offset, 4_000_000, rng)], 0.05)
     common = about.device.fitted_on["copies"]["copy-1"]["common_gain"]
     # Temperature and the scale of all parts have as much room as the gain has, so its error hardly falls.
     assert common["standard_error"] > 0.5 * common["prior_standard_error"]
@@ -104,7 +104,7 @@ def test_readings_in_a_file_are_calibrated_without_ngspice(tmp_path, no_ngspice)
     made = make_design(M_MATRIX, name="three", tolerance=0.05)
     write_design(made, tmp_path / "run")
     write_record(tmp_path / "readings.csv", made, made.copies[:2], 6000, made.program.period, 3)
-    content = folder.calibrate(tmp_path / "run", measured=tmp_path / "readings.csv")
+    content = folder.calibrate_folder(tmp_path / "run", measured=tmp_path / "readings.csv")
     device = load_device(tmp_path / "run" / "device.json")
     assert [copy.name for copy in device.copies] == ["copy-1", "copy-2"]
     assert content["fitted_on"]["route"] == "measured"
@@ -114,16 +114,16 @@ def test_readings_in_a_file_are_calibrated_without_ngspice(tmp_path, no_ngspice)
     assert chosen["uncertainty"] > 1e-3
     assert json.loads((tmp_path / "run" / "device.json").read_text()) == content
     with pytest.raises(InputError, match="leave out --route"):
-        folder.calibrate(tmp_path / "run", "exact", True, measured=tmp_path / "readings.csv")
+        folder.calibrate_folder(tmp_path / "run", "exact", True, measured=tmp_path / "readings.csv")
     with pytest.raises(InputError, match=r"device\.json exists already"):
-        folder.calibrate(tmp_path / "run", measured=tmp_path / "readings.csv")
+        folder.calibrate_folder(tmp_path / "run", measured=tmp_path / "readings.csv")
 
 
 def test_what_cannot_be_calibrated_is_refused_in_one_sentence():
     made = make_design(M_MATRIX)
     record = made_up(made, made.copies[0], np.ones(3), np.zeros(3), READINGS, np.random.default_rng(0))
     short = made_up(made, made.copies[0], np.ones(3), np.zeros(3), 100, np.random.default_rng(0))
-    banks = make_design(M_MATRIX, choices=Choices(bank_bits=2))
+    banks = make_design(M_MATRIX, choices=BoardOptions(bank_bits=2))
     warm = replace(record, summary=replace(record.summary, ambient=40.0))
     clipped = replace(record, summary=replace(record.summary, clipped=(Clipping("cell1", 0.1, 12, 0.01),)))
     for design, given, readout, sentence in (
@@ -135,5 +135,5 @@ def test_what_cannot_be_calibrated_is_refused_in_one_sentence():
         (made, record, float("nan"), "--readout-tolerance"),
     ):
         with pytest.raises(InputError, match=sentence) as told:
-            calibrate_measured(design, [given], readout)
+            calibrate_recorded(design, [given], readout)
         assert "\n" not in str(told.value)

@@ -12,15 +12,15 @@ from conftest import needs_ngspice
 from simulated import known_device
 
 from circuits.board import Conditions
-from circuits.calibration.held_out import measured_inverse
-from circuits.calibration.retrim import nearest_program, retrim, trimmed_copy
+from circuits.calibration.held_out import observed_inverse
+from circuits.calibration.retrim import choose_codes, nearest_program, trimmed_copy
 from circuits.copies import codes
 from circuits.errors import InputError
 from circuits.nodal import assemble
 from circuits.ou import predicted_columns, reading_covariance
 from circuits.simulation.measure import run_programs
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 from circuits.synthesis.topology import build_board
 
 PROGRAMMINGS = 8
@@ -54,7 +54,7 @@ def read(board, program, copy) -> np.ndarray:
 @pytest.mark.parametrize("coupling", ["capacitive", "resistive"])
 @pytest.mark.parametrize("kind", ["raw", "preconditioned"])
 def test_retrimmed_copies_are_twenty_times_better_than_nearest_codes(kind, coupling):
-    choices = Choices(bank_bits=4, coupling=coupling)
+    choices = BoardOptions(bank_bits=4, coupling=coupling)
     first = (raw_target(0), None) if kind == "raw" else preconditioned_target(0)
     made = make_design(*first, cells="active", choices=choices, tolerance=0.05, copies=2, name="trim")
     device, board = known_device(made), made.board
@@ -64,7 +64,7 @@ def test_retrimmed_copies_are_twenty_times_better_than_nearest_codes(kind, coupl
         inverse = np.linalg.inv(target)
         for k, copy in enumerate(made.copies):
             plain = read(board, nearest_program(board, target, congruence), copy)
-            made_codes = retrim(device, k, target, congruence, PROGRAMMINGS)
+            made_codes = choose_codes(device, k, target, congruence, PROGRAMMINGS)
             assert len(made_codes.programs) == PROGRAMMINGS
             assert made_codes.weights.sum() == pytest.approx(1)
             own = trimmed_copy(board, copy, made_codes.powers)
@@ -76,11 +76,11 @@ def test_retrimmed_copies_are_twenty_times_better_than_nearest_codes(kind, coupl
 
 
 def test_expected_error_is_what_comes_where_no_pair_can_differ():
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=4), tolerance=0.05, copies=1)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=4), tolerance=0.05, copies=1)
     device, copy = known_device(made), made.copies[0]
     target = np.array([[1.0, -0.2, -0.1], [-0.2, 1.2, -0.15], [-0.1, -0.15, 0.9]])
     inverse = np.linalg.inv(target)
-    found = retrim(device, 0, target, None, 3)
+    found = choose_codes(device, 0, target, None, 3)
     own = trimmed_copy(made.board, copy, found.powers)
     for program in found.programs:
         held = codes(made.board, program)
@@ -92,8 +92,8 @@ def test_expected_error_is_what_comes_where_no_pair_can_differ():
 
 
 def test_sources_make_temperatures_equal():
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=4, switch_resistance=1e-3), tolerance=0.05, copies=1)
-    found = retrim(known_device(made), 0, M_MATRIX)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=4, switch_resistance=1e-3), tolerance=0.05, copies=1)
+    found = choose_codes(known_device(made), 0, M_MATRIX)
     copy = trimmed_copy(made.board, made.copies[0], found.powers)
     for k, cell in enumerate(made.board.cells, start=1):
         source = next(s for s in made.board.sources if s.node in cell.nodes)
@@ -105,19 +105,19 @@ def test_sources_make_temperatures_equal():
 
 @needs_ngspice
 def test_ngspice_agrees_with_the_trimmed_copy():
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=4), tolerance=0.05, copies=1)
-    found = retrim(known_device(made), 0, M_MATRIX, None, 2)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=4), tolerance=0.05, copies=1)
+    found = choose_codes(known_device(made), 0, M_MATRIX, None, 2)
     own = trimmed_copy(made.board, made.copies[0], found.powers)
     shown = run_programs(made.board, found.programs, [own], np.array([1e6]))[0]
     for program, run in zip(found.programs, shown, strict=True):
-        came = measured_inverse(made.board, program, run.exact.covariance, None)
+        came = observed_inverse(made.board, program, run.exact.covariance, None)
         assert np.linalg.norm(came - read(made.board, program, own)) < 1e-6 * np.linalg.norm(came)
 
 
 def test_boards_without_banks_and_targets_beyond_reach_are_refused():
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=4, bank_range=0.6), copies=1)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=4, bank_range=0.6), copies=1)
     device = known_device(made)
     with pytest.raises(InputError, match="beyond the reach"):
-        retrim(device, 0, np.array([[1.0, -0.8, -0.1], [-0.8, 1.0, -0.1], [-0.1, -0.1, 1.0]]))
+        choose_codes(device, 0, np.array([[1.0, -0.8, -0.1], [-0.8, 1.0, -0.1], [-0.1, -0.1, 1.0]]))
     with pytest.raises(InputError, match="no banks"):
-        retrim(replace(device, board=build_board(3, "plain")), 0, M_MATRIX)
+        choose_codes(replace(device, board=build_board(3, "plain")), 0, M_MATRIX)

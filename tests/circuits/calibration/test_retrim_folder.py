@@ -11,7 +11,7 @@ from conftest import needs_ngspice
 from simulated import known_device
 
 from circuits.board import Conditions
-from circuits.calibration.retrim import retrim, trimmed_copy
+from circuits.calibration.retrim import choose_codes, trimmed_copy
 from circuits.files import write_json
 from circuits.model.converters import Interface
 from circuits.model.device import ideal_device
@@ -21,7 +21,7 @@ from circuits.netlist.folder import load_design
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 
 OTHER = np.array([[2.0, 0.4, -0.3], [0.4, 1.5, 0.1], [-0.3, 0.1, 1.0]])
 
@@ -30,7 +30,7 @@ OTHER = np.array([[2.0, 0.4, -0.3], [0.4, 1.5, 0.1], [-0.3, 0.1, 1.0]])
 def folder(here):
     """A run folder whose device is known as well as parts can be."""
     made = make_design(
-        M_MATRIX, choices=Choices(bank_bits=4), tolerance=0.03, copies=2, cells="differential", name="small"
+        M_MATRIX, choices=BoardOptions(bank_bits=4), tolerance=0.03, copies=2, cells="differential", name="small"
     )
     write_design(made, here / "board")
     write_json(here / "board" / "device.json", describe_device(known_device(made)))
@@ -110,7 +110,7 @@ def test_ngspice_gives_the_expected_errors(folder, works):
 
 @needs_ngspice
 def test_a_resistive_board_is_trimmed_by_its_solutions(here, works):
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=4, coupling="resistive"), tolerance=0.03, copies=1)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=4, coupling="resistive"), tolerance=0.03, copies=1)
     write_design(made, here / "board")
     write_json(here / "board" / "device.json", describe_device(known_device(made)))
     works("retrim", "board", "--programmings", 1, "--check")
@@ -130,8 +130,8 @@ def test_a_resistive_board_is_trimmed_by_its_solutions(here, works):
 def test_sources_are_set_in_their_own_steps(folder):
     made, _ = load_design(folder)
     device = known_device(made)
-    fine = retrim(device, 0, M_MATRIX)
-    coarse = retrim(replace(device, interface=Interface(source_bits=7)), 0, M_MATRIX)
+    fine = choose_codes(device, 0, M_MATRIX)
+    coarse = choose_codes(replace(device, interface=Interface(source_bits=7)), 0, M_MATRIX)
     codes = np.sqrt(coarse.powers) * 64
     assert np.array_equal(codes, np.round(codes))
     assert np.abs(codes - np.sqrt(fine.powers) * 64).max() <= 0.5
@@ -151,7 +151,7 @@ def test_what_cannot_be_trimmed_is_refused(folder, here, refused):
         assert says in refused("retrim", folder, *words)
     np.save(here / "far.npy", np.array([[1.0, -0.93, 0], [-0.93, 1.0, -0.3], [0, -0.3, 1.0]]))
     assert "do not hold the target" in refused("retrim", folder, "--target", "far.npy")
-    other = make_design(M_MATRIX, choices=Choices(bank_bits=3), copies=1)
+    other = make_design(M_MATRIX, choices=BoardOptions(bank_bits=3), copies=1)
     write_json(folder / "device.json", describe_device(ideal_device(other.board)))
     assert "is of another board" in refused("retrim", folder)
     (folder / "device.json").unlink()

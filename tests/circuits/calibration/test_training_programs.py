@@ -18,7 +18,7 @@ from circuits.calibration.calibrate import calibrate_programs
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.experiments import random_program, soldered_training, training_programs
 from circuits.calibration.fit import fit, fit_all
-from circuits.calibration.held_out import held_out_programs, measured_inverse, predicted, question
+from circuits.calibration.held_out import held_out_programs, observed_inverse, predicted, program_statistics
 from circuits.calibration.observations import flattened
 from circuits.errors import InputError, SimulationError
 from circuits.files import write_json
@@ -33,13 +33,13 @@ from circuits.parallel import side_by_side, silent
 from circuits.simulation import measure
 from circuits.simulation.measure import run_programs
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 
 BOARDS = {
-    "differential": (SMALL, "active", Choices(bank_bits=4), 0.02),
-    "plain": (M_MATRIX, "auto", Choices(bank_bits=4), 0.05),
-    "plain, rough sources": (M_MATRIX, "auto", Choices(bank_bits=3, source_tolerance=0.02), 0.02),
-    "resistive": (SMALL, "active", Choices(bank_bits=3, coupling="resistive"), 0.02),
+    "differential": (SMALL, "active", BoardOptions(bank_bits=4), 0.02),
+    "plain": (M_MATRIX, "auto", BoardOptions(bank_bits=4), 0.05),
+    "plain, rough sources": (M_MATRIX, "auto", BoardOptions(bank_bits=3, source_tolerance=0.02), 0.02),
+    "resistive": (SMALL, "active", BoardOptions(bank_bits=3, coupling="resistive"), 0.02),
 }
 
 
@@ -130,11 +130,11 @@ def test_device_file_of_banks_round_trips_and_is_checked(calibrated, tmp_path):
 
 @needs_ngspice
 def test_verb_calibrates_banks_without_a_verification(tmp_path):
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=2), copies=1, name="small")
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=2), copies=1, name="small")
     write_design(made, tmp_path / "run")
     with pytest.raises(InputError, match="leave out --samples"):
-        folder.calibrate(tmp_path / "run", "exact", samples=1000)
-    content = folder.calibrate(tmp_path / "run")
+        folder.calibrate_folder(tmp_path / "run", "exact", samples=1000)
+    content = folder.calibrate_folder(tmp_path / "run")
     chosen = content["fitted_on"]["reduced_order"]
     assert 3 <= chosen["order"] <= chosen["states"]
     assert chosen["sufficient"]
@@ -147,7 +147,7 @@ def test_verb_calibrates_banks_without_a_verification(tmp_path):
 
 @needs_ngspice
 def test_sampled_programs_err_by_sampling_alone(tmp_path):
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=2), copies=1, tolerance=0.05, name="small")
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=2), copies=1, tolerance=0.05, name="small")
     found = calibrate_programs(made, tmp_path, route="sampled", samples=2000, seed=8)
     held = found.held_out
     assert found.device.fitted_on["route"] == "sampled"
@@ -166,11 +166,11 @@ def _scores_of(made, found) -> np.ndarray:
     """(predicted - true inverse)/error of held-out programs, the truth by assembly of the copy's own parts."""
     fit, draws, z = found.fits["copy-1"], draw_pairs(found.model, made.seed), []
     for program in held_out_programs(made.program, made.board, made.seed):
-        told = predicted(found.model, question(found.model, program, draws), fit)["inverse"]
+        told = predicted(found.model, program_statistics(found.model, program, draws), fit)["inverse"]
         S = reading_covariance(assemble(made.board, program, made.copies[0], Conditions()))
         i, j = np.triu_indices(len(S))
         scale = np.where(i == j, 1, 2**0.5)
-        off = (told.value - measured_inverse(made.board, program, S, None))[i, j] * scale
+        off = (told.value - observed_inverse(made.board, program, S, None))[i, j] * scale
         z.append(off / np.sqrt(np.diag(told.covariance)))
     return np.array(z)
 
@@ -178,7 +178,7 @@ def _scores_of(made, found) -> np.ndarray:
 @needs_ngspice
 @pytest.mark.parametrize("only", [False, True])
 def test_finished_runs_are_kept_and_failed_ones_tried_twice(only, tmp_path, monkeypatch):
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=2), copies=1)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=2), copies=1)
     programs = [random_program(made.board, np.random.default_rng(k), f"p{k}") for k in range(2)]
     wanted = made.board, programs, made.copies, np.array([4e5, 1e6, 3e7]), tmp_path, silent, only
     first = run_programs(*wanted)[0]
@@ -203,7 +203,7 @@ def test_finished_runs_are_kept_and_failed_ones_tried_twice(only, tmp_path, monk
 
 @needs_ngspice
 def test_spectra_alone_are_those_of_the_exact_run():
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=2), copies=1)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=2), copies=1)
     programs = [random_program(made.board, np.random.default_rng(3), "p")]
     wanted = made.board, programs, made.copies, np.array([4e5, 1e6, 3e7, 1e9]), None, silent
     (whole,), (alone,) = (run_programs(*wanted, only)[0] for only in (False, True))
@@ -255,7 +255,7 @@ def _fails(error, _):
 
 
 def test_training_tells_every_bit_and_says_what_it_does_not():
-    board = make_design(SMALL, cells="active", choices=Choices(bank_bits=4), tolerance=0.02).board
+    board = make_design(SMALL, cells="active", choices=BoardOptions(bank_bits=4), tolerance=0.02).board
     model = pair_model(board)
     draws = draw_pairs(model, 0, 64)
     training = training_programs(model, 0, draws)

@@ -157,7 +157,7 @@ def test_other_converters_of_a_device_of_the_package_keep_its_simulator(tmp_path
 def test_calibrated_device_is_of_its_order_and_says_its_seeds(tmp_path):
     made = make_design(M_MATRIX, copies=1, name="small", seed=2)
     write_design(made, tmp_path / "run")
-    content = folder.calibrate(tmp_path / "run", "programs", samples=2000, seed=5, order=4)
+    content = folder.calibrate_folder(tmp_path / "run", "programs", samples=2000, seed=5, order=4)
     found = load_device(tmp_path / "run" / "device.json")
     assert found.order == content["order"] == content["fitted_on"]["reduced_order"]["order"] == 4
     assert found.program(M_MATRIX).drift.shape == (4, 4)

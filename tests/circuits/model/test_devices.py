@@ -16,14 +16,14 @@ from circuits.errors import InputError
 from circuits.files import sha256, write_json
 from circuits.model.converters import Converter, Interface, board_interface, converted_law
 from circuits.model.device import Device, draw_device, ideal_device, predict
-from circuits.model.device_file import PRESETS, describe_device, device_file, device_hash, load_device
+from circuits.model.device_file import PRESETS, describe_device, device_hash, device_path, load_device
 from circuits.model.ensemble import element_spread
 from circuits.model.fitted_copy import Estimate, FittedCopy
 from circuits.model.pairs import pair_model
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import reading_covariance, reading_covariances
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 from circuits.synthesis.topology import build_board
 from tngd.device.tiles import tile_board
 
@@ -176,7 +176,7 @@ def test_presets_go_by_name_unless_a_file_has_it(here):
     assert load_device("board-1") == equipped()
     (here / "board-2").mkdir()
     assert load_device("board-2").copies[0].name == "copy-2"
-    assert device_file("board-4").name == "board-4"
+    assert device_path("board-4").name == "board-4"
 
 
 def test_presets_are_of_the_shipped_design_and_make_tiles_that_stay_the_same(shipped):
@@ -290,10 +290,10 @@ def test_worst_case_bends_the_inverse_more_than_any_neighbour_and_many_others(sh
 WARM = {
     "plain": {},
     "differential": {"cells": "differential"},
-    "banks": {"choices": Choices(bank_bits=3)},
-    "differential banks": {"cells": "differential", "choices": Choices(bank_bits=2)},
-    "resistive": {"choices": Choices(coupling="resistive")},
-    "resistive banks": {"choices": Choices(coupling="resistive", bank_bits=3)},
+    "banks": {"choices": BoardOptions(bank_bits=3)},
+    "differential banks": {"cells": "differential", "choices": BoardOptions(bank_bits=2)},
+    "resistive": {"choices": BoardOptions(coupling="resistive")},
+    "resistive banks": {"choices": BoardOptions(coupling="resistive", bank_bits=3)},
 }
 
 
@@ -349,7 +349,7 @@ def test_an_adc_that_is_slow_for_all_cells_skips_sampling_periods():
 
 
 def test_bias_goes_through_the_dac_and_what_it_clips_is_counted():
-    made = make_design(M_MATRIX, choices=Choices(coupling="resistive"))
+    made = make_design(M_MATRIX, choices=BoardOptions(coupling="resistive"))
     bias = np.array([1e-5, 3e-5, -0.2e-5])
     exact = ideal_device(made.board).under(made.program, bias=bias)
     X = made.program.mapping
@@ -427,7 +427,7 @@ def test_an_uncertain_spread_is_drawn_with_a_seed():
 
 
 def test_spread_of_banks_is_that_of_their_bits_and_needs_two_known():
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=3), copies=1, tolerance=0.05)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=3), copies=1, tolerance=0.05)
     model = pair_model(made.board)
     theta = truth(model, made.copies[0])
     bits = [value for name, value in zip(model.names, theta, strict=True) if "_bit_" in name]

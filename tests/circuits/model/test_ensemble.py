@@ -9,7 +9,7 @@ from scipy import stats
 
 from circuits.errors import InputError
 from circuits.model.device import ideal_device
-from circuits.model.ensemble import draw_boards, element_spread, ensemble, kind_of
+from circuits.model.ensemble import draw_boards, element_spread, ensemble_of, kind_of
 from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.topology import build_board
 from tngd.device.tiles import tile_board
@@ -33,7 +33,7 @@ def known(deviation: float, error: float, observed: bool = True):
 
 
 def test_interval_of_a_spread_is_that_of_chi_square_without_what_estimates_add():
-    found = ensemble(known(0.01, 0.004)).spreads["straight"]
+    found = ensemble_of(known(0.01, 0.004)).spreads["straight"]
     assert found.count == 12 * 6
     values = [e.value for copy in known(0.01, 0.004).copies for n, e in copy.gains.items() if kind_of(n) == "straight"]
     total, free = np.var(values, ddof=1), 12 * 6 - 1
@@ -44,7 +44,7 @@ def test_interval_of_a_spread_is_that_of_chi_square_without_what_estimates_add()
 
 
 def test_a_spread_lost_in_its_errors_is_not_drawn_as_none():
-    found = ensemble(known(0.0, 0.004))
+    found = ensemble_of(known(0.0, 0.004))
     assert found.spreads["straight"].interval[0] == 0
     assert 0 < found.spreads["straight"].interval[1] < 0.004
     drawn = [draw_boards(found, build_board(4, "differential"), 1, seed).copies[0] for seed in range(40)]
@@ -54,7 +54,7 @@ def test_a_spread_lost_in_its_errors_is_not_drawn_as_none():
 
 
 def test_any_board_is_drawn_also_elements_that_no_program_used():
-    found, board = ensemble(known(0.01, 0.001)), build_board(16, "differential", 0.02)
+    found, board = ensemble_of(known(0.01, 0.001)), build_board(16, "differential", 0.02)
     assert "negative" not in found.spreads
     drawn = draw_boards(found, board, 200, 0)
     values = [e.value for copy in drawn.copies for n, e in copy.gains.items() if kind_of(n) == "negative"]
@@ -66,7 +66,7 @@ def test_any_board_is_drawn_also_elements_that_no_program_used():
 
 
 def test_impossible_draws_are_refused():
-    found = ensemble(known(0.01, 0.001))
+    found = ensemble_of(known(0.01, 0.001))
     for copies, seed in ((0, 0), (1, -1)):
         with pytest.raises(InputError, match="one board or more"):
             draw_boards(found, build_board(8, "differential"), copies, seed)

@@ -11,20 +11,25 @@ from circuits.model.response import covariance_and_slopes, impedance, impedance_
 from circuits.nodal import assemble_gains, states
 from circuits.ou import reading_covariance, spectrum
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 
 LOSSES = Parasitics(winding=1.0, self_resonance=3e7, coupled_coils=0.02, esr=0.05)
 BOARDS = {
-    "differential": (FAIR, FAIR_FACTOR, Choices(), None),
-    "negative elements": (FAIR, None, Choices(), None),
-    "plain": (M_MATRIX, None, Choices(), None),
-    "one cell": (np.array([[3.0]]), None, Choices(), None),
-    "banks": (FAIR, FAIR_FACTOR, Choices(bank_bits=3, source_tolerance=0.03), None),
-    "banks and losses": (FAIR, FAIR_FACTOR, Choices(bank_bits=3), LOSSES),
-    "plain banks, no pads": (M_MATRIX, None, Choices(bank_bits=4, pad_capacitance=0.0), None),
-    "resistive": (FAIR, FAIR_FACTOR, Choices(coupling="resistive", source_tolerance=0.03), None),
-    "resistive banks": (FAIR, FAIR_FACTOR, Choices(coupling="resistive", bank_bits=3), None),
-    "resistive banks, no pads": (M_MATRIX, None, Choices(coupling="resistive", bank_bits=3, pad_capacitance=0.0), None),
+    "differential": (FAIR, FAIR_FACTOR, BoardOptions(), None),
+    "negative elements": (FAIR, None, BoardOptions(), None),
+    "plain": (M_MATRIX, None, BoardOptions(), None),
+    "one cell": (np.array([[3.0]]), None, BoardOptions(), None),
+    "banks": (FAIR, FAIR_FACTOR, BoardOptions(bank_bits=3, source_tolerance=0.03), None),
+    "banks and losses": (FAIR, FAIR_FACTOR, BoardOptions(bank_bits=3), LOSSES),
+    "plain banks, no pads": (M_MATRIX, None, BoardOptions(bank_bits=4, pad_capacitance=0.0), None),
+    "resistive": (FAIR, FAIR_FACTOR, BoardOptions(coupling="resistive", source_tolerance=0.03), None),
+    "resistive banks": (FAIR, FAIR_FACTOR, BoardOptions(coupling="resistive", bank_bits=3), None),
+    "resistive banks, no pads": (
+        M_MATRIX,
+        None,
+        BoardOptions(coupling="resistive", bank_bits=3, pad_capacitance=0.0),
+        None,
+    ),
 }
 FREQUENCIES = np.array([1e5, 1.6e6, 1e7, 1e9])
 
@@ -95,7 +100,7 @@ def test_integrated_spectrum_is_the_lyapunov_covariance_and_so_are_its_slopes(ca
 
 
 def test_parameters_without_tolerance_are_none():
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=4), tolerance=0.0)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=4), tolerance=0.0)
     model = pair_model(made.board)
     assert model.names == ()
     half = half_of(model, made.program)

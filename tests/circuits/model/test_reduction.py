@@ -17,22 +17,22 @@ from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.model.device import draw_device, ideal_device, predict
 from circuits.model.device_file import load_device
-from circuits.model.ensemble import draw_boards, ensemble, kind_of
+from circuits.model.ensemble import draw_boards, ensemble_of, kind_of
 from circuits.model.pairs import pair_model
 from circuits.model.reduction import choose_order, reduce_order
 from circuits.nodal import assemble, states
 from circuits.ou import diffusion, drift, reading_covariance
 from circuits.synthesis.design import make_design, reprogram
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 from circuits.synthesis.topology import build_board
 from tngd.device.process import program_process, stationary_law
 
 SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])
 CIRCUITS = {
-    "banks": (M_MATRIX, "auto", Choices(bank_bits=3)),
-    "differential, raw": (SMALL, "active", Choices()),
-    "resistive banks": (M_MATRIX, "auto", Choices(coupling="resistive", bank_bits=3)),
-    "one cell": (np.array([[3.0]]), "auto", Choices()),
+    "banks": (M_MATRIX, "auto", BoardOptions(bank_bits=3)),
+    "differential, raw": (SMALL, "active", BoardOptions()),
+    "resistive banks": (M_MATRIX, "auto", BoardOptions(coupling="resistive", bank_bits=3)),
+    "one cell": (np.array([[3.0]]), "auto", BoardOptions()),
 }
 
 
@@ -72,7 +72,7 @@ def test_errors_of_the_reduced_process_are_what_it_says(circuit):
 @pytest.mark.parametrize("order", [4, 5, 6])
 def test_settling_is_compared_from_the_fastest_modes_on(order):
     """Switch nodes are gone long before the slowest mode has moved: what is dropped shows early, if at all."""
-    made = make_design(np.array([[2.0, -0.5], [-0.5, 1.0]]), choices=Choices(bank_bits=4))
+    made = make_design(np.array([[2.0, -0.5], [-0.5, 1.0]]), choices=BoardOptions(bank_bits=4))
     circuit = assemble(made.board, made.program, made.copies[0], Conditions())
     assert states(circuit) == 7
     A, D = drift(circuit), diffusion(circuit)
@@ -146,7 +146,7 @@ def test_order_that_is_not_good_enough_says_so_in_one_sentence():
 
 
 def test_switch_nodes_reduce_away_and_coils_do_not():
-    made = make_design(FAIR, FAIR_FACTOR, choices=Choices(bank_bits=4))
+    made = make_design(FAIR, FAIR_FACTOR, choices=BoardOptions(bank_bits=4))
     whole = predict(ideal_device(made.board), 0, made.program)
     assert states(whole) > 30
     assert choose_order([whole], 2e-3).order == 16
@@ -156,7 +156,7 @@ def test_switch_nodes_reduce_away_and_coils_do_not():
 
 @pytest.mark.parametrize("coupling", ["capacitive", "resistive"])
 def test_device_of_an_order_predicts_the_process_of_that_order(coupling):
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=3, coupling=coupling), tolerance=0.05)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=3, coupling=coupling), tolerance=0.05)
     whole = known_device(made)
     order = 6 if coupling == "capacitive" else 3
     device = replace(whole, order=order)
@@ -187,7 +187,7 @@ def test_device_of_an_order_predicts_the_process_of_that_order(coupling):
 
 
 def test_order_reaches_the_process_in_torch():
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=3), tolerance=0.05)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=3), tolerance=0.05)
     device = replace(known_device(made), order=6)
     process, found = program_process(device, 2, made.program), device.under(made.program, 2)
     assert process.drift.shape == (6, 6)
@@ -222,14 +222,14 @@ NO_TARGETS = {
 @pytest.mark.parametrize("case", NO_TARGETS)
 def test_what_is_no_target_is_refused_in_one_sentence(case, banks):
     make, T, says = NO_TARGETS[case]
-    device = ideal_device(make_design(M_MATRIX, choices=Choices(bank_bits=banks)).board)
+    device = ideal_device(make_design(M_MATRIX, choices=BoardOptions(bank_bits=banks)).board)
     with pytest.raises(InputError, match=says):
         device.program(make(M_MATRIX), precondition=T)
 
 
 @pytest.mark.parametrize("coupling", ["capacitive", "resistive"])
 def test_prediction_of_a_target_is_that_of_the_whole_copy(coupling):
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=4, coupling=coupling), tolerance=0.05)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=4, coupling=coupling), tolerance=0.05)
     device = known_device(made)
     target = np.array([[1.0, -0.2, -0.1], [-0.2, 1.2, -0.15], [-0.1, -0.15, 0.9]])
     found = device.program(target, 1)
@@ -262,14 +262,14 @@ def test_prediction_on_a_soldered_board_programs_its_elements():
 
 
 def test_ensemble_finds_the_spread_of_the_parts_and_draws_boards_of_any_size():
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=4), tolerance=0.05, copies=40, seed=3)
-    known = ensemble(known_device(made))
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=4), tolerance=0.05, copies=40, seed=3)
+    known = ensemble_of(known_device(made))
     bits = known.spreads["bit"]
     assert bits.count == 40 * 12
     # Uniform parts alone: deviation tolerance/√3; the variance of 480 uniform parts is known to 4 %, 7 sigma are 14 %.
     assert bits.deviation == pytest.approx(0.05 / np.sqrt(3), rel=0.15)
     assert bits.interval[0] < bits.deviation < bits.interval[1]
-    board = build_board(6, "plain", 0.05, Choices(bank_bits=2), 0.5)
+    board = build_board(6, "plain", 0.05, BoardOptions(bank_bits=2), 0.5)
     drawn = draw_boards(known, board, 30, seed=4)
     assert drawn == draw_boards(known, board, 30, seed=4) != draw_boards(known, board, 30, seed=5)
     values = [e.value for copy in drawn.copies for name, e in copy.gains.items() if kind_of(name) == "bit"]
@@ -279,14 +279,14 @@ def test_ensemble_finds_the_spread_of_the_parts_and_draws_boards_of_any_size():
     soldered = draw_boards(known, build_board(3, "plain", 0.05), 2, 0)  # its couplings by their tolerance
     assert {kind_of(name) for name in soldered.copies[0].gains} == {"ground", "straight"}
     with pytest.raises(InputError, match="observed no kind"):
-        ensemble(ideal_device(board))
+        ensemble_of(ideal_device(board))
 
 
 def test_few_copies_draw_widely():
-    made = make_design(M_MATRIX, choices=Choices(bank_bits=4), tolerance=0.05, copies=40, seed=3)
+    made = make_design(M_MATRIX, choices=BoardOptions(bank_bits=4), tolerance=0.05, copies=40, seed=3)
     device = known_device(made)
-    few = ensemble(type(device)(device.board, device.copies[:2], {}))
-    many = ensemble(device)
+    few = ensemble_of(type(device)(device.board, device.copies[:2], {}))
+    many = ensemble_of(device)
     width = [
         spread["temperature"].interval[1] / spread["temperature"].interval[0] for spread in (few.spreads, many.spreads)
     ]
@@ -302,7 +302,7 @@ def test_device_of_another_schema_is_refused(tmp_path):
 
 
 def test_every_kind_of_part_has_a_name_of_its_own():
-    board = make_design(SMALL, cells="active", choices=Choices(bank_bits=2, source_tolerance=0.01)).board
+    board = make_design(SMALL, cells="active", choices=BoardOptions(bank_bits=2, source_tolerance=0.01)).board
     names = pair_model(board).names
     assert len(set(names)) == len(names)
     assert {kind_of(name) for name in names} == {"bit", "switch", "pad", "ground", "temperature", "inductance", "power"}

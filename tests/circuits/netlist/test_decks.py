@@ -15,12 +15,12 @@ from circuits.board import TOLERANCE, Conditions, Part, check_name
 from circuits.copies import draw_copies, nominal_copy
 from circuits.errors import InputError
 from circuits.files import sha256
-from circuits.netlist.deck import ANALYSIS, circuit_of, deck
+from circuits.netlist.deck import ANALYSIS, circuit_of, deck_text
 from circuits.netlist.export import decks
 from circuits.nodal import assemble
 from circuits.ou import held_covariance
 from circuits.synthesis.design import board_and_program, make_design
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 NETLISTS = Path(__file__).parents[3] / "netlists"
@@ -31,10 +31,10 @@ REFERENCE_DECKS = runpy.run_path(str(NETLISTS / "write_netlists.py"))["reference
 @pytest.mark.parametrize("name", TARGETS)
 def test_deck_and_assembly_agree(name):
     target, congruence, _ = TARGETS[name]
-    board, program = board_and_program(target, congruence, choices=Choices(source_tolerance=0.1))
+    board, program = board_and_program(target, congruence, choices=BoardOptions(source_tolerance=0.1))
     for copy, ambient in ((nominal_copy(board), 27.0), (draw_copies(board, 4, 1)[0], 70.0)):
         conditions = Conditions(ambient)
-        read = read_deck(circuit_of(deck(board, program, copy, conditions, 1000)))
+        read = read_deck(circuit_of(deck_text(board, program, copy, conditions, 1000)))
         circuit = assemble(board, program, copy, conditions)
         order = [read["nodes"].index(node) for node in board.nodes]
         pick = np.ix_(order, order)
@@ -69,7 +69,7 @@ def test_a_part_outside_cells_and_elements_is_in_the_deck_when_its_cause_is_on()
     copy = draw_copies(board, 0, 1)[0]
     for off in ({"stray", "leak"}, {"leak"}, {TOLERANCE}):
         conditions = Conditions(off=frozenset(off))
-        text = circuit_of(deck(board, program, copy, conditions, 1000))
+        text = circuit_of(deck_text(board, program, copy, conditions, 1000))
         assert ("Cstray1 p1 n4" in text) == ("stray" not in off)
         read, circuit = read_deck(text), assemble(board, program, copy, conditions)
         pick = np.ix_(*[[read["nodes"].index(node) for node in board.nodes]] * 2)

@@ -16,7 +16,7 @@ from circuits.board import GROUND
 from circuits.copies import populated_parts
 from circuits.netlist.bill import COLUMNS, bill_text, engineering
 from circuits.netlist.deck import circuit_of
-from circuits.netlist.explanation import explanation
+from circuits.netlist.explanation import explanation_text
 from circuits.netlist.export import decks, write_design
 from circuits.netlist.kicad import pcb_netlist
 from circuits.netlist.review import avoiding_negative, part_counts, review_text, worst_parts
@@ -24,7 +24,7 @@ from circuits.netlist.schematic import schematic_svg
 from circuits.netlist.spice import library_text
 from circuits.synthesis.design import make_design
 from circuits.synthesis.equations import cell_law
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 
 DESIGNS = {
     "raw": make_design(FAIR, name="fair"),
@@ -33,7 +33,7 @@ DESIGNS = {
     "1x1": make_design(TARGETS["1x1"][0], name="one"),
 }
 BANKED = {
-    kind: make_design(target, factor, choices=Choices(bank_bits=3, coupling=coupling), name="banks")
+    kind: make_design(target, factor, choices=BoardOptions(bank_bits=3, coupling=coupling), name="banks")
     for kind, coupling, target, factor in (
         ("banks", "capacitive", FAIR, FAIR_FACTOR),
         ("plain banks", "resistive", M_MATRIX, None),
@@ -138,7 +138,7 @@ def test_smallest_common_mode_of_the_review_is_that_of_the_derivation():
 
 
 def test_explanation_gives_every_element_with_its_entry(made):
-    text = explanation(made.board, made.program)
+    text = explanation_text(made.board, made.program)
     assert "C dv/dt" in text
     for name, value in made.program.values.items():
         assert re.search(rf"{name} +{re.escape(engineering(value, 'F'))}$", text, re.M)

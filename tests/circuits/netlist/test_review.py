@@ -11,20 +11,20 @@ from reference import deck_impedance, kronecker_lyapunov, read_deck
 from circuits.board import Conditions
 from circuits.copies import nominal_copy
 from circuits.netlist.bill import bill_lines, digits
-from circuits.netlist.deck import circuit_of, deck
+from circuits.netlist.deck import circuit_of, deck_text
 from circuits.netlist.review import bringup, nominal_errors, review_lines, review_text, small_elements, worst_parts
 from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import diffusion, drift, reading_covariance
-from circuits.statistics.inversion import inversion
+from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import make_design
 from circuits.synthesis.fisher import named_fisher
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 from circuits.synthesis.sensitivity import MOST_NODES, differentiated, expected_error, part_sensitivities
 from circuits.synthesis.target import inverse_factor
 
 CHAIN = 2 * np.eye(5) - np.eye(5, k=1) - np.eye(5, k=-1)
 RING = CHAIN - np.eye(5, k=4) - np.eye(5, k=-4)
-RESISTIVE = Choices(coupling="resistive")
+RESISTIVE = BoardOptions(coupling="resistive")
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 
 
@@ -35,7 +35,7 @@ ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
     ("target", "congruence", "choices", "parasitics"),
     [
         (CHAIN, None, RESISTIVE, Parasitics(esr=0.05)),
-        (M_MATRIX, None, Choices(coupling="resistive", bank_bits=3), Parasitics()),
+        (M_MATRIX, None, BoardOptions(coupling="resistive", bank_bits=3), Parasitics()),
         (FAIR, FAIR_FACTOR, RESISTIVE, Parasitics(esr=0.1, stray=3e-12)),
     ],
     ids=["esr", "banks", "both signs"],
@@ -46,7 +46,7 @@ def test_errors_of_a_resistive_board_are_those_of_both_ways_to_read_it(target, c
     circuit = nominal_circuit(made.board, made.program, Conditions())
     seconds = np.trace(drift(circuit))  # in units of which the rates are of order one
     sigma = kronecker_lyapunov(drift(circuit) / seconds, diffusion(circuit) / seconds)
-    rule = inversion(made)
+    rule = inversion_rule(made)
     covariance = rule.error(rule.read(circuit.readout @ sigma @ circuit.readout.T))
     assert found["covariance"] == pytest.approx(covariance, rel=1e-6)
     assert found["covariance"] > found["mean"]
@@ -60,7 +60,7 @@ def test_errors_of_the_reviewed_boards_in_numbers():
     chain = make_design(CHAIN, choices=RESISTIVE, parasitics=Parasitics(esr=0.05))
     assert nominal_errors(chain)["mean"] < 1e-14 * 100
     assert nominal_errors(chain)["covariance"] == pytest.approx(0.0028, rel=0.02)
-    banks = nominal_errors(make_design(FAIR, FAIR_FACTOR, choices=Choices(coupling="resistive", bank_bits=6)))
+    banks = nominal_errors(make_design(FAIR, FAIR_FACTOR, choices=BoardOptions(coupling="resistive", bank_bits=6)))
     assert banks["mean"] == pytest.approx(0.00063, rel=0.05)
     assert banks["covariance"] == pytest.approx(0.0124, rel=0.05)
 
@@ -71,12 +71,16 @@ def test_errors_of_the_reviewed_boards_in_numbers():
 @pytest.mark.parametrize(
     ("target", "choices", "parasitics"),
     [
-        (M_MATRIX, Choices(source_tolerance=0.05), ALL),
-        (M_MATRIX, Choices(bank_bits=3), Parasitics(winding=0.5)),
-        (M_MATRIX, Choices(bank_bits=2), Parasitics()),
-        (np.array([[1.0, 0.3, 0.3], [0.3, 1.0, 0.3], [0.3, 0.3, 1.0]]), Choices(quality=5.0), Parasitics(winding=1.0)),
-        (np.array([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]]), Choices(), Parasitics(coupled_coils=0.1)),
-        (np.array([[3.0]]), Choices(), Parasitics(winding=1.0, stray=1e-12)),
+        (M_MATRIX, BoardOptions(source_tolerance=0.05), ALL),
+        (M_MATRIX, BoardOptions(bank_bits=3), Parasitics(winding=0.5)),
+        (M_MATRIX, BoardOptions(bank_bits=2), Parasitics()),
+        (
+            np.array([[1.0, 0.3, 0.3], [0.3, 1.0, 0.3], [0.3, 0.3, 1.0]]),
+            BoardOptions(quality=5.0),
+            Parasitics(winding=1.0),
+        ),
+        (np.array([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]]), BoardOptions(), Parasitics(coupled_coils=0.1)),
+        (np.array([[3.0]]), BoardOptions(), Parasitics(winding=1.0, stray=1e-12)),
     ],
     ids=["all", "banks", "switches alone", "differential", "negative elements, coupled coils", "1x1"],
 )
@@ -85,7 +89,7 @@ def test_sensitivities_with_parasitics_are_the_finite_differences_of_the_whole_c
     assert differentiated(made.board, made.program)
     names = [entry.name for entry in (*made.board.parts, *made.board.sources)]
     every = part_sensitivities(made.board, made.program)
-    worst, rule, step = max(entry.value for entry in every), inversion(made), 1e-3
+    worst, rule, step = max(entry.value for entry in every), inversion_rule(made), 1e-3
     for entry in every:
         gains = np.ones((4, len(names)))
         gains[:, names.index(entry.part)] += np.array([1, -1, 2, -2]) * step
@@ -171,10 +175,10 @@ def test_lines_move_no_value_by_more_than_a_tenth_of_its_tolerance(tolerance):
 @pytest.mark.parametrize(
     ("target", "congruence", "choices", "parasitics"),
     [
-        (M_MATRIX, None, Choices(), Parasitics(winding=0.5, esr=0.05)),
+        (M_MATRIX, None, BoardOptions(), Parasitics(winding=0.5, esr=0.05)),
         (FAIR, FAIR_FACTOR, RESISTIVE, Parasitics()),
-        (FAIR, None, Choices(), Parasitics()),
-        (M_MATRIX, None, Choices(coupling="resistive", bank_bits=3), Parasitics()),
+        (FAIR, None, BoardOptions(), Parasitics()),
+        (M_MATRIX, None, BoardOptions(coupling="resistive", bank_bits=3), Parasitics()),
     ],
     ids=["parasitics", "resistive", "negative elements", "resistive banks"],
 )
@@ -183,14 +187,14 @@ def test_numbers_to_measure_are_those_of_the_deck(target, congruence, choices, p
     board, program = made.board, made.program
     frequencies, bias = np.array([1e5, 1e6]), 1e-5
     numbers = bringup(made, frequencies, bias)
-    read = read_deck(circuit_of(deck(board, program, nominal_copy(board), Conditions(), 1000)))
+    read = read_deck(circuit_of(deck_text(board, program, nominal_copy(board), Conditions(), 1000)))
     rows = [read["nodes"].index(node) for node in board.nodes]
     for k, frequency in enumerate(frequencies):
         Z = deck_impedance(read, frequency)
         assert_close(numbers.impedances[:, k], np.abs(np.diag(Z)[rows]), 1e-6 if board.banks else 1e-9)
     worst = 0.0
     for copy in made.copies:
-        other = read_deck(circuit_of(deck(board, program, copy, Conditions(), 1000)))
+        other = read_deck(circuit_of(deck_text(board, program, copy, Conditions(), 1000)))
         for k, frequency in enumerate(frequencies):
             Z = np.abs(np.diag(deck_impedance(other, frequency))[rows])
             worst = max(worst, np.abs(Z / numbers.impedances[:, k] - 1).max())
@@ -200,7 +204,7 @@ def test_numbers_to_measure_are_those_of_the_deck(target, congruence, choices, p
         assert_close(numbers.columns, inverse / board.unit * bias, program.rounding.error * 3 if board.banks else 1e-12)
 
 
-@pytest.mark.parametrize("choices", [Choices(), RESISTIVE], ids=["capacitive", "resistive"])
+@pytest.mark.parametrize("choices", [BoardOptions(), RESISTIVE], ids=["capacitive", "resistive"])
 def test_one_source_alone_gives_the_reading_that_is_said(choices):
     made = make_design(np.array([[1.0, 0.3, 0.3], [0.3, 1.0, 0.2], [0.3, 0.2, 1.0]]), choices=choices)
     circuit = nominal_circuit(made.board, made.program)
@@ -234,8 +238,8 @@ def test_steps_can_be_done():
 @pytest.mark.parametrize(("size", "bits", "there"), [(16, 0, True), (17, 0, False), (8, 2, True), (9, 2, False)])
 def test_expected_covariance_is_said_to_be_where_it_is(size, bits, there):
     target = 2.5 * np.eye(size) - np.eye(size, k=1) - np.eye(size, k=-1)
-    made = make_design(target, choices=Choices(bank_bits=bits), copies=1)
-    text = deck(made.board, made.program, made.copies[0], Conditions(), 1000)
+    made = make_design(target, choices=BoardOptions(bank_bits=bits), copies=1)
+    text = deck_text(made.board, made.program, made.copies[0], Conditions(), 1000)
     header = text[: text.index("\nR")] if "\nR" in text else text
     rows = re.findall(r"^\*\s+(?:[+-]\d\.\d{6}e[+-]\d\d\s*)+$", header, re.M)
     assert (len(rows) == size) == there

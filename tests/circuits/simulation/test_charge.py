@@ -22,27 +22,27 @@ from circuits.nodal import assemble
 from circuits.ou import held_covariance, lagged_covariances
 from circuits.simulation.charge import ChargeRun, charge_law, charge_run
 from circuits.statistics.estimators import estimate_law
-from circuits.statistics.inversion import hold_correction, inversion
+from circuits.statistics.inversion import hold_correction, inversion_rule
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices, Parasitics
-from circuits.verification.charge_readout import ChargeReadout, charge_readout
+from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.verification.charge_readout import ChargeReadout, judge_charges
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 BOTH_SIGNS = TARGETS["both signs, dominant"][0]
 BOARDS = {
-    "1x1": (TARGETS["1x1"][0], None, Choices(), None),
-    "plain": (M_MATRIX, None, Choices(), None),
-    "differential": (FAIR, FAIR_FACTOR, Choices(), None),
-    "negative elements": (FAIR, None, Choices(), None),
-    "quality 10": (M_MATRIX, None, Choices(quality=10.0), None),
-    "quality 0.2": (BOTH_SIGNS, None, Choices(quality=0.2), None),
-    "microvolts": (M_MATRIX, None, Choices(reading_rms=1e-6, unit_capacitance=1e-12, resonance=1e9), None),
-    "banks": (FAIR, FAIR_FACTOR, Choices(bank_bits=4), None),
-    "banks, plain": (M_MATRIX, None, Choices(bank_bits=5), None),
-    "banks, 100 kHz": (FAIR, FAIR_FACTOR, Choices(bank_bits=4, resonance=1e5), None),
-    "esr": (M_MATRIX, None, Choices(), Parasitics(esr=0.05)),
-    "parasitics": (FAIR, FAIR_FACTOR, Choices(), ALL),
-    "parasitics, banks": (M_MATRIX, None, Choices(bank_bits=3), ALL),
+    "1x1": (TARGETS["1x1"][0], None, BoardOptions(), None),
+    "plain": (M_MATRIX, None, BoardOptions(), None),
+    "differential": (FAIR, FAIR_FACTOR, BoardOptions(), None),
+    "negative elements": (FAIR, None, BoardOptions(), None),
+    "quality 10": (M_MATRIX, None, BoardOptions(quality=10.0), None),
+    "quality 0.2": (BOTH_SIGNS, None, BoardOptions(quality=0.2), None),
+    "microvolts": (M_MATRIX, None, BoardOptions(reading_rms=1e-6, unit_capacitance=1e-12, resonance=1e9), None),
+    "banks": (FAIR, FAIR_FACTOR, BoardOptions(bank_bits=4), None),
+    "banks, plain": (M_MATRIX, None, BoardOptions(bank_bits=5), None),
+    "banks, 100 kHz": (FAIR, FAIR_FACTOR, BoardOptions(bank_bits=4, resonance=1e5), None),
+    "esr": (M_MATRIX, None, BoardOptions(), Parasitics(esr=0.05)),
+    "parasitics": (FAIR, FAIR_FACTOR, BoardOptions(), ALL),
+    "parasitics, banks": (M_MATRIX, None, BoardOptions(bank_bits=3), ALL),
 }
 SWITCHED = [name for name in BOARDS if "banks" in name]
 
@@ -186,7 +186,7 @@ def test_errors_are_those_of_the_inverse_read_at_the_instant(name):
         copy: replace(run, readings=run.readings * rng.uniform(0.99, 1.01, run.readings.shape))
         for copy, run in by_law(name).items()
     }
-    found = charge_readout(design, runs)
+    found = judge_charges(design, runs)
     board, program, X = design.board, design.program, design.program.mapping
     inverse = np.linalg.inv(program.target)
     for result, copy in zip((found.nominal, *found.copies), specimens(design), strict=True):
@@ -205,14 +205,14 @@ def test_errors_are_those_of_the_inverse_read_at_the_instant(name):
 
 @pytest.mark.parametrize("name", BOARDS)
 def test_the_instant_is_the_best_of_the_nominal_board(name):
-    nominal = charge_readout(made(name), by_law(name)).nominal
+    nominal = judge_charges(made(name), by_law(name)).nominal
     assert nominal.relative_error == min(nominal.errors)
     assert nominal.difference_to_law < 1e-12
 
 
 @pytest.mark.parametrize("name", ["1x1", "plain", "differential", "negative elements", "quality 10", "microvolts"])
 def test_without_switches_the_first_moment_is_the_best_and_there_is_no_factor(name):
-    found = charge_readout(made(name), by_law(name))
+    found = judge_charges(made(name), by_law(name))
     # Half a pulse, a thousandth of what the fastest mode takes, has leaked away.
     assert found.instant == found.times[0] == found.pulse
     assert found.nominal.relative_error < 6e-4
@@ -222,7 +222,7 @@ def test_without_switches_the_first_moment_is_the_best_and_there_is_no_factor(na
 
 def test_what_leaks_in_a_pulse_is_what_the_resistors_take():
     # To first order v = C⁻¹ (q - G ∫ v): the mean age of the charge at the end of a symmetric pulse is half of it.
-    found = charge_readout(made("1x1"), by_law("1x1"))
+    found = judge_charges(made("1x1"), by_law("1x1"))
     resistance = next(part.nominal for part in made("1x1").board.parts if part.role == "damping")
     expected = found.pulse / 2 / (resistance * nodal_capacitance("1x1")[0, 0])
     assert found.nominal.errors[0] == pytest.approx(expected, rel=2e-3)
@@ -230,7 +230,7 @@ def test_what_leaks_in_a_pulse_is_what_the_resistors_take():
 
 @pytest.mark.parametrize("name", SWITCHED)
 def test_switches_open_a_window(name):
-    found = charge_readout(made(name), by_law(name))
+    found = judge_charges(made(name), by_law(name))
     nominal = found.nominal
     assert found.times[0] < found.instant < found.times[-1]
     assert nominal.errors[0] > 5 * nominal.relative_error
@@ -238,7 +238,7 @@ def test_switches_open_a_window(name):
 
 
 def test_a_slower_board_has_a_wider_and_better_window():
-    fast, slow = (charge_readout(made(name), by_law(name)) for name in ("banks", "banks, 100 kHz"))
+    fast, slow = (judge_charges(made(name), by_law(name)) for name in ("banks", "banks, 100 kHz"))
     rounding = made("banks").program.rounding.error
     assert 5e-10 < fast.instant < 5e-9
     assert slow.instant > 2 * fast.instant
@@ -253,7 +253,7 @@ def test_the_instant_is_chosen_without_the_copies_and_without_the_simulator():
     scrambled = {
         name: replace(run, readings=run.readings * rng.uniform(0.5, 2, (1, 31, 1))) for name, run in runs.items()
     }
-    found, other = charge_readout(design, runs), charge_readout(design, scrambled)
+    found, other = judge_charges(design, runs), judge_charges(design, scrambled)
     assert found.instant == other.instant
     assert other.copies[0].errors != found.copies[0].errors
     assert other.nominal.difference_to_law > 0.1
@@ -262,8 +262,8 @@ def test_the_instant_is_chosen_without_the_copies_and_without_the_simulator():
 @pytest.mark.parametrize("name", ["plain", "banks, plain"])
 def test_noise_of_the_same_board_time_is_judged_by_the_law_of_its_estimate(name):
     design = made(name)
-    rule, period = inversion(design), design.program.period
-    found = charge_readout(design, by_law(name))
+    rule, period = inversion_rule(design), design.program.period
+    found = judge_charges(design, by_law(name))
     wait = 15 * design.program.settling
     samples = int(np.floor((found.board_time - wait) / period))
     assert found.samples == samples
@@ -289,14 +289,14 @@ def test_noise_of_the_same_board_time_is_judged_by_the_law_of_its_estimate(name)
 
 
 def test_one_cell_leaves_noise_no_time():
-    found = charge_readout(made("1x1"), by_law("1x1"))
+    found = judge_charges(made("1x1"), by_law("1x1"))
     assert found.samples == 0
     assert found.nominal.covariance_error is None
     assert found.nominal.equal_time > 1000 * found.board_time
 
 
 def test_on_ill_conditioned_parts_noise_catches_up_where_its_floor_is_lower():
-    found = charge_readout(made("negative elements"), by_law("negative elements"))
+    found = judge_charges(made("negative elements"), by_law("negative elements"))
     for result in found.copies:
         never = result.equal_time is None
         assert never == (result.covariance_floor >= result.relative_error)
@@ -305,14 +305,14 @@ def test_on_ill_conditioned_parts_noise_catches_up_where_its_floor_is_lower():
 
 
 def test_readout_is_made_of_plain_numbers():
-    found = charge_readout(made("banks, plain"), by_law("banks, plain"))
+    found = judge_charges(made("banks, plain"), by_law("banks, plain"))
     content = TypeAdapter(ChargeReadout).dump_python(found, mode="json")
     assert TypeAdapter(ChargeReadout).validate_python(json.loads(json.dumps(content))) == found
 
 
 def test_resistive_boards_are_refused():
-    design = make_design(M_MATRIX, choices=Choices(coupling="resistive"))
+    design = make_design(M_MATRIX, choices=BoardOptions(coupling="resistive"))
     text = circuit_text(design.board, design.program, design.copies[0], Conditions())
-    for ask in (lambda: charge_run(design.board, design.program, text), lambda: charge_readout(design, {})):
+    for ask in (lambda: charge_run(design.board, design.program, text), lambda: judge_charges(design, {})):
         with pytest.raises(InputError, match="capacitive boards, where capacitors hold the matrix, got a resistive"):
             ask()

@@ -20,10 +20,10 @@ from circuits.simulation.ac import exact_run
 from circuits.simulation.ngspice import run_deck
 from circuits.simulation.transient import chunk_deck, run_chunk
 from circuits.statistics.estimators import estimate_law, joint_chi_square
-from circuits.statistics.inversion import hold_correction, inversion
+from circuits.statistics.inversion import hold_correction, inversion_rule
 from circuits.statistics.moments import BLOCK, CHUNK
 from circuits.synthesis.design import board_and_program, make_design
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 
 pytestmark = needs_ngspice
 SAMPLES = 20_000
@@ -35,7 +35,7 @@ def test_nominal_board_inverts_its_target(name):
     made = make_design(target, congruence, tolerance=0.0, copies=1)
     text = circuit_text(made.board, made.program, nominal_copy(made.board), Conditions())
     run = exact_run(made.board, made.program, text, np.array([1e6]))
-    rule = inversion(made)
+    rule = inversion_rule(made)
     assert rule.error(rule.read(run.covariance)) <= 1e-6
     assert run.integration_error <= 1e-8
 
@@ -47,7 +47,7 @@ def test_nominal_board_inverts_its_target(name):
 def test_nominal_boards_of_random_targets_invert_them(size, condition):
     made = make_design(random_target(size, condition, size), tolerance=0.0, copies=1)
     text = circuit_text(made.board, made.program, nominal_copy(made.board), Conditions())
-    rule = inversion(made)
+    rule = inversion_rule(made)
     assert rule.error(rule.read(exact_run(made.board, made.program, text, np.array([1e6])).covariance)) <= 1e-6
 
 
@@ -84,7 +84,7 @@ FAST = {
 def test_the_grid_reaches_the_fast_modes_that_parasitics_make(name):
     # Poles of hundreds of gigahertz, where a board without parasitics has none beyond a few megahertz.
     target, factor, parasitics, bits = FAST[name]
-    choices = Choices(coupling="resistive", bank_bits=bits)
+    choices = BoardOptions(coupling="resistive", bank_bits=bits)
     made = make_design(target, factor, choices=choices, parasitics=Parasitics(**parasitics), copies=1)
     copy = made.copies[0]
     text = circuit_text(made.board, made.program, copy, Conditions())
@@ -151,7 +151,7 @@ def test_outsider_rebuilds_the_measurement_from_deck_and_board_file(tmp_path):
     factor = scale["capacitance_F"] / (scale["nodes_per_cell"] * scale["energy_kT_J"])
     covariance = readings.T @ readings / len(readings) + np.array(scale["hold_correction_V2"])
     inverse = X.T @ (factor * covariance) @ X
-    rule = inversion(made)
+    rule = inversion_rule(made)
     law = estimate_law(
         assemble(made.board, made.program, made.copies[1], Conditions()), made.program.period, len(readings)
     )

@@ -19,33 +19,33 @@ from circuits.ou import reading_covariance
 from circuits.simulation.ac import exact_run
 from circuits.simulation.noise import noise_run
 from circuits.synthesis.design import board_and_program
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 HARD = TARGETS["random, condition 1e4"][0]
 BOARDS = {
-    "1x1": (TARGETS["1x1"][0], None, Choices(), None),
-    "plain": (M_MATRIX, None, Choices(), None),
-    "differential": (FAIR, FAIR_FACTOR, Choices(), None),
-    "differential, negative elements": (FAIR, None, Choices(), None),
-    "condition 1e4": (HARD, None, Choices(), None),
-    "resistive": (FAIR, FAIR_FACTOR, Choices(coupling="resistive"), None),
-    "resistive, plain": (M_MATRIX, None, Choices(coupling="resistive"), None),
-    "banks": (FAIR, FAIR_FACTOR, Choices(bank_bits=4), None),
-    "banks, plain": (M_MATRIX, None, Choices(bank_bits=5), None),
-    "banks, resistive": (M_MATRIX, None, Choices(bank_bits=3, coupling="resistive"), None),
-    "parasitics": (FAIR, FAIR_FACTOR, Choices(), ALL),
-    "parasitics, plain": (M_MATRIX, None, Choices(), ALL),
-    "parasitics, banks": (M_MATRIX, None, Choices(bank_bits=3), ALL),
+    "1x1": (TARGETS["1x1"][0], None, BoardOptions(), None),
+    "plain": (M_MATRIX, None, BoardOptions(), None),
+    "differential": (FAIR, FAIR_FACTOR, BoardOptions(), None),
+    "differential, negative elements": (FAIR, None, BoardOptions(), None),
+    "condition 1e4": (HARD, None, BoardOptions(), None),
+    "resistive": (FAIR, FAIR_FACTOR, BoardOptions(coupling="resistive"), None),
+    "resistive, plain": (M_MATRIX, None, BoardOptions(coupling="resistive"), None),
+    "banks": (FAIR, FAIR_FACTOR, BoardOptions(bank_bits=4), None),
+    "banks, plain": (M_MATRIX, None, BoardOptions(bank_bits=5), None),
+    "banks, resistive": (M_MATRIX, None, BoardOptions(bank_bits=3, coupling="resistive"), None),
+    "parasitics": (FAIR, FAIR_FACTOR, BoardOptions(), ALL),
+    "parasitics, plain": (M_MATRIX, None, BoardOptions(), ALL),
+    "parasitics, banks": (M_MATRIX, None, BoardOptions(bank_bits=3), ALL),
     "parasitics, resistive": (
         FAIR,
         FAIR_FACTOR,
-        Choices(coupling="resistive"),
+        BoardOptions(coupling="resistive"),
         Parasitics(esr=0.1, stray=3e-12),
     ),
-    **{f"quality {q}": (FAIR, FAIR_FACTOR, Choices(quality=q), None) for q in (0.05, 0.5, 5.0, 30.0)},
-    "sources of ±20 %": (FAIR, FAIR_FACTOR, Choices(source_tolerance=0.2), None),
-    "quality 30, negative elements": (FAIR, None, Choices(quality=30.0), None),
+    **{f"quality {q}": (FAIR, FAIR_FACTOR, BoardOptions(quality=q), None) for q in (0.05, 0.5, 5.0, 30.0)},
+    "sources of ±20 %": (FAIR, FAIR_FACTOR, BoardOptions(source_tolerance=0.2), None),
+    "quality 30, negative elements": (FAIR, None, BoardOptions(quality=30.0), None),
 }
 
 
@@ -75,7 +75,7 @@ def test_variances_of_a_copy_are_those_of_both_other_routes(name):
 @needs_ngspice
 @pytest.mark.parametrize("quality", [0.5, 3.0])
 def test_variance_of_one_cell_is_its_temperature_over_its_capacitance(quality):
-    board, program, text, *_ = drawn(TARGETS["1x1"][0], None, Choices(quality=quality))
+    board, program, text, *_ = drawn(TARGETS["1x1"][0], None, BoardOptions(quality=quality))
     read = read_deck(text)
     ((hold, sigma),) = read["sources"].values()
     C, G = read["C"][0, 0], read["G"][0, 0]

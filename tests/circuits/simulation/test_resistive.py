@@ -11,8 +11,8 @@ from scipy.linalg import expm
 
 from circuits.board import Conditions
 from circuits.copies import draw_copies, nominal_copy
-from circuits.netlist.deck import circuit_of, deck
-from circuits.netlist.explanation import explanation
+from circuits.netlist.deck import circuit_of, deck_text
+from circuits.netlist.explanation import explanation_text
 from circuits.netlist.review import review_text
 from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble, assemble_gains, nominal_circuit
@@ -21,13 +21,13 @@ from circuits.simulation.ac import exact_run
 from circuits.simulation.operating_point import solve_run
 from circuits.simulation.transient import chunk_deck, run_chunk
 from circuits.statistics.estimators import estimate_law, joint_chi_square
-from circuits.statistics.inversion import inversion
+from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.equations import cell_law, maxwell_matrix, resistive_residuals
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 from circuits.synthesis.sensitivity import part_sensitivities
 
-RESISTIVE = Choices(coupling="resistive")
+RESISTIVE = BoardOptions(coupling="resistive")
 
 
 def solved_inverse(board, program, circuit) -> np.ndarray:
@@ -84,7 +84,7 @@ def test_deck_and_assembly_agree(name):
     target, congruence, _ = TARGETS[name]
     board, program = board_and_program(target, congruence, choices=RESISTIVE)
     copy = draw_copies(board, 4, 1)[0]
-    read = read_deck(circuit_of(deck(board, program, copy, Conditions(), 1000)))
+    read = read_deck(circuit_of(deck_text(board, program, copy, Conditions(), 1000)))
     circuit = assemble(board, program, copy, Conditions())
     pick = np.ix_(*[[read["nodes"].index(node) for node in board.nodes]] * 2)
     assert_close(read["C"][pick], circuit.capacitance, 1e-15, "C")
@@ -172,14 +172,14 @@ def test_review_and_explanation_speak_of_conductances():
     assert "bias currents" in text
     assert "inductors" not in text
     assert "Capacitors: zero." in text
-    words = explanation(made.board, made.program)
+    words = explanation_text(made.board, made.program)
     assert "G v with G" in words
     assert "g0 = 1 mS" in words
     assert "e^{-Gt/c}" in words
 
 
 def test_inverse_read_from_the_covariance_has_the_scale_of_the_storage_capacitor():
-    made = make_design(FAIR, FAIR_FACTOR, choices=Choices(coupling="resistive", unit_capacitance=3.3e-9))
-    rule = inversion(made)
+    made = make_design(FAIR, FAIR_FACTOR, choices=BoardOptions(coupling="resistive", unit_capacitance=3.3e-9))
+    rule = inversion_rule(made)
     assert rule.error(rule.read(reading_covariance(nominal_circuit(made.board, made.program)))) < 1e-11
     assert {part.nominal for part in made.board.parts if part.role == "storage"} == {3.3e-9}

@@ -13,11 +13,11 @@ from circuits.netlist.deck import circuit_of
 from circuits.netlist.export import decks
 from circuits.nodal import assemble, lag_of
 from circuits.simulation.transient import HELD, chunk_deck, chunks_lags, run_chunk
-from circuits.statistics.equilibrium import equilibrium as judged
+from circuits.statistics.equilibrium import judge_equilibrium as judged
 from circuits.statistics.equilibrium import pairs_of_records, sums_of
 from circuits.statistics.moments import CHUNK
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 
 # Three readings of a process out of equilibrium: A is not normal, and A D is not symmetric.
 A = 0.15 * np.array([[1.0, 2.0, 0.0], [-0.5, 1.0, 0.3], [0.2, -0.4, 0.7]])
@@ -121,7 +121,7 @@ def test_short_records_and_single_readings_have_no_p():
 @needs_ngspice
 @pytest.mark.parametrize("coupling", ["capacitive", "resistive"])
 def test_a_copy_of_unequal_temperatures_in_ngspice_is_as_far_from_balance_as_its_values_say(coupling):
-    choices = Choices(coupling=coupling, source_tolerance=0.3)
+    choices = BoardOptions(coupling=coupling, source_tolerance=0.3)
     made = make_design(FAIR, FAIR_FACTOR, choices=choices, copies=1)
     board, program = made.board, made.program
     text = circuit_of(dict(decks(made))["copy-1"])

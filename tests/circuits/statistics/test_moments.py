@@ -18,7 +18,7 @@ from circuits.simulation.measure import Plan, error_of_one, measure
 from circuits.simulation.transient import HELD, Chunk
 from circuits.statistics.equilibrium import Sums
 from circuits.statistics.estimators import estimate_law
-from circuits.statistics.inversion import inversion
+from circuits.statistics.inversion import inversion_rule
 from circuits.statistics.moments import BLOCK, CHUNK, MOST_BLOCKS, Accumulator, running
 from circuits.synthesis.design import make_design
 
@@ -107,7 +107,7 @@ def test_a_job_that_fails_twice_ends_the_run_when_all_others_are_kept(monkeypatc
 @pytest.mark.parametrize("factor", [None, FAIR_FACTOR])
 def test_error_of_one_reading_is_that_of_the_worst_copy_at_any_number(factor):
     made = make_design(FAIR, factor)
-    rule = inversion(made)
+    rule = inversion_rule(made)
     one = error_of_one(made, rule, 27.0)
     for samples in (CHUNK, 10 * CHUNK):
         circuits = [assemble(made.board, made.program, copy, Conditions()) for copy in made.copies]

@@ -22,12 +22,12 @@ from circuits.errors import InputError
 from circuits.nodal import assemble, lag_of
 from circuits.ou import lagged_covariances
 from circuits.statistics import streaming
-from circuits.statistics.equilibrium import equilibrium
+from circuits.statistics.equilibrium import judge_equilibrium
 from circuits.statistics.estimators import effective_samples, joint_chi_square
 from circuits.statistics.moments import BLOCK
 from circuits.statistics.recorded import RecordSummary, read_recorded, recorded_law
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 
 PAIR = np.array([[1.5, -0.5], [-0.5, 1.0]])
 
@@ -36,7 +36,7 @@ PAIR = np.array([[1.5, -0.5], [-0.5, 1.0]])
 def board(name: str = "pair", coupling: str = "capacitive", copies: int = 2, tolerance: float = 0.05) -> Design:
     target, congruence, _ = TARGETS.get(name, (PAIR, None, ""))
     extra = Parasitics(winding=20.0, coupled_coils=0.1, stray=3e-12) if coupling == "parasitic" else None
-    choices = Choices(coupling="resistive" if coupling == "resistive" else "capacitive")
+    choices = BoardOptions(coupling="resistive" if coupling == "resistive" else "capacitive")
     return make_design(
         target, congruence, copies=copies, tolerance=tolerance, seed=4, choices=choices, parasitics=extra
     )
@@ -250,20 +250,20 @@ def test_record_without_a_pair_has_no_sums(tmp_path):
 
 @pytest.mark.parametrize("coupling", ["capacitive", "resistive"])
 def test_equilibrium_of_a_record_is_judged_as_that_of_its_copy(tmp_path, coupling):
-    made = make_design(*TARGETS["M-matrix"][:2], choices=Choices(coupling=coupling, source_tolerance=0.4), seed=4)
+    made = make_design(*TARGETS["M-matrix"][:2], choices=BoardOptions(coupling=coupling, source_tolerance=0.4), seed=4)
     copy, period, samples = made.copies[0], 0.6 * made.program.period, 60_000
     circuit = assemble(made.board, made.program, copy, Conditions())
     y = path_of(circuit, period, samples, seed=8) + 0.3
     (record,) = read_recorded(write(tmp_path, table(copy.name, period * np.arange(samples), y)), made)
     rho = lagged_covariances(circuit, period, held=False)
-    found = equilibrium(record.sums, record.covariance, rho, (record.pairs, record.sums_pairs))
+    found = judge_equilibrium(record.sums, record.covariance, rho, (record.pairs, record.sums_pairs))
     assert record.sums.lag > 1
     assert min(found.asymmetry_p, found.kurtosis_p) > FALSE_ALARM
     assert found.predicted_asymmetry > 1e-3
     backwards = write(tmp_path, table(copy.name, period * np.arange(samples), np.abs(y[::-1] - 0.3) ** 1.2))
     (record,) = read_recorded(backwards, made)
     pairs = (record.pairs, record.sums_pairs)
-    assert equilibrium(record.sums, record.covariance, rho, pairs).kurtosis_p < FALSE_ALARM
+    assert judge_equilibrium(record.sums, record.covariance, rho, pairs).kurtosis_p < FALSE_ALARM
 
 
 @pytest.mark.parametrize("rows", [130, 50_000])

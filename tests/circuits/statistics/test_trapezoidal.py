@@ -47,9 +47,9 @@ from circuits.statistics.trapezoidal import (
     stepped_lagged_covariances,
 )
 from circuits.synthesis.design import board_and_program
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 
-RESISTIVE, BANKS = Choices(coupling="resistive"), Choices(bank_bits=3)
+RESISTIVE, BANKS = BoardOptions(coupling="resistive"), BoardOptions(bank_bits=3)
 NO_CAPACITOR = Parasitics(winding=0.5, coupled_coils=0.05, stray=3e-12)  # between winding and inductor there is none
 BOARDS = {
     "1x1": (np.array([[3.0]]), None, None, None),
@@ -58,7 +58,7 @@ BOARDS = {
     "negative elements": (FAIR, None, None, None),
     "resistive": (FAIR, FAIR_FACTOR, RESISTIVE, None),
     "banks": (M_MATRIX, None, BANKS, None),
-    "parallel": (M_MATRIX, None, Choices(parallel=2), None),
+    "parallel": (M_MATRIX, None, BoardOptions(parallel=2), None),
     "parasitics": (FAIR, FAIR_FACTOR, None, NO_CAPACITOR),
     "self-resonance": (M_MATRIX, None, None, Parasitics(self_resonance=3e7)),
 }

@@ -15,7 +15,7 @@ from reference import deck_impedance, read_deck, read_kicad
 from circuits.board import Conditions, Program, ideal_conditions
 from circuits.copies import codes, draw_copies, nominal_copy, populated_parts
 from circuits.errors import InputError
-from circuits.netlist.deck import circuit_of, deck
+from circuits.netlist.deck import circuit_of, deck_text
 from circuits.netlist.export import codes_text, decks, write_design
 from circuits.netlist.folder import load_design
 from circuits.netlist.kicad import pcb_netlist
@@ -26,21 +26,21 @@ from circuits.simulation.ac import exact_run
 from circuits.simulation.operating_point import solve_run
 from circuits.simulation.transient import chunk_deck, run_chunk
 from circuits.statistics.estimators import estimate_law, joint_chi_square
-from circuits.statistics.inversion import inversion
+from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import board_and_program, make_design, reprogram, reuse_design
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 from circuits.synthesis.rounding import row_sum_scaling
 from circuits.synthesis.target import inverse_factor
 from circuits.synthesis.topology import build_board
 
-FOUR_BITS = Choices(bank_bits=4)
+FOUR_BITS = BoardOptions(bank_bits=4)
 NEAR = FAIR + 0.3 * np.eye(8)  # another target for the same board, and a factor that is not quite its own
 NEAR_FACTOR = inverse_factor(NEAR + 0.02 * np.cos(np.add.outer(np.arange(8), np.arange(8)) ** 2))
 BOARDS = {
     "differential": (FAIR, FAIR_FACTOR, FOUR_BITS),
-    "plain": (M_MATRIX, None, Choices(bank_bits=5)),
-    "resistive": (FAIR, FAIR_FACTOR, Choices(bank_bits=4, coupling="resistive")),
-    "resistive plain": (M_MATRIX, None, Choices(bank_bits=3, coupling="resistive")),
+    "plain": (M_MATRIX, None, BoardOptions(bank_bits=5)),
+    "resistive": (FAIR, FAIR_FACTOR, BoardOptions(bank_bits=4, coupling="resistive")),
+    "resistive plain": (M_MATRIX, None, BoardOptions(bank_bits=3, coupling="resistive")),
 }
 
 
@@ -69,7 +69,7 @@ def test_rounded_board_has_the_error_it_says(made):
     if board.coupling == "resistive":
         found = X.T @ (board.unit * predicted_columns(board, circuit, 1.0)) @ X
     else:
-        rule = inversion(made)
+        rule = inversion_rule(made)
         found = rule.read(reading_covariance(circuit))
     error = np.linalg.norm(found - inverse) / np.linalg.norm(inverse)
     assert error == pytest.approx(program.rounding.error, rel=1e-6, abs=1e-12)
@@ -108,7 +108,7 @@ def test_pcb_netlist_has_every_part_switch_and_input_at_its_nodes(made):
 
 def test_closed_switches_are_those_of_the_codes(made):
     board, program = made.board, made.program
-    text = circuit_of(deck(board, program, nominal_copy(board), Conditions(), 1000))
+    text = circuit_of(deck_text(board, program, nominal_copy(board), Conditions(), 1000))
     held = codes(board, program)
     for part in board.parts:
         if part.bit:
@@ -124,7 +124,7 @@ def test_every_copy_obeys_the_nodal_equations_of_its_deck(made):
     # The deck has every inner node, and open switches of 1 teraohm; the assembly has eliminated what is no state.
     board, program = made.board, made.program
     copy = draw_copies(board, 4, 1)[0]
-    read = read_deck(circuit_of(deck(board, program, copy, Conditions(), 1000)))
+    read = read_deck(circuit_of(deck_text(board, program, copy, Conditions(), 1000)))
     circuit = assemble(board, program, copy, Conditions())
     order = [read["nodes"].index(node) for node in board.nodes]
     H = circuit.readout[:, : len(board.nodes)]
@@ -140,7 +140,7 @@ def test_every_copy_obeys_the_nodal_equations_of_its_deck(made):
 def test_pads_are_taken_from_what_leads_to_ground():
     # Two plain cells, two bits: with code 1 the low bit is closed (its inner pad loads the far cell), the high one is
     # open (its pad in series with it loads the near one). Pads of both switches sit on the far node for good.
-    board = build_board(2, "plain", 0.0, Choices(bank_bits=2, pad_capacitance=5e-12), bank_range=0.3)
+    board = build_board(2, "plain", 0.0, BoardOptions(bank_bits=2, pad_capacitance=5e-12), bank_range=0.3)
     (bank,) = board.banks
     assert bank.unit == pytest.approx(0.1e-9)
     ground = {part.nodes[0]: part.nominal for part in board.parts if part.role == "ground"}
@@ -213,7 +213,7 @@ def test_copy_in_ngspice_is_the_lyapunov_solution_of_its_own_values(name):
         run = exact_run(made.board, made.program, text, np.array([1e6]))
         law = reading_covariance(assemble(made.board, made.program, copy, Conditions()))
         assert_close(run.covariance, law, 1e-6)
-    rule = inversion(made)
+    rule = inversion_rule(made)
     # Switches in the couplings alone cost next to nothing: what is left at ±1 % is the parts.
     nominal = circuit_text(made.board, made.program, nominal_copy(made.board), Conditions())
     found = rule.error(rule.read(exact_run(made.board, made.program, nominal, np.array([1e6])).covariance))
@@ -238,7 +238,7 @@ def test_resistive_banks_solve_in_ngspice_as_their_codes_say():
 
 @needs_ngspice
 def test_sampled_run_with_switches_follows_the_law_of_its_copy():
-    board, program = board_and_program(M_MATRIX, choices=Choices(bank_bits=4))
+    board, program = board_and_program(M_MATRIX, choices=BoardOptions(bank_bits=4))
     copy, samples = draw_copies(board, 3, 1)[0], 20_000
     text = circuit_text(board, program, copy, Conditions())
     moments = run_chunk(board, program, chunk_deck(board, program, text, 17, samples), samples).moments
@@ -248,7 +248,7 @@ def test_sampled_run_with_switches_follows_the_law_of_its_copy():
 
 def test_more_bits_come_nearer():
     errors = [
-        make_design(FAIR, FAIR_FACTOR, choices=Choices(bank_bits=bits, bank_range=0.3)).rounding.error
+        make_design(FAIR, FAIR_FACTOR, choices=BoardOptions(bank_bits=bits, bank_range=0.3)).rounding.error
         for bits in (3, 5, 7)
     ]
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
@@ -258,19 +258,19 @@ def test_what_does_not_fit_is_refused_with_what_would():
     with pytest.raises(InputError, match=r"switched|passive.*--precondition"):
         make_design(FAIR, choices=FOUR_BITS)
     with pytest.raises(InputError, match=r"coupling \w+ needs .* its bank reaches .*; --bank-range 0\.\d+ or"):
-        make_design(FAIR, FAIR_FACTOR, choices=Choices(bank_bits=4, bank_range=0.01))
+        make_design(FAIR, FAIR_FACTOR, choices=BoardOptions(bank_bits=4, bank_range=0.01))
     with pytest.raises(InputError, match=r"banks of 1 bit are too coarse .* off by 12%; --bank-bits 2 would do"):
-        make_design(random_target(4, 30, 0), choices=Choices(bank_bits=1))
+        make_design(random_target(4, 30, 0), choices=BoardOptions(bank_bits=1))
     with pytest.raises(InputError, match=r"pads of the switches load 8 cells .*; --unit-capacitance"):
-        make_design(FAIR, FAIR_FACTOR, choices=Choices(bank_bits=8, pad_capacitance=20e-12))
+        make_design(FAIR, FAIR_FACTOR, choices=BoardOptions(bank_bits=8, pad_capacitance=20e-12))
     with pytest.raises(InputError, match="one cell has no coupling"):
         make_design(np.eye(1), choices=FOUR_BITS)
     with pytest.raises(InputError, match="up to 16 x 16"):
         make_design(np.eye(17), choices=FOUR_BITS)
     with pytest.raises(InputError, match=r"leave out --parallel and --series, or --bank-bits"):
-        make_design(np.eye(2), choices=Choices(bank_bits=4, series="E24"))
+        make_design(np.eye(2), choices=BoardOptions(bank_bits=4, series="E24"))
     with pytest.raises(InputError, match=r"--unit-conductance .* would do"):
-        make_design(np.eye(2), choices=Choices(coupling="resistive", bank_bits=4, unit_conductance=0.1))
+        make_design(np.eye(2), choices=BoardOptions(coupling="resistive", bank_bits=4, unit_conductance=0.1))
 
 
 def test_reuse_on_a_board_that_does_not_take_it_is_refused():

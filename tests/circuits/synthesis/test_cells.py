@@ -13,10 +13,10 @@ from circuits.errors import InputError
 from circuits.netlist.export import decks, write_design
 from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import decay_time, reading_covariance, reading_covariances, settling_time
-from circuits.statistics.inversion import inversion
-from circuits.synthesis.cells import passive_damping, plan
+from circuits.statistics.inversion import inversion_rule
+from circuits.synthesis.cells import passive_damping, plan_cells
 from circuits.synthesis.design import board_and_program, make_design
-from circuits.synthesis.options import Choices, check_choices
+from circuits.synthesis.options import BoardOptions, check_options
 from circuits.synthesis.sensitivity import expected_error, part_sensitivities
 
 KINDS = {"plain": "plain", "differential": "differential", "active": "differential"}
@@ -26,11 +26,11 @@ KINDS = {"plain": "plain", "differential": "differential", "active": "differenti
 def test_auto_takes_the_first_step_that_holds_the_target(name):
     target, congruence, _ = TARGETS[name]
     T = np.eye(len(target)) if congruence is None else congruence
-    chosen = plan(target, T)
+    chosen = plan_cells(target, T)
     assert chosen.reason
     for cells in ("plain", "differential", "active"):
         try:
-            forced = plan(target, T, cells)
+            forced = plan_cells(target, T, cells)
         except InputError:
             continue
         assert forced.kind == KINDS[cells]
@@ -48,25 +48,25 @@ def test_auto_takes_the_first_step_that_holds_the_target(name):
 def test_the_damping_that_would_do_does_and_one_per_cent_less_does_not(target):
     eye = np.eye(len(target))
     damping = passive_damping(target, eye)
-    assert "negative" not in plan(target + damping * eye, eye).step
-    if "negative" in plan(target, eye).step:
-        assert "negative" in plan(target + 0.89 * damping * eye, eye).step
+    assert "negative" not in plan_cells(target + damping * eye, eye).step
+    if "negative" in plan_cells(target, eye).step:
+        assert "negative" in plan_cells(target + 0.89 * damping * eye, eye).step
     with pytest.raises(InputError, match=rf"--damping {damping:.2g}[^0-9].*--precondition.*--cells active"):
-        plan(target, eye, "differential")
+        plan_cells(target, eye, "differential")
 
 
 def test_no_damping_is_promised_where_a_congruence_spoils_it():
     T = np.array([[1.0, 0.9], [0.9, 1.0]]) @ np.diag([1, 30.0])
     three = np.kron(np.eye(2), T)[:3, :3] + 0.95 * (np.ones((3, 3)) - np.eye(3))
     found = passive_damping(random_target(3, 1e3, 0), three)
-    assert found is None or "negative" not in plan(random_target(3, 1e3, 0) + found * np.eye(3), three).step
+    assert found is None or "negative" not in plan_cells(random_target(3, 1e3, 0) + found * np.eye(3), three).step
 
 
 def test_signs_that_do_not_balance_are_named():
     with pytest.raises(InputError, match=r"no reading signs.*--cells differential"):
-        plan(TARGETS["both signs, dominant"][0], np.eye(3), "plain")
+        plan_cells(TARGETS["both signs, dominant"][0], np.eye(3), "plain")
     with pytest.raises(InputError, match="--cells is one of"):
-        plan(M_MATRIX, np.eye(3), "cheap")
+        plan_cells(M_MATRIX, np.eye(3), "cheap")
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
@@ -99,8 +99,8 @@ def test_a_board_of_64_cells_with_its_decks_takes_seconds(tmp_path):
     ids=["raw", "preconditioned", "plain"],
 )
 def test_sensitivities_are_the_finite_differences_of_the_lyapunov_solution(target, congruence):
-    made = make_design(target, congruence, choices=Choices(source_tolerance=0.05))
-    rule, step = inversion(made), 1e-4
+    made = make_design(target, congruence, choices=BoardOptions(source_tolerance=0.05))
+    rule, step = inversion_rule(made), 1e-4
     names = [entry.name for entry in (*made.board.parts, *made.board.sources)]
     worst = max(entry.value for entry in part_sensitivities(made.board, made.program))
     for entry in part_sensitivities(made.board, made.program):
@@ -120,7 +120,7 @@ def test_sensitivities_are_the_finite_differences_of_the_lyapunov_solution(targe
 def test_expected_error_is_that_of_many_copies(congruence):
     made = make_design(FAIR, congruence, tolerance=0.001)
     gains = draw_gains(made.board, 9, 600)
-    rule = inversion(made)
+    rule = inversion_rule(made)
     circuits = assemble_gains(made.board, made.program, gains, Conditions())
     squares = rule.error(rule.read(reading_covariances(circuits))) ** 2
     expected = expected_error(made.board, made.program)
@@ -138,14 +138,14 @@ def test_settling_time_of_nominal_boards_in_closed_form():
 
 
 def test_choices_set_the_parts_and_change_nothing_of_what_the_board_says():
-    choices = Choices(unit_capacitance=2.2e-9, resonance=1e5, quality=0.7, reading_rms=0.2, hold_bias=0.01)
+    choices = BoardOptions(unit_capacitance=2.2e-9, resonance=1e5, quality=0.7, reading_rms=0.2, hold_bias=0.01)
     made = make_design(FAIR, choices=choices)
     value = {part.name: part.nominal for part in made.board.parts}
     assert 1 / (2 * np.pi * np.sqrt(value["Lp1"] * 2.2e-9)) == pytest.approx(1e5)
     assert value["Rn8"] * np.sqrt(2.2e-9 / value["Lp1"]) == pytest.approx(0.7)
     covariance = reading_covariance(nominal_circuit(made.board, made.program))
     assert np.sqrt(np.diag(covariance).max()) == pytest.approx(0.2)
-    rule = inversion(made)
+    rule = inversion_rule(made)
     assert rule.error(rule.read(covariance)) < 1e-11
 
 
@@ -155,4 +155,4 @@ def test_choices_set_the_parts_and_change_nothing_of_what_the_board_says():
 def test_choices_no_board_can_be_made_of_are_refused(bad):
     option = next(iter(bad)).replace("_", "-")
     with pytest.raises(InputError, match=f"--{option} is from"):
-        check_choices(Choices(**bad))
+        check_options(BoardOptions(**bad))

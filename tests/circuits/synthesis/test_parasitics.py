@@ -12,15 +12,15 @@ from reference import deck_impedance, read_deck
 from circuits.board import Conditions
 from circuits.copies import draw_copies, nominal_copy, populated_parts
 from circuits.errors import InputError
-from circuits.netlist.deck import circuit_of, deck
+from circuits.netlist.deck import circuit_of, deck_text
 from circuits.netlist.review import review_text
 from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble, nominal_circuit
 from circuits.ou import reading_covariance, spectrum
 from circuits.simulation.ac import exact_run
-from circuits.statistics.inversion import inversion
+from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 from circuits.synthesis.topology import INPUT_CAPACITANCE, with_parasitics
 
 EACH = {
@@ -32,12 +32,12 @@ EACH = {
 }
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 BOARDS = {
-    "all": (FAIR, FAIR_FACTOR, Choices(), ALL),
-    "plain, all": (M_MATRIX, None, Choices(), ALL),
-    "banks, all": (M_MATRIX, None, Choices(bank_bits=3), ALL),
-    "parallel, all": (M_MATRIX, None, Choices(parallel=2), ALL),
-    "resistive": (FAIR, FAIR_FACTOR, Choices(coupling="resistive"), Parasitics(esr=0.1, stray=3e-12)),
-    **{name: (FAIR, FAIR_FACTOR, Choices(), parasitics) for name, parasitics in EACH.items()},
+    "all": (FAIR, FAIR_FACTOR, BoardOptions(), ALL),
+    "plain, all": (M_MATRIX, None, BoardOptions(), ALL),
+    "banks, all": (M_MATRIX, None, BoardOptions(bank_bits=3), ALL),
+    "parallel, all": (M_MATRIX, None, BoardOptions(parallel=2), ALL),
+    "resistive": (FAIR, FAIR_FACTOR, BoardOptions(coupling="resistive"), Parasitics(esr=0.1, stray=3e-12)),
+    **{name: (FAIR, FAIR_FACTOR, BoardOptions(), parasitics) for name, parasitics in EACH.items()},
 }
 
 
@@ -48,13 +48,13 @@ def made(request):
 
 
 def error_of(made, conditions: Conditions | None = None) -> float:
-    rule = inversion(made)
+    rule = inversion_rule(made)
     return float(rule.error(rule.read(reading_covariance(nominal_circuit(made.board, made.program, conditions)))))
 
 
 def test_every_copy_obeys_the_nodal_equations_of_its_deck(made):
     board, program = made.board, made.program
-    read = read_deck(circuit_of(deck(board, program, made.copies[0], Conditions(), 1000)))
+    read = read_deck(circuit_of(deck_text(board, program, made.copies[0], Conditions(), 1000)))
     circuit = assemble(board, program, made.copies[0], Conditions())
     order = [read["nodes"].index(node) for node in board.nodes]
     H = circuit.readout[:, : len(board.nodes)]
@@ -70,7 +70,7 @@ def test_deck_with_causes_off_is_that_of_the_wires_that_are_left(made):
     causes = {part.cause for part in made.board.parts if part.cause} | {mutual.cause for mutual in made.board.mutuals}
     for cause in sorted(causes):
         conditions = Conditions(off=frozenset({cause}))
-        read = read_deck(circuit_of(deck(made.board, made.program, made.copies[0], conditions, 1000)))
+        read = read_deck(circuit_of(deck_text(made.board, made.program, made.copies[0], conditions, 1000)))
         circuit = assemble(made.board, made.program, made.copies[0], conditions)
         order = [read["nodes"].index(node) for node in made.board.nodes]
         Z = deck_impedance(read, 1e6)[np.ix_(order, order)]
@@ -118,7 +118,7 @@ def test_strays_add_what_they_are_to_the_matrix():
     M = made.program.matrix + stray * np.array([[1, -1, 0], [-1, 2, -1], [0, -1, 1]])
     X = made.program.mapping
     expected = X.T @ np.linalg.inv(M) @ X
-    rule = inversion(made)
+    rule = inversion_rule(made)
     found = rule.read(reading_covariance(nominal_circuit(made.board, made.program, Conditions())))
     assert_close(found, expected, 1e-11)
 
@@ -129,7 +129,9 @@ def test_windings_and_esr_cost_in_proportion_and_less_at_a_low_quality():
     )
     assert large / small == pytest.approx(2, rel=0.02)
     low, high = (
-        error_of(make_design(FAIR, FAIR_FACTOR, choices=Choices(quality=q), parasitics=EACH["winding"]), Conditions())
+        error_of(
+            make_design(FAIR, FAIR_FACTOR, choices=BoardOptions(quality=q), parasitics=EACH["winding"]), Conditions()
+        )
         for q in (1.0, 10.0)
     )
     assert high > 5 * low
@@ -180,7 +182,7 @@ def test_impossible_parasitics_are_refused(bad):
 
 
 def test_a_resistive_board_has_no_coils_to_spoil():
-    board = make_design(M_MATRIX, choices=Choices(coupling="resistive")).board
+    board = make_design(M_MATRIX, choices=BoardOptions(coupling="resistive")).board
     with pytest.raises(InputError, match="no inductors"):
         with_parasitics(board, Parasitics(winding=1.0))
 
@@ -191,7 +193,7 @@ def test_a_self_resonance_too_low_for_the_ground_elements_is_refused():
 
 
 def test_two_parts_in_parallel_hold_what_one_would():
-    one, two = make_design(FAIR), make_design(FAIR, choices=Choices(parallel=2))
+    one, two = make_design(FAIR), make_design(FAIR, choices=BoardOptions(parallel=2))
     for name, value in one.program.values.items():
         if value < 0:
             assert two.program.values[name] == value
@@ -199,7 +201,7 @@ def test_two_parts_in_parallel_hold_what_one_would():
             assert two.program.values[name] == two.program.values[f"{name}b"] == value / 2
     assert error_of(two) < 1e-11
     nominal = nominal_copy(two.board)
-    read = read_deck(circuit_of(deck(two.board, two.program, nominal, Conditions(), 1000)))
+    read = read_deck(circuit_of(deck_text(two.board, two.program, nominal, Conditions(), 1000)))
     pick = np.ix_(*[[read["nodes"].index(node) for node in two.board.nodes]] * 2)
     expected = assemble(one.board, one.program, nominal_copy(one.board), Conditions()).capacitance
     assert_close(read["C"][pick], expected, 1e-14)
@@ -208,7 +210,8 @@ def test_two_parts_in_parallel_hold_what_one_would():
 @pytest.mark.parametrize("coupling", ["capacitive", "resistive"])
 def test_two_parts_of_a_series_come_nearer_than_one(coupling):
     single, double = (
-        make_design(FAIR, FAIR_FACTOR, choices=Choices(coupling=coupling, series="E12", parallel=k)) for k in (1, 2)
+        make_design(FAIR, FAIR_FACTOR, choices=BoardOptions(coupling=coupling, series="E12", parallel=k))
+        for k in (1, 2)
     )
     assert double.rounding.error < 0.3 * single.rounding.error
     for name, value in double.program.values.items():
@@ -219,7 +222,7 @@ def test_two_parts_of_a_series_come_nearer_than_one(coupling):
 
 def test_spread_of_two_parts_averages():
     # Each independent and half of the element: its spread shrinks by sqrt(2), and the expected error nearly so.
-    wide = [make_design(FAIR, FAIR_FACTOR, choices=Choices(parallel=k)) for k in (1, 2)]
+    wide = [make_design(FAIR, FAIR_FACTOR, choices=BoardOptions(parallel=k)) for k in (1, 2)]
     gains = [np.array([list(copy.gains.values()) for copy in made.copies]) for made in wide]
     assert all((np.abs(g - 1) <= 0.01).all() for g in gains)
     drawn = [draw_copies(replace(made.board), 0, 1)[0].gains["CGp1"] for made in wide]

@@ -17,9 +17,9 @@ from circuits.netlist.spice import circuit_text
 from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
 from circuits.simulation.ac import exact_run
-from circuits.statistics.inversion import inversion
+from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import board_and_program, make_design
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 from circuits.synthesis.rounding import round_to_grid, series_near
 
 SMALL = [name for name, (target, *_) in TARGETS.items() if np.linalg.cond(target) < 200]
@@ -31,7 +31,7 @@ def unit(P: np.ndarray) -> np.ndarray:
 
 
 def true_error(made) -> float:
-    rule = inversion(made)
+    rule = inversion_rule(made)
     return float(rule.error(rule.read(reading_covariance(nominal_circuit(made.board, made.program)))))
 
 
@@ -39,7 +39,7 @@ def true_error(made) -> float:
 @pytest.mark.parametrize("name", SMALL)
 def test_rounded_board_has_the_error_it_says_and_values_of_the_series(name, series):
     target, congruence, _ = TARGETS[name]
-    made = make_design(target, congruence, tolerance=0.0, copies=1, choices=Choices(series=series))
+    made = make_design(target, congruence, tolerance=0.0, copies=1, choices=BoardOptions(series=series))
     assert made.rounding.error_nearest is None or made.rounding.error <= made.rounding.error_nearest * (1 + 1e-9)
     assert true_error(made) == pytest.approx(made.rounding.error, rel=1e-6, abs=1e-12)
     base = {float(f"{b:.6g}") for b in eseries.series(eseries.ESeries[series])}
@@ -96,13 +96,13 @@ def test_small_problem_is_solved_as_well_as_by_trying_everything():
 
 @needs_ngspice
 def test_rounded_board_in_ngspice_has_the_error_it_says(tmp_path):
-    made = make_design(FAIR, FAIR_FACTOR, choices=Choices(series="E12"), name="fair")
+    made = make_design(FAIR, FAIR_FACTOR, choices=BoardOptions(series="E12"), name="fair")
     write_design(made, tmp_path / "run")
     again, decks = load_design(tmp_path / "run")
     assert again.rounding == made.rounding
     assert json.loads((tmp_path / "run" / "board.json").read_text())["program"]["rounding"]["series"] == "E12"
     run = exact_run(again.board, again.program, decks["nominal"], np.array([1e6]))
-    rule = inversion(again)
+    rule = inversion_rule(again)
     assert rule.error(rule.read(run.covariance)) == pytest.approx(made.rounding.error, rel=1e-6)
     assert made.rounding.error < made.rounding.error_nearest / 1.5
     text = circuit_text(again.board, again.program, nominal_copy(again.board), Conditions())
@@ -112,4 +112,4 @@ def test_rounded_board_in_ngspice_has_the_error_it_says(tmp_path):
 
 def test_unknown_series_is_refused():
     with pytest.raises(InputError, match=r"--series is one of E6"):
-        make_design(FAIR, choices=Choices(series="E25"))
+        make_design(FAIR, choices=BoardOptions(series="E25"))

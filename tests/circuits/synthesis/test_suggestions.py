@@ -12,7 +12,7 @@ from cases import TARGETS
 from circuits.errors import InputError
 from circuits.netlist.folder import load_design
 from circuits.synthesis.design import holds, make_design, reuse_design
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 from circuits.synthesis.rounding import needed_range
 from circuits.synthesis.target import check_congruence, check_target, inverse_factor
 
@@ -87,7 +87,10 @@ def test_advised_change_makes_a_board_of_parts_that_exist(target, options, says,
 
 
 def test_every_bit_of_a_resistive_bank_is_larger_than_its_switch():
-    for choices in (Choices("resistive", bank_bits=8), Choices("resistive", bank_bits=3, switch_resistance=100.0)):
+    for choices in (
+        BoardOptions("resistive", bank_bits=8),
+        BoardOptions("resistive", bank_bits=3, switch_resistance=100.0),
+    ):
         made = make_design(TARGETS["M-matrix"][0], choices=choices)
         bits = [part.nominal for part in made.board.parts if part.role == "bit"]
         assert min(bits) >= choices.switch_resistance * (1 - 1e-9)
@@ -130,11 +133,11 @@ def test_advised_changes_leave_the_spread_of_parasitics_as_it_is(self_resonance)
 @pytest.mark.parametrize("size", [2, 3, 8])
 def test_diagonal_target_goes_on_banks_and_is_exact(coupling, size):
     target = np.diag(np.arange(1.0, size + 1))
-    made = make_design(target, choices=Choices(coupling=coupling, bank_bits=4))
+    made = make_design(target, choices=BoardOptions(coupling=coupling, bank_bits=4))
     assert made.program.rounding.error < 1e-12
     assert made.program.values == {}
     assert made.board.banks[0].reach == pytest.approx(made.board.unit)
-    dense = make_design(target + 0.1 - 0.2 * (np.ones((size, size)) - np.eye(size)), choices=Choices(bank_bits=4))
+    dense = make_design(target + 0.1 - 0.2 * (np.ones((size, size)) - np.eye(size)), choices=BoardOptions(bank_bits=4))
     assert reuse_design(dense, target).program.rounding.error < 1e-12
 
 

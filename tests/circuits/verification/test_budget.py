@@ -16,9 +16,9 @@ from circuits.nodal import assemble
 from circuits.ou import reading_covariance
 from circuits.simulation.measure import Plan, measure
 from circuits.statistics.estimators import EstimateLaw, estimate_law
-from circuits.statistics.inversion import hold_correction, inversion
+from circuits.statistics.inversion import hold_correction, inversion_rule
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices, Parasitics
+from circuits.synthesis.options import BoardOptions, Parasitics
 from circuits.verification.budget import (
     AMBIENT,
     INTERACTION,
@@ -35,14 +35,14 @@ from circuits.verification.verify import verify
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.01, 1e-12)
 CASES = {
-    "tolerances": (FAIR, FAIR_FACTOR, Choices(source_tolerance=0.02), Parasitics()),
-    "raw, E24": (FAIR, None, Choices(series="E24"), Parasitics()),
-    "everything": (FAIR, FAIR_FACTOR, Choices(series="E24", source_tolerance=0.02), ALL),
-    "plain, everything": (M_MATRIX, None, Choices(series="E96"), ALL),
-    "banks": (FAIR, FAIR_FACTOR, Choices(bank_bits=4), Parasitics()),
-    "resistive": (FAIR, None, Choices(coupling="resistive", series="E24"), Parasitics(esr=0.05, stray=1e-12)),
-    "resistive banks": (FAIR, FAIR_FACTOR, Choices(coupling="resistive", bank_bits=4), Parasitics()),
-    "1x1": (np.eye(1), None, Choices(series="E6"), Parasitics()),
+    "tolerances": (FAIR, FAIR_FACTOR, BoardOptions(source_tolerance=0.02), Parasitics()),
+    "raw, E24": (FAIR, None, BoardOptions(series="E24"), Parasitics()),
+    "everything": (FAIR, FAIR_FACTOR, BoardOptions(series="E24", source_tolerance=0.02), ALL),
+    "plain, everything": (M_MATRIX, None, BoardOptions(series="E96"), ALL),
+    "banks": (FAIR, FAIR_FACTOR, BoardOptions(bank_bits=4), Parasitics()),
+    "resistive": (FAIR, None, BoardOptions(coupling="resistive", series="E24"), Parasitics(esr=0.05, stray=1e-12)),
+    "resistive banks": (FAIR, FAIR_FACTOR, BoardOptions(coupling="resistive", bank_bits=4), Parasitics()),
+    "1x1": (np.eye(1), None, BoardOptions(series="E6"), Parasitics()),
 }
 
 
@@ -53,7 +53,7 @@ def made(request):
 
 
 def test_shares_add_up_and_everything_off_is_the_target(made):
-    rule = inversion(made)
+    rule = inversion_rule(made)
     causes = causes_of(made, 60.0)
     assert causes[-1] == AMBIENT
     for found in deviations(made, rule, made.copies, 60.0):
@@ -82,7 +82,9 @@ def test_causes_are_those_that_the_board_has():
 
 def test_one_cause_alone_is_a_board_that_has_no_other():
     # Winding resistance alone, against a board designed with nothing else and its own Lyapunov equation by Kronecker.
-    everything = make_design(M_MATRIX, choices=Choices(), parasitics=Parasitics(winding=0.5, stray=1e-12), copies=1)
+    everything = make_design(
+        M_MATRIX, choices=BoardOptions(), parasitics=Parasitics(winding=0.5, stray=1e-12), copies=1
+    )
     alone = make_design(M_MATRIX, parasitics=Parasitics(winding=0.5), tolerance=0.0, copies=1)
     circuit = assemble(alone.board, alone.program, alone.copies[0], Conditions())
     m, coils = circuit.coils.shape
@@ -96,19 +98,19 @@ def test_one_cause_alone_is_a_board_that_has_no_other():
     scale = alone.board.capacitance / alone.program.energy
     X = alone.program.mapping
     expected = X.T @ (scale * circuit.readout @ S[:m, :m] @ circuit.readout.T) @ X - np.linalg.inv(M_MATRIX)
-    (found,) = deviations(everything, inversion(everything), everything.copies)
+    (found,) = deviations(everything, inversion_rule(everything), everything.copies)
     assert_close(found.alone["winding"], expected, 1e-7, "winding alone")
 
 
 def test_rounding_alone_is_the_cost_that_the_design_states():
     for target, factor, choices in (
-        (FAIR, FAIR_FACTOR, Choices(series="E24")),
-        (FAIR, None, Choices(series="E24")),
-        (FAIR, FAIR_FACTOR, Choices(bank_bits=4)),
-        (FAIR, FAIR_FACTOR, Choices(bank_bits=4, coupling="resistive")),
+        (FAIR, FAIR_FACTOR, BoardOptions(series="E24")),
+        (FAIR, None, BoardOptions(series="E24")),
+        (FAIR, FAIR_FACTOR, BoardOptions(bank_bits=4)),
+        (FAIR, FAIR_FACTOR, BoardOptions(bank_bits=4, coupling="resistive")),
     ):
         made = make_design(target, factor, choices=choices, copies=1)
-        rule = inversion(made)
+        rule = inversion_rule(made)
         (found,) = deviations(made, rule, made.copies)
         alone = np.linalg.norm(found.alone[ROUNDING]) / np.linalg.norm(rule.inverse)
         assert alone == pytest.approx(made.rounding.error, rel=1e-6)
@@ -116,7 +118,7 @@ def test_rounding_alone_is_the_cost_that_the_design_states():
 
 def test_the_mean_of_copies_has_the_mean_deviations():
     made = make_design(FAIR, FAIR_FACTOR)
-    rule = inversion(made)
+    rule = inversion_rule(made)
     found = deviations(made, rule, made.copies)
     mean = mean_deviations(found)
     assert_close(mean.total, sum(each.total for each in found) / 3, 1e-12)
@@ -127,7 +129,7 @@ def test_sampled_totals_fall_into_their_interval_as_often_as_stated():
     # 2,000 estimates drawn from their law: coverage is binomial, judged at the false-alarm rate. The gamma law of the
     # total is an approximation; here it is good to a per cent and a half, which is allowed on top.
     made = make_design(FAIR, FAIR_FACTOR, copies=1)
-    rule = inversion(made)
+    rule = inversion_rule(made)
     circuit = assemble(made.board, made.program, made.copies[0], Conditions())
     draws, rng = 2000, np.random.default_rng(11)
     i, j = np.triu_indices(8)
@@ -146,7 +148,7 @@ def test_sampled_totals_fall_into_their_interval_as_often_as_stated():
 
 def test_sampling_is_what_is_left_and_holding_what_the_nominal_correction_leaves():
     made = make_design(FAIR, FAIR_FACTOR, copies=1)
-    rule = inversion(made)
+    rule = inversion_rule(made)
     (found,) = deviations(made, rule, made.copies)
     circuit = assemble(made.board, made.program, made.copies[0], Conditions())
     law, correction = estimate_law(circuit, made.program.period, 10_000), hold_correction(made)
@@ -169,12 +171,15 @@ def assembled(made) -> list:
 @needs_ngspice
 def test_measured_totals_agree_with_the_sum_of_their_causes():
     # Exact: to the integration error of ngspice. Sampled: the total is inside the interval of the false-alarm rate.
-    for choices, parasitics in ((Choices(series="E24", source_tolerance=0.02), ALL), (Choices(), Parasitics())):
+    for choices, parasitics in (
+        (BoardOptions(series="E24", source_tolerance=0.02), ALL),
+        (BoardOptions(), Parasitics()),
+    ):
         made = make_design(FAIR, FAIR_FACTOR, choices=choices, parasitics=parasitics, copies=2)
         circuits = {name: circuit_of(text) for name, text in decks(made)}
         runs = measure(made, circuits, Plan(exact=True, samples=10_000, seed=5))
         result = verify(made, runs, copies=30)
-        rule, laws = inversion(made), estimates(made, assembled(made), [runs[copy.name] for copy in made.copies])
+        rule, laws = inversion_rule(made), estimates(made, assembled(made), [runs[copy.name] for copy in made.copies])
         for copy, estimate in zip(result.copies, laws[:-1], strict=True):
             exact, sampled = copy.budget
             expected = rule.read(estimate.law.mean + estimate.correction)

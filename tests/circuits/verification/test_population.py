@@ -15,10 +15,10 @@ from circuits.netlist.spice import circuit_text
 from circuits.nodal import assemble_gains, source_power
 from circuits.ou import reading_covariance
 from circuits.simulation.ac import exact_run
-from circuits.statistics.inversion import inversion
+from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import Choices, Parasitics
-from circuits.verification.population import POPULATION_SEED, contributions, population, yield_at
+from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.verification.population import POPULATION_SEED, contributions, draw_population, yield_at
 from circuits.verification.temperature import KNOWN_AT, KNOWN_AT_BOTH, sweep
 
 
@@ -26,7 +26,7 @@ from circuits.verification.temperature import KNOWN_AT, KNOWN_AT_BOTH, sweep
 def test_averaging_three_copies_gains_the_square_root_of_three(congruence):
     # Parts so good that nothing but the first order is left.
     made = make_design(FAIR, congruence, tolerance=1e-4)
-    found = population(made, inversion(made), copies=1800)
+    found = draw_population(made, inversion_rule(made), copies=1800)
     law = found.averaging
     assert law.triples == 600
     assert law.gain_standard_error < 0.05
@@ -35,8 +35,8 @@ def test_averaging_three_copies_gains_the_square_root_of_three(congruence):
 
 
 def test_first_order_and_population_agree_and_contributions_add_up():
-    made = make_design(FAIR, FAIR_FACTOR, tolerance=1e-3, choices=Choices(source_tolerance=2e-3))
-    found = population(made, inversion(made), copies=1200)
+    made = make_design(FAIR, FAIR_FACTOR, tolerance=1e-3, choices=BoardOptions(source_tolerance=2e-3))
+    found = draw_population(made, inversion_rule(made), copies=1200)
     squares = np.square(found.errors)
     error = squares.std() / np.sqrt(len(squares))
     assert abs(squares.mean() - found.expected**2) < NORMAL_BOUND * error + 0.01 * found.expected**2
@@ -44,7 +44,7 @@ def test_first_order_and_population_agree_and_contributions_add_up():
     assert sum(row.share for row in found.contributions) == pytest.approx(1, rel=1e-12)
     # Without the sources' tolerance the mean square falls by their share.
     source = next(row.share for row in found.contributions if row.role == "noise source")
-    quiet = population(make_design(FAIR, FAIR_FACTOR, tolerance=1e-3), inversion(made), copies=1200)
+    quiet = draw_population(make_design(FAIR, FAIR_FACTOR, tolerance=1e-3), inversion_rule(made), copies=1200)
     assert quiet.expected**2 / found.expected**2 == pytest.approx(1 - source, rel=1e-9)
     assert contributions(made) == found.contributions
 
@@ -57,7 +57,7 @@ def test_yield_is_the_share_below_the_bound_and_unstable_copies_are_never_good()
     assert (1 - low) ** 4 + 4 * low * (1 - low) ** 3 == pytest.approx(0.975, rel=1e-6)
     assert high**4 + 4 * high**3 * (1 - high) == pytest.approx(0.975, rel=1e-6)
     made = make_design(FAIR, tolerance=0.08, seed=3, copies=1)
-    found = population(made, inversion(made), copies=300, bound=10.0)
+    found = draw_population(made, inversion_rule(made), copies=300, bound=10.0)
     assert found.unstable > 0
     assert len(found.errors) == 300 - found.unstable
     assert found.yields[0].share <= 1 - found.unstable / 300
@@ -68,7 +68,7 @@ def test_yield_is_the_share_below_the_bound_and_unstable_copies_are_never_good()
 def test_two_hundred_copies_take_less_than_thirty_seconds():
     made = make_design(FAIR, FAIR_FACTOR, parasitics=Parasitics(0.5, 3e7, 0.05, 0.01, 1e-12))
     start = time.monotonic()
-    found = population(made, inversion(made), copies=200, bound=0.02)
+    found = draw_population(made, inversion_rule(made), copies=200, bound=0.02)
     assert time.monotonic() - start < 30
     assert found.parasitics == "on"
     assert len(found.errors) == 200
@@ -77,12 +77,12 @@ def test_two_hundred_copies_take_less_than_thirty_seconds():
 def test_parasitics_of_large_boards_count_as_on_the_nominal_board():
     # Two ways for the same copies: whole circuits, and ideal ones with what parasitics do to the nominal board.
     made = make_design(FAIR, FAIR_FACTOR, parasitics=Parasitics(winding=2.0, esr=0.2), tolerance=1e-3)
-    rule = inversion(made)
-    whole = population(made, rule, copies=60, bound=0.02)
+    rule = inversion_rule(made)
+    whole = draw_population(made, rule, copies=60, bound=0.02)
     assert whole.parasitics == "on"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("circuits.verification.population.LARGE", 10)
-        quick = population(made, rule, copies=60, bound=0.02)
+        quick = draw_population(made, rule, copies=60, bound=0.02)
     assert quick.parasitics == "as on the nominal board"
     assert whole.single_median > 0.02
     # The copies differ by the spread of ±20 % that parasitics have, which is not drawn then.
@@ -94,7 +94,7 @@ def test_no_stable_copy_is_a_result_of_its_own():
     hopeless = replace(
         made, board=replace(made.board, parts=tuple(replace(p, tolerance=0.9) for p in made.board.parts))
     )
-    found = population(hopeless, inversion(made), copies=3, bound=1.0)
+    found = draw_population(hopeless, inversion_rule(made), copies=3, bound=1.0)
     assert found.unstable == 3
     assert found.errors == ()
     assert found.single_median is None
@@ -104,8 +104,8 @@ def test_no_stable_copy_is_a_result_of_its_own():
 @needs_ngspice
 @pytest.mark.parametrize("ambient", [27.0, 70.0])
 def test_copies_of_a_population_are_what_ngspice_measures_without_sampling(ambient):
-    made = make_design(FAIR, FAIR_FACTOR, choices=Choices(source_tolerance=0.05))
-    rule = inversion(made)
+    made = make_design(FAIR, FAIR_FACTOR, choices=BoardOptions(source_tolerance=0.05))
+    rule = inversion_rule(made)
     gains = draw_gains(made.board, made.seed + POPULATION_SEED, 3)
     names = [entry.name for entry in (*made.board.parts, *made.board.sources)]
     conditions, errors = Conditions(ambient), []
@@ -117,13 +117,13 @@ def test_copies_of_a_population_are_what_ngspice_measures_without_sampling(ambie
         circuit = assemble_gains(made.board, made.program, row, conditions)
         assert_close(S, reading_covariance(circuit), 1e-6)
         errors.append(float(rule.error(rule.read(S))))
-    found = population(made, rule, copies=3, ambient=ambient)
+    found = draw_population(made, rule, copies=3, ambient=ambient)
     np.testing.assert_allclose(found.errors, np.sort(errors), rtol=1e-4)
 
 
 def test_temperature_moves_copies_as_their_coefficients_say():
     made = make_design(FAIR, FAIR_FACTOR)
-    rule = inversion(made)
+    rule = inversion_rule(made)
     found = sweep(made, rule)
     for k, ambient in enumerate(found.ambient):
         deviation = []
@@ -146,7 +146,7 @@ def test_a_common_coefficient_of_all_capacitors_is_a_common_factor():
     # All capacitors +30 ppm/K, and sources +100 ppm/K against resistors +25 ppm/K (a lower conductance, a higher
     # temperature): with exact parts the covariance moves by (1 + 100e-6 ΔT)(1 + 25e-6 ΔT)/(1 + 30e-6 ΔT), no more.
     made = make_design(FAIR, FAIR_FACTOR, tolerance=0.0)
-    found, rule = sweep(made, inversion(made)), inversion(made)
+    found, rule = sweep(made, inversion_rule(made)), inversion_rule(made)
     for ambient, error in zip(found.ambient, found.as_it_is, strict=True):
         rise = ambient - 27.0
         factor = (1 + 100e-6 * rise) * (1 + 25e-6 * rise) / (1 + 30e-6 * rise)

@@ -21,11 +21,11 @@ from circuits.simulation.measure import Plan, measure
 from circuits.simulation.runs import load_measurements, save_measurements
 from circuits.simulation.transient import run_chunk
 from circuits.statistics.estimators import estimate_law
-from circuits.statistics.inversion import hold_correction, inversion
+from circuits.statistics.inversion import hold_correction, inversion_rule
 from circuits.statistics.moments import chunk_seed, chunk_sizes
 from circuits.synthesis.design import make_design
 from circuits.verification import folder as verification_folder
-from circuits.verification.folder import Inquiry
+from circuits.verification.folder import VerifyOptions
 from circuits.verification.verify import describe_verification, verify
 
 SAMPLES = 6_000
@@ -36,7 +36,7 @@ def verified(tmp_path_factory):
     """Preconditioned `fair`, verified both ways."""
     folder = tmp_path_factory.mktemp("verified") / "run"
     write_design(make_design(FAIR, FAIR_FACTOR, name="fair"), folder)
-    return folder, verification_folder.verify(folder, Inquiry(samples=SAMPLES))
+    return folder, verification_folder.verify_folder(folder, VerifyOptions(samples=SAMPLES))
 
 
 @needs_ngspice
@@ -84,10 +84,10 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_other_noise(verified, t
     folder, first = verified
     write_design(make_design(FAIR, FAIR_FACTOR, name="fair"), tmp_path / "run")
     assert (tmp_path / "run" / "board.json").read_bytes() == (folder / "board.json").read_bytes()
-    verification_folder.verify(tmp_path / "run", Inquiry(samples=SAMPLES))
+    verification_folder.verify_folder(tmp_path / "run", VerifyOptions(samples=SAMPLES))
     for file in ("verification.json", "statistics.npz"):
         assert (tmp_path / "run" / file).read_bytes() == (folder / file).read_bytes()
-    other = verification_folder.verify(tmp_path / "run", Inquiry("sampled", 1000, seed=1), force=True)
+    other = verification_folder.verify_folder(tmp_path / "run", VerifyOptions("sampled", 1000, seed=1), force=True)
     assert other["copies"][0]["sampled"]["inverse"] != first["copies"][0]["sampled"]["inverse"]
     assert "exact" not in other["copies"][0]
     assert "exact" not in other["nominal"]
@@ -153,7 +153,7 @@ def test_preconditioning_makes_the_error_ten_times_smaller():
     for made in (raw, preconditioned):
         gains = draw_gains(made.board, 77, 400)
         circuits = assemble_gains(made.board, made.program, gains, Conditions())
-        rule = inversion(made)
+        rule = inversion_rule(made)
         errors.append(np.median(rule.error(rule.read(reading_covariances(circuits)))))
     # 400 copies: 4.8 % and 0.41 % with a standard error of the median below 5 % of it.
     assert errors[0] == pytest.approx(0.045, rel=0.3)
@@ -162,7 +162,7 @@ def test_preconditioning_makes_the_error_ten_times_smaller():
 
 def test_hold_correction_removes_the_discretisation_from_the_nominal_board():
     made = make_design(FAIR)
-    rule = inversion(made)
+    rule = inversion_rule(made)
     law = estimate_law(nominal_circuit(made.board, made.program), made.program.period, 1000)
     assert rule.error(rule.read(law.mean)) > 0.02
     assert rule.error(rule.read(law.mean + hold_correction(made))) < 1e-11
@@ -170,7 +170,7 @@ def test_hold_correction_removes_the_discretisation_from_the_nominal_board():
 
 def test_expected_error_is_the_root_mean_square_error_of_drawn_estimates():
     made = make_design(FAIR)
-    rule = inversion(made)
+    rule = inversion_rule(made)
     circuit = assemble_many(made.board, made.program, made.copies, Conditions())[0]
     law = estimate_law(circuit, made.program.period, 5000)
     rng = np.random.default_rng(6)

@@ -6,7 +6,7 @@ from compare import assert_close
 from torch import nn
 
 from tngd.curvature.blocks import tile_blocks
-from tngd.curvature.cotangents import cotangents
+from tngd.curvature.cotangents import curvature_cotangents
 from tngd.curvature.factor import join_factors
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import CROSS_ENTROPY
@@ -63,7 +63,7 @@ def test_blocks_are_those_of_explicit_rows(name, kind, written, monkeypatch):
     for b, scale in ((5, 0.6), (3, 0.8)):
         x, y = torch.randn(b, *shape).double(), torch.randint(3, (b,))
         outputs, _, calls = recorder.evaluate(lambda x=x, y=y: (model(x), y))
-        S = cotangents(kind, outputs, y, CROSS_ENTROPY, None, torch.Generator().manual_seed(b))
+        S = curvature_cotangents(kind, outputs, y, CROSS_ENTROPY, None, torch.Generator().manual_seed(b))
         parts.append(recorder.factor(outputs, calls, S))
         R.append(scale * rows_of(model, x, S))
     R = torch.cat(R)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from circuits.errors import InputError
 from tngd.curvature import factor, layers
 from tngd.curvature import layers as curvature_layers
-from tngd.curvature.cotangents import cotangents, curvature_factor
+from tngd.curvature.cotangents import curvature_cotangents, curvature_factor
 from tngd.curvature.factor import join_factors, packed, unpacked
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss, as_loss, cross_entropy, mean_squared_error
@@ -155,7 +155,10 @@ def test_empirical_curvature_is_that_of_the_samples_own_gradients(name):
 def test_sampled_cotangents_are_gradients_at_labels_drawn_from_the_model():
     z = torch.tensor([[0.3, -1.0, 2.0, 0.0]], dtype=torch.float64).expand(20_000, 4)
     generator = torch.Generator().manual_seed(3)
-    S = cotangents("mc", z, torch.zeros(len(z), dtype=torch.long), CROSS_ENTROPY, None, generator)[:, 0] * len(z) ** 0.5
+    S = (
+        curvature_cotangents("mc", z, torch.zeros(len(z), dtype=torch.long), CROSS_ENTROPY, None, generator)[:, 0]
+        * len(z) ** 0.5
+    )
     p = torch.softmax(z[0], 0)
     drawn = p - S
     assert torch.equal(drawn.round(), torch.eye(4).double()[drawn.argmax(1)])
@@ -167,7 +170,7 @@ def test_sampled_cotangents_are_gradients_at_labels_drawn_from_the_model():
 def test_sampled_curvature_of_any_loss_has_the_hessian_as_its_second_moment():
     # d = 2: (Sᵀε)(Sᵀε)ᵀ/H, H = 2/d I: 40,000 chi-squares in each entry.
     z = torch.zeros(40_000, 2, dtype=torch.float64)
-    S = cotangents("mc", z, z, mean_squared_error(), None, torch.Generator().manual_seed(1))[:, 0].numpy()
+    S = curvature_cotangents("mc", z, z, mean_squared_error(), None, torch.Generator().manual_seed(1))[:, 0].numpy()
     total = (S**2).sum(0)
     assert chi2.ppf(FALSE_ALARM / 4, len(z)) < (len(z) * total).min()
     assert (len(z) * total).max() < chi2.isf(FALSE_ALARM / 4, len(z))
@@ -197,7 +200,7 @@ def test_output_hessian_of_every_loss_is_autograds(loss):
         y = y % 2
     if loss.name == "mean squared error":
         y = torch.randn(5, width).double()
-    S = cotangents("ggn", z, y, loss, None, None)
+    S = curvature_cotangents("ggn", z, y, loss, None, None)
     H = torch.autograd.functional.hessian(lambda outputs: loss.value(outputs, y), z)
     for k in range(5):
         assert_close((S[k].T @ S[k]).numpy(), H[k, :, k].numpy(), 1e-10)

@@ -23,7 +23,7 @@ from circuits.nodal import assemble, assemble_many
 from circuits.synthesis.design import make_design
 from tngd.device import paths as device_paths
 from tngd.device import process as device_process
-from tngd.device.paths import paths, prepare_steps, reading_draws, stationary_draws
+from tngd.device.paths import prepare_steps, reading_draws, sample_paths, stationary_draws
 from tngd.device.process import (
     Gaussian,
     Process,
@@ -494,7 +494,7 @@ def test_whole_paths_have_their_chi_square(samples, scratch, form, monkeypatch):
     b = np.array([0.3, -0.2, 0.1, 0.0])
     process = process_of(A, OSCILLATOR_NOISE, b, np.eye(4))
     start = stationary_draws(process, samples, 11)
-    path = paths(prepare_steps(process, times), start, 12, samples)
+    path = sample_paths(prepare_steps(process, times), start, 12, samples)
     assert path.shape == (boards, samples, 60, 4)
     assert len(used) == {"_in_blocks": 1, "_leap": 30, "_walk": 60}[form]
     total, sums = 0.0, 0.0
@@ -523,7 +523,7 @@ def test_states_without_noise_stay_on_their_course():
     # Of three states the last feels neither noise nor the others.
     A = np.array([[1.0, 0.3, 0.2], [0.0, 2.0, 0.0], [0.0, 0.0, 0.5]])
     steps = prepare_steps(process_of(A, np.diag([1.0, 0.0, 0.0])), np.arange(100) * 0.1)
-    path = paths(steps, torch.ones(3, dtype=torch.float64), 0).numpy()
+    path = sample_paths(steps, torch.ones(3, dtype=torch.float64), 0).numpy()
     assert_close(path[:, 2], np.exp(-0.05 * np.arange(100)), 1e-13)
     assert_close(path[:, 1], np.exp(-0.2 * np.arange(100)), 1e-13)
     assert path[:, 0].std() > 0.1
@@ -533,13 +533,17 @@ def test_states_without_noise_stay_on_their_course():
 def test_a_seed_gives_the_same_bytes(times):
     process = process_of(np.stack([OSCILLATORS] * 3), OSCILLATOR_NOISE)
     steps, start = prepare_steps(process, times), torch.zeros(4, dtype=torch.float64)
-    first, again, other = (paths(steps, start, seed).numpy() for seed in (7, 7, 8))
+    first, again, other = (sample_paths(steps, start, seed).numpy() for seed in (7, 7, 8))
     assert first.shape == (3, len(times), 4)
-    assert first.tobytes() == again.tobytes() == paths(steps, start, torch.Generator().manual_seed(7)).numpy().tobytes()
+    assert (
+        first.tobytes()
+        == again.tobytes()
+        == sample_paths(steps, start, torch.Generator().manual_seed(7)).numpy().tobytes()
+    )
     assert np.abs(first - other)[:, 1:].min() > 0
     assert np.abs(first[0] - first[1])[1:, :2].min() > 0  # boards have noise of their own
     generator = torch.Generator().manual_seed(7)
-    one, two = paths(steps, start, generator), paths(steps, start, generator)
+    one, two = sample_paths(steps, start, generator), sample_paths(steps, start, generator)
     assert not torch.equal(one, two)
     assert stationary_draws(process, 5, 1).numpy().tobytes() == stationary_draws(process, 5, 1).numpy().tobytes()
 
@@ -548,12 +552,12 @@ def test_starts_take_the_axes_and_the_precision_of_the_process():
     process = process_of(np.stack([OSCILLATORS] * 3), OSCILLATOR_NOISE)
     steps = prepare_steps(process, np.arange(5) * 0.1)
     each = torch.arange(12, dtype=torch.float64).reshape(3, 4)
-    assert torch.equal(paths(steps, each, 0)[:, 0], each)
-    assert torch.equal(paths(steps, each, 0, samples=2)[:, :, 0], each[:, None].expand(3, 2, 4))
+    assert torch.equal(sample_paths(steps, each, 0)[:, 0], each)
+    assert torch.equal(sample_paths(steps, each, 0, samples=2)[:, :, 0], each[:, None].expand(3, 2, 4))
     several = torch.arange(24, dtype=torch.float64).reshape(3, 2, 4)
-    assert torch.equal(paths(steps, several, 0, samples=2)[:, :, 0], several)
+    assert torch.equal(sample_paths(steps, several, 0, samples=2)[:, :, 0], several)
     single = prepare_steps(process.to(torch.float32), np.arange(5) * 0.1)
-    assert paths(single, each, 0).dtype == torch.float32
+    assert sample_paths(single, each, 0).dtype == torch.float32
 
 
 def test_times_equal_to_rounding_are_one_step():

@@ -18,13 +18,13 @@ from circuits.model.device import Device, ideal_device, predict
 from circuits.model.fitted_copy import Estimate
 from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
-from circuits.synthesis.cells import plan
+from circuits.synthesis.cells import plan_cells
 from circuits.synthesis.design import board_and_program, program
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 from circuits.synthesis.topology import build_board
-from tngd.device.tile_solve import Reading, tile_answers
+from tngd.device.tile_solve import ReadAt, tile_answers
 from tngd.device.tiles import code_tiles, held_tiles, hold_tiles, invert_tiles, row_sum_scalings, tile_banks, tile_board
-from tngd.optimizer.tile_step import tile_step
+from tngd.optimizer.tile_step import step_tiles
 from tngd.optimizer.tngd import TNGD
 
 GOOD = FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T
@@ -47,7 +47,7 @@ def rough(board, tolerance: float, copies: int = 2, seed: int = 0) -> Device:
     return replace(device, copies=tuple(map(draw, device.copies)))
 
 
-RESISTIVE = build_board(8, "differential", 0.02, Choices(coupling="resistive"))
+RESISTIVE = build_board(8, "differential", 0.02, BoardOptions(coupling="resistive"))
 
 
 def solver(tolerance: float = 0.02) -> Device:
@@ -56,7 +56,7 @@ def solver(tolerance: float = 0.02) -> Device:
 
 def circuit_of(device: Device, copy: int, target: np.ndarray):
     """The circuit of a copy under the target as single parts hold it, and its mapping."""
-    made = program(device.board, target, np.eye(8), plan(target, np.eye(8), "active"), "tile")
+    made = program(device.board, target, np.eye(8), plan_cells(target, np.eye(8), "active"), "tile")
     return predict(device, copy, made), made.mapping
 
 
@@ -109,7 +109,7 @@ def test_resistive_tiles_settle_as_the_circuits_of_their_copies(time):
     board = tile_board(device)
     held = hold_tiles(board, STACKED, COPIES)
     begin = VECTORS.flip(-1)
-    answer = tile_answers(board, held, VECTORS, COPIES, Reading(time), begin)
+    answer = tile_answers(board, held, VECTORS, COPIES, ReadAt(time), begin)
     unit = RESISTIVE.capacitance / RESISTIVE.unit
     for k in answer.stable.nonzero()[:, 0].tolist():
         circuit, _ = circuit_of(device, int(COPIES[k]), TARGETS[k])
@@ -135,8 +135,8 @@ def test_noise_of_a_resistive_tile_follows_the_law_of_its_copy():
     def white(like):
         return torch.randn(like.shape, generator=generator, dtype=like.dtype)
 
-    noisy = tile_answers(board, held, b, copies, Reading(time, kappa), None, white).values
-    calm = tile_answers(board, held, b, copies, Reading(time), None).values
+    noisy = tile_answers(board, held, b, copies, ReadAt(time, kappa), None, white).values
+    calm = tile_answers(board, held, b, copies, ReadAt(time), None).values
     circuit, _ = circuit_of(device, 1, GOOD)
     C = circuit.capacitance / RESISTIVE.capacitance
     A, D = np.linalg.solve(C, circuit.conductance / RESISTIVE.unit), 2 * kappa * np.linalg.inv(C @ C)
@@ -156,7 +156,7 @@ def test_noise_of_a_resistive_tile_follows_the_law_of_its_copy():
 def test_codes_hold_what_the_circuit_of_the_board_holds(coupling):
     unit = {"unit_conductance": 1e-5} if coupling == "resistive" else {}
     board, draft = board_and_program(
-        GOOD, cells="differential", choices=Choices(bank_bits=5, coupling=coupling, **unit)
+        GOOD, cells="differential", choices=BoardOptions(bank_bits=5, coupling=coupling, **unit)
     )
     rng = np.random.default_rng(0)
     banks = tile_banks(rough(board, 0.05))
@@ -184,7 +184,7 @@ def test_codes_hold_what_the_circuit_of_the_board_holds(coupling):
 
 
 def test_codes_on_a_copy_are_its_whole_law_but_for_what_switches_do():
-    board, draft = board_and_program(GOOD, cells="differential", choices=Choices(bank_bits=6))
+    board, draft = board_and_program(GOOD, cells="differential", choices=BoardOptions(bank_bits=6))
     device = rough(board, 0.02)
     made = tile_board(device)
     held = codes(board, draft)
@@ -203,7 +203,7 @@ def test_codes_on_a_copy_are_its_whole_law_but_for_what_switches_do():
 def test_coded_tiles_are_as_good_as_the_nearest_codes_of_synthesis():
     targets = [GOOD, np.eye(8) + 0.05 * (random_target(8, 2, 1) - np.eye(8)), random_target(8, 1.3, 4)]
     stacked = torch.tensor(np.array(targets)).movedim(0, -1).contiguous()
-    choices = Choices(bank_bits=8, coupling="resistive", unit_conductance=1e-5, bank_range=1.0)
+    choices = BoardOptions(bank_bits=8, coupling="resistive", unit_conductance=1e-5, bank_range=1.0)
     for k, target in enumerate(targets):
         made, own = board_and_program(target, cells="differential", choices=choices)
         board = tile_board(ideal_device(made))
@@ -217,7 +217,7 @@ def test_coded_tiles_are_as_good_as_the_nearest_codes_of_synthesis():
 
 
 def test_banks_refuse_what_they_cannot_hold_tile_by_tile():
-    board, _ = board_and_program(GOOD, cells="differential", choices=Choices(bank_bits=6, bank_range=0.2))
+    board, _ = board_and_program(GOOD, cells="differential", choices=BoardOptions(bank_bits=6, bank_range=0.2))
     hopeless, wide = random_target(8, 1e4, 0), np.eye(8)
     wide[0, 1] = wide[1, 0] = 0.6
     U = torch.tensor(np.array([np.eye(8), wide, hopeless / np.sqrt(np.outer(*[np.diag(hopeless)] * 2))])).movedim(0, -1)
@@ -225,7 +225,7 @@ def test_banks_refuse_what_they_cannot_hold_tile_by_tile():
     made = tile_board(ideal_device(board))
     P = torch.tensor(np.array([np.eye(8), wide])).movedim(0, -1).contiguous()
     g = torch.arange(1.0, 17.0).double()
-    direction, _, step = tile_step(made, P, g, None, refresh=0)
+    direction, _, step = step_tiles(made, P, g, None, refresh=0)
     assert step.unstable == 1
     assert torch.equal(direction[8:], g[8:])  # the older factor alone, here I
 
@@ -256,8 +256,8 @@ def test_a_hard_tile_among_easy_ones_gets_its_row_sums():
 def test_averaged_boards_answer_with_the_mean_of_all_copies(device):
     torch.manual_seed(0)
     P, g = STACKED[..., :6].contiguous(), torch.randn(47, dtype=torch.float64)
-    whole, _, step = tile_step(tile_board(device, averaged=True), P, g, None, refresh=0)
-    single = [tile_step(tile_board(device).turned(k), P, g, None, refresh=0)[0] for k in range(3)]
+    whole, _, step = step_tiles(tile_board(device, averaged=True), P, g, None, refresh=0)
+    single = [step_tiles(tile_board(device).turned(k), P, g, None, refresh=0)[0] for k in range(3)]
     assert_close(whole, sum(single) / 3, 1e-12)
     assert step.unstable == 0
     assert not torch.allclose(single[0], single[1], rtol=1e-4)
@@ -266,12 +266,12 @@ def test_averaged_boards_answer_with_the_mean_of_all_copies(device):
 def test_kept_voltages_go_on_where_they_were():
     board = tile_board(solver())
     P, g = STACKED[..., :4].contiguous(), torch.arange(1.0, 33.0).double()
-    first, kept, _ = tile_step(board, P, g, None, 0, Reading(0.7), "zero")
-    second, _, _ = tile_step(board, P, g, kept, 0, Reading(0.9), "kept")
-    whole, _, _ = tile_step(board, P, g, None, 0, Reading(1.6), "zero")
+    first, kept, _ = step_tiles(board, P, g, None, 0, ReadAt(0.7), "zero")
+    second, _, _ = step_tiles(board, P, g, kept, 0, ReadAt(0.9), "kept")
+    whole, _, _ = step_tiles(board, P, g, None, 0, ReadAt(1.6), "zero")
     assert_close(second, whole, 1e-10)
     assert not torch.allclose(first, whole, rtol=1e-2)
-    fresh, _, _ = tile_step(board, P, g, None, 0, Reading(0.0), "gradient")
+    fresh, _, _ = step_tiles(board, P, g, None, 0, ReadAt(0.0), "gradient")
     d = hold_tiles(board, P, torch.arange(4) % 2).scaling
     assert_close(fresh, (d**2 * g.view(4, 8).T).T.reshape(-1), 1e-14)
 

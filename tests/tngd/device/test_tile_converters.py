@@ -15,12 +15,12 @@ from circuits.model.device import Device, draw_device, ideal_device
 from circuits.model.device_file import load_device
 from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.design import board_and_program
-from circuits.synthesis.options import Choices
+from circuits.synthesis.options import BoardOptions
 from tngd.device import small_matrices
 from tngd.device.converters import read_law
 from tngd.device.tile_solve import tile_answers
 from tngd.device.tiles import TileBoard, hold_tiles, tile_board
-from tngd.optimizer.tile_step import tile_step
+from tngd.optimizer.tile_step import step_tiles
 
 GOOD = FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T
 CONVERTERS = [
@@ -99,7 +99,7 @@ def test_tiles_are_read_as_the_device_is(adc, dtype):
 
 
 def test_full_scale_of_a_board_with_banks_is_that_of_the_nominal_board_with_the_same_codes():
-    board, _ = board_and_program(GOOD, cells="differential", choices=Choices(bank_bits=5))
+    board, _ = board_and_program(GOOD, cells="differential", choices=BoardOptions(bank_bits=5))
     adc, copies, targets = Converter(8, 2.0), torch.zeros(8, dtype=torch.long), torch.tensor(GOOD)[..., None]
     rms = []
     for device in (ideal_device(board), rough(board, 0.1)):
@@ -134,7 +134,7 @@ def test_a_step_counts_what_stable_tiles_clip(averaged, cache, monkeypatch):
     P = torch.tensor(np.array(targets)).movedim(0, -1).contiguous()
     g = torch.ones(24, dtype=torch.float64)
     board = tile_board(rough_device(0.05), interface=Interface(adc=Converter(8, 2.5)), averaged=averaged)
-    _, _, step = tile_step(board, P, g, None, refresh=0)
+    _, _, step = step_tiles(board, P, g, None, refresh=0)
     many = 2 if averaged else 1
     assert step.unstable == many  # the last target
     shares = []

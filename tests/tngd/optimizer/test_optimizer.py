@@ -18,7 +18,7 @@ from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC
 from tngd.device.tiles import tile_board
 from tngd.optimizer.baselines import ExactNGD, woodbury
 from tngd.optimizer.tngd import TNGD
-from tngd.training.small_tasks import TASKS, Method, train_once
+from tngd.training.small_tasks import TASKS, TaskMethod, train_once
 
 IDEAL = tile_board(ideal_device(build_board(8, "differential"), 3))
 
@@ -201,7 +201,7 @@ def test_nothing_to_train_is_refused():
 
 
 def test_defaults_train_a_real_network():
-    result = train_once(TASKS["digits"](), Method("defaults", "ideal", {}, lambda p, b: TNGD(p, b)), IDEAL, 7, 60)
+    result = train_once(TASKS["digits"](), TaskMethod("defaults", "ideal", {}, lambda p, b: TNGD(p, b)), IDEAL, 7, 60)
     assert result.train_loss[-1] < 0.1 * result.train_loss[0]
 
 

@@ -8,7 +8,7 @@ from simulated import rough_device
 
 from tngd.device import small_matrices
 from tngd.device.tiles import tile_board
-from tngd.optimizer.tile_step import tile_step
+from tngd.optimizer.tile_step import step_tiles
 
 
 @pytest.mark.parametrize("refresh", [0, 3])
@@ -18,7 +18,7 @@ def test_deviation_is_the_distance_from_exact_inverses(refresh, cache, monkeypat
     targets = [random_target(8, condition, k) for k, condition in enumerate((1.2, 1.5, 2, 2.5, 3))]
     P = torch.tensor(np.array(targets)).movedim(0, -1).contiguous()
     g = torch.tensor(np.random.default_rng(3).normal(size=37))  # the last tile is not full
-    found, _, step = tile_step(tile_board(rough_device(0.01)), P, g, None, refresh)
+    found, _, step = step_tiles(tile_board(rough_device(0.01)), P, g, None, refresh)
     whole = np.r_[g.numpy(), np.zeros(3)].reshape(5, 8)
     exact = np.array([np.linalg.solve(A, b) for A, b in zip(targets, whole, strict=True)])
     answers = step.direction.numpy().T

@@ -20,7 +20,7 @@ from tngd.report.results import task_sheet
 from tngd.report.training_plots import task_curves
 from tngd.report.training_tables import training_table
 from tngd.training import small_tasks
-from tngd.training.small_tasks import TASKS, Method, train, train_once
+from tngd.training.small_tasks import TASKS, TaskMethod, train, train_once
 
 IDEAL = ideal_device(build_board(8, "differential"), 3)
 METHODS = [
@@ -213,8 +213,8 @@ def test_interrupted_training_goes_on_where_it_stopped(tmp_path):
 def test_a_seed_that_diverges_is_counted_and_left_out(monkeypatch):
     rates = itertools.cycle([0.1, np.inf])
     methods = (
-        Method("one", "none", {"lr": 0.1}, lambda params, _: torch.optim.SGD(params, lr=next(rates))),
-        Method("all", "none", {"lr": "inf"}, lambda params, _: torch.optim.SGD(params, lr=np.inf)),
+        TaskMethod("one", "none", {"lr": 0.1}, lambda params, _: torch.optim.SGD(params, lr=next(rates))),
+        TaskMethod("all", "none", {"lr": "inf"}, lambda params, _: torch.optim.SGD(params, lr=np.inf)),
     )
     monkeypatch.setitem(TASKS, "fair", lambda make=TASKS["fair"]: replace(make(), methods=methods))
     result = train("fair", IDEAL, seeds=2, steps=6)

@@ -25,7 +25,7 @@ from tngd.curvature.layers import Recorder
 from tngd.optimizer.tngd import TNGD
 from tngd.report.training_tables import squad_table
 from tngd.training import squad as module
-from tngd.training.squad import METHODS, Recipe, Task, build, compare, figures, method_settings, squad
+from tngd.training.squad import METHODS, SquadSettings, Task, build, compare, figures, method_settings, train_squad
 from tngd.training.squad_data import (
     NEVER,
     SPAN,
@@ -333,10 +333,10 @@ def test_methods_are_what_they_are_called():
     assert method_settings("adam:lr=0.5:beta2=0.9") == {"lr": 0.5, "beta1": 0.9, "beta2": 0.9}
     for spec, sentence in (("adagrad", "unknown method"), ("adam:damping=1", "sets nothing"), ("adam:lr=x", "sets")):
         with pytest.raises(InputError, match=sentence):
-            Recipe(methods=(spec,))
+            SquadSettings(methods=(spec,))
     for wrong in ({"epochs": 0}, {"length": 4}, {"curvature": "tiles"}, {"methods": ()}, {"methods": ("adam", "adam")}):
         with pytest.raises(InputError, match=r"expected|must be"):
-            Recipe(**wrong)
+            SquadSettings(**wrong)
     ids, attended, targets = batch()
     model = tiny()
     own = [p for p in model.parameters() if p.requires_grad]
@@ -361,7 +361,7 @@ def task(methods, **changes):
     """Real questions, a tiny model in place of the pretrained one."""
     tokens = tokenise(sound(), Words(), 24)
     sizes = {"train_size": 24, "test_size": 24, "batch": 4, "epochs": 3, "seeds": 2, "length": 24}
-    recipe = Recipe(**(sizes | {"methods": methods} | changes))
+    recipe = SquadSettings(**(sizes | {"methods": methods} | changes))
     return Task(recipe, Pretrained(None, {}, Words(), None), tokens, tokens, {"data": "words"})
 
 
@@ -405,7 +405,7 @@ def test_the_file_is_written_once_and_its_trials_go(small_model, monkeypatch, tm
     monkeypatch.setattr(module, "load_pretrained", lambda name: Pretrained(None, {}, Words(), "0" * 64))
     recipe = replace(task(("sign", "tngd:lr=1e9:damping=1e-9")).recipe, epochs=1)
     out = tmp_path / "squad.json"
-    result = squad(recipe, str(folder(tmp_path)), out)
+    result = train_squad(recipe, str(folder(tmp_path)), out)
     assert json.loads(out.read_text()) == result
     assert not out.with_name("squad.json.trials").exists()
     assert result["provenance"]["weights_sha256"] == "0" * 64
@@ -416,8 +416,8 @@ def test_the_file_is_written_once_and_its_trials_go(small_model, monkeypatch, tm
     table = squad_table(result)
     assert len(table.rows) == 2
     with pytest.raises(InputError, match="exists already"):
-        squad(recipe, str(tmp_path), out)
-    assert without_times(squad(recipe, str(tmp_path), out, force=True)) == without_times(result)
+        train_squad(recipe, str(tmp_path), out)
+    assert without_times(train_squad(recipe, str(tmp_path), out, force=True)) == without_times(result)
 
 
 def test_figures_of_a_model_that_knows(small_model):
