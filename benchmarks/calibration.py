@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from circuits.board import Design
-from circuits.calibration.calibrate import calibrate_programs
 from circuits.calibration.retrim import RetrimOptions, retrim_folder
+from circuits.calibration.routes import calibrate_programs
 from circuits.files import write_json
 from circuits.model.device_file import describe_device
 from circuits.netlist.export import write_design

@@ -11,7 +11,7 @@ from circuits.model.pairs import pair_model
 from circuits.nodal import assemble
 from circuits.ou import drift, reading_covariance, spectrum, stationary_covariance
 from circuits.simulation.ac import ExactRun
-from circuits.simulation.measure import spectral_frequencies
+from circuits.simulation.measurement import spectral_frequencies
 from circuits.simulation.runs import Run
 from circuits.statistics.estimators import estimate_law
 from circuits.statistics.moments import BLOCK, CHUNK, Moments

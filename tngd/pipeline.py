@@ -19,7 +19,7 @@ from circuits.errors import InputError, UnstableCopyError
 from circuits.files import is_ours, read_json, refuse_existing, write_json
 from circuits.netlist import export
 from circuits.parallel import Progress
-from circuits.simulation import measure
+from circuits.simulation import measurement
 from circuits.simulation.ngspice import find_ngspice
 from circuits.synthesis import fisher
 from circuits.synthesis.design import check_copies
@@ -52,7 +52,7 @@ def run(options: RunOptions, out: Path, force: bool, stage: Stage) -> Path:
     if options.name not in DATA_SETS:
         raise InputError(f"unknown data set {options.name!r}; expected one of {', '.join(DATA_SETS)}")
     check_copies(options.copies, options.tolerance, options.seed)
-    measure.check_samples(options.samples)
+    measurement.check_samples(options.samples)
     check_budget(options.seeds, options.steps)
     find_ngspice()
     _open_folder(options, out, force)

@@ -14,7 +14,7 @@ from scipy.optimize import least_squares
 
 from circuits.board import Board, Conditions, Design, Program
 from circuits.calibration.discrepancy import DRAWS, FEW
-from circuits.calibration.fit import Fit, plain_fit
+from circuits.calibration.fitting import Fit, plain_fit
 from circuits.copies import draw_gains
 from circuits.model.fitted_copy import Estimate, FittedCopy, by_pairs, reduced_circuit
 from circuits.model.pairs import PairModel, pair_model

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from circuits.board import REFERENCE_CELSIUS, Design
-from circuits.calibration.calibrate import READOUT, calibrate_programs, calibrate_recorded, uncertainties, validated
-from circuits.calibration.calibrate import calibrate as fit_copies
 from circuits.calibration.discrepancy import FEW, draw_pairs
-from circuits.calibration.fit import Fit
+from circuits.calibration.fitting import Fit
 from circuits.calibration.held_out import predicted, program_statistics, standard_error
+from circuits.calibration.routes import READOUT, calibrate_programs, calibrate_recorded, uncertainties, validated
+from circuits.calibration.routes import calibrate as fit_copies
 from circuits.errors import InputError
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
 from circuits.model.device import Device, ideal_device, predict
@@ -26,7 +26,7 @@ from circuits.model.pairs import PairModel, pair_model
 from circuits.model.reduction import check_order, choose_order
 from circuits.netlist.folder import load_design
 from circuits.parallel import Progress, silent
-from circuits.simulation.measure import check_samples
+from circuits.simulation.measurement import check_samples
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.simulation.runs import load_measurements
 from circuits.statistics.recorded import read_recorded

@@ -38,7 +38,7 @@ from scipy import special
 from circuits.board import Board, Design, Program
 from circuits.calibration.discrepancy import DrawnPairs, delayed_discrepancies, drawn_spectra, low_pass
 from circuits.calibration.experiments import near_program, random_program, soldered_program
-from circuits.calibration.fit import Fit, discrepancy_parts
+from circuits.calibration.fitting import Fit, discrepancy_parts
 from circuits.errors import InputError, SimulationError
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.model.response import impedance, impedance_slopes, nodes_and_weights, spectra_and_slopes
@@ -46,7 +46,7 @@ from circuits.nodal import Circuit
 from circuits.ou import drift, stationary_covariance
 from circuits.parallel import Progress, side_by_side, silent
 from circuits.simulation.ac import ExactRun, integrate
-from circuits.simulation.measure import Shown, run_programs
+from circuits.simulation.measurement import Shown, run_programs
 from circuits.simulation.operating_point import SolveRun
 from circuits.statistics.inversion import triangle
 from circuits.synthesis.cells import plan_cells

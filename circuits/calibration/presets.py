@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from circuits.board import Board, Conditions, Design, Element, Program
-from circuits.calibration.calibrate import calibrate, validated
+from circuits.calibration.routes import calibrate, validated
 from circuits.copies import specimens
 from circuits.files import provenance, refuse_existing, sha256, write_json
 from circuits.model.converters import board_interface
@@ -31,7 +31,7 @@ from circuits.model.fitted_copy import Estimate, FittedCopy, reduced_circuit
 from circuits.netlist.spice import circuit_text
 from circuits.ou import reading_covariance
 from circuits.parallel import Progress, silent
-from circuits.simulation.measure import Plan, measure
+from circuits.simulation.measurement import Plan, measure
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.design import make_design
 from circuits.synthesis.fisher import named_fisher

@@ -42,7 +42,7 @@ from circuits.netlist.export import codes_text
 from circuits.netlist.folder import load_design
 from circuits.ou import reading_covariance
 from circuits.parallel import Progress, silent
-from circuits.simulation.measure import run_programs
+from circuits.simulation.measurement import run_programs
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.cells import plan_cells
 from circuits.synthesis.design import levelled

@@ -15,16 +15,16 @@ from circuits.netlist.deck import discarded
 from circuits.netlist.folder import load_design
 from circuits.netlist.spice import circuit_text
 from circuits.parallel import Progress, silent
-from circuits.simulation.measure import MOST_SAMPLES, Plan, check_samples, error_of_one, measure
+from circuits.simulation.measurement import MOST_SAMPLES, Plan, check_samples, error_of_one, measure
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.simulation.runs import save_measurements
 from circuits.statistics.inversion import inversion_rule
 from circuits.statistics.moments import BLOCK
 from circuits.statistics.recorded import read_recorded
 from circuits.synthesis.options import two_digits
+from circuits.verification.compare import describe_verification, verify_recorded
+from circuits.verification.compare import verify as compare
 from circuits.verification.population import COPIES
-from circuits.verification.verify import describe_verification, verify_recorded
-from circuits.verification.verify import verify as compare
 
 MOST_START_UP = 2_000_000  # readings of one chunk that are thrown away: some three minutes
 MOST_COPIES = 100_000

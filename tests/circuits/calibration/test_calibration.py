@@ -16,8 +16,8 @@ from simulated import measured_by_sampling, measured_exactly, truth
 
 from circuits.board import Conditions
 from circuits.calibration import folder as calibration_folder
-from circuits.calibration.calibrate import calibrate
 from circuits.calibration.element_fit import ElementParameters, element_means, model_circuit
+from circuits.calibration.routes import calibrate
 from circuits.copies import gains_of
 from circuits.errors import InputError
 from circuits.files import write_json

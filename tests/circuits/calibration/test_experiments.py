@@ -12,10 +12,10 @@ from scipy.linalg import expm
 
 from circuits.board import Conditions
 from circuits.calibration import folder
-from circuits.calibration.calibrate import calibrate_programs
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.experiments import near_program, soldered_program, soldered_training
 from circuits.calibration.held_out import circuit_delayed, delayed_and_slopes, delayed_covariance
+from circuits.calibration.routes import calibrate_programs
 from circuits.errors import InputError, SimulationError
 from circuits.model.device import predict
 from circuits.model.pairs import half_of, pair_model

@@ -12,7 +12,6 @@ from scipy import stats
 from simulated import measured_exactly
 
 from circuits.board import Conditions, Copy
-from circuits.calibration.calibrate import calibrate, calibrate_programs, uncertainties
 from circuits.calibration.discrepancy import (
     LEAVINGS_SEED,
     delayed_discrepancies,
@@ -21,7 +20,7 @@ from circuits.calibration.discrepancy import (
     lagged_leavings,
 )
 from circuits.calibration.experiments import soldered_training
-from circuits.calibration.fit import fit
+from circuits.calibration.fitting import fit
 from circuits.calibration.held_out import (
     held_out_programs,
     observed_inverse,
@@ -30,6 +29,7 @@ from circuits.calibration.held_out import (
     program_statistics,
 )
 from circuits.calibration.observations import covariance_evidence, flattened
+from circuits.calibration.routes import calibrate, calibrate_programs, uncertainties
 from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.model.device import predict
 from circuits.model.fitted_copy import gain_names
@@ -37,7 +37,7 @@ from circuits.model.pairs import half_circuit, half_of, pair_model
 from circuits.model.response import spectra
 from circuits.nodal import assemble, assemble_gains
 from circuits.ou import lagged_covariances, reading_covariance, spectrum
-from circuits.simulation.measure import run_programs
+from circuits.simulation.measurement import run_programs
 from circuits.statistics.estimators import estimate_law
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import BoardOptions, Parasitics

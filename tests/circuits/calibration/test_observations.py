@@ -10,9 +10,9 @@ from scipy import stats
 from scipy.linalg import expm
 
 from circuits.board import Conditions, Copy
-from circuits.calibration.calibrate import calibrate_recorded
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.observations import lagged_evidence, lagged_law, lags_of
+from circuits.calibration.routes import calibrate_recorded
 from circuits.copies import nominal_copy
 from circuits.model.pairs import pair_model
 from circuits.nodal import assemble, lag_of

@@ -15,7 +15,7 @@ from simulated import write_record
 
 from circuits.board import Conditions, Copy
 from circuits.calibration import folder
-from circuits.calibration.calibrate import calibrate_recorded
+from circuits.calibration.routes import calibrate_recorded
 from circuits.copies import nominal_copy
 from circuits.errors import InputError
 from circuits.model.device_file import load_device

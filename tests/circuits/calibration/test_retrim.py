@@ -18,7 +18,7 @@ from circuits.copies import codes
 from circuits.errors import InputError
 from circuits.nodal import assemble
 from circuits.ou import predicted_columns, reading_covariance
-from circuits.simulation.measure import run_programs
+from circuits.simulation.measurement import run_programs
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import BoardOptions
 from circuits.synthesis.topology import build_board

@@ -14,12 +14,12 @@ from simulated import truth
 
 from circuits.board import Conditions
 from circuits.calibration import folder
-from circuits.calibration.calibrate import calibrate_programs
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.experiments import random_program, soldered_training, training_programs
-from circuits.calibration.fit import fit, fit_all
+from circuits.calibration.fitting import fit, fit_all
 from circuits.calibration.held_out import held_out_programs, observed_inverse, predicted, program_statistics
 from circuits.calibration.observations import flattened
+from circuits.calibration.routes import calibrate_programs
 from circuits.errors import InputError, SimulationError
 from circuits.files import write_json
 from circuits.model.device import predict
@@ -30,8 +30,8 @@ from circuits.netlist.export import write_design
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance, spectrum
 from circuits.parallel import side_by_side, silent
-from circuits.simulation import measure
-from circuits.simulation.measure import run_programs
+from circuits.simulation import measurement
+from circuits.simulation.measurement import run_programs
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import BoardOptions
 
@@ -188,7 +188,7 @@ def test_finished_runs_are_kept_and_failed_ones_tried_twice(only, tmp_path, monk
         tried.append(1)
         raise SimulationError("no result")
 
-    monkeypatch.setattr(measure, "spectral_run" if only else "exact_run", fails)
+    monkeypatch.setattr(measurement, "spectral_run" if only else "exact_run", fails)
     again = run_programs(*wanted)[0]
     for before, after in zip(first, again, strict=True):
         assert only or (after.exact.covariance == before.exact.covariance).all()

@@ -12,7 +12,7 @@ from scipy.linalg import expm
 from simulated import known_device, measured_exactly
 
 from circuits.board import Conditions
-from circuits.calibration.calibrate import calibrate
+from circuits.calibration.routes import calibrate
 from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.model.device import draw_device, ideal_device, predict

@@ -13,8 +13,8 @@ from circuits.errors import SimulationError
 from circuits.netlist.deck import circuit_of
 from circuits.netlist.export import decks
 from circuits.nodal import assemble
-from circuits.simulation import measure as simulation_measure
-from circuits.simulation.measure import Plan, error_of_one, measure
+from circuits.simulation import measurement as simulation_measure
+from circuits.simulation.measurement import Plan, error_of_one, measure
 from circuits.simulation.transient import HELD, Chunk
 from circuits.statistics.equilibrium import Sums
 from circuits.statistics.estimators import estimate_law

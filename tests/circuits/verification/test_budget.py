@@ -14,7 +14,7 @@ from circuits.netlist.deck import circuit_of
 from circuits.netlist.export import decks
 from circuits.nodal import assemble
 from circuits.ou import reading_covariance
-from circuits.simulation.measure import Plan, measure
+from circuits.simulation.measurement import Plan, measure
 from circuits.statistics.estimators import EstimateLaw, estimate_law
 from circuits.statistics.inversion import hold_correction, inversion_rule
 from circuits.synthesis.design import make_design
@@ -30,8 +30,8 @@ from circuits.verification.budget import (
     sampled_budget,
     total_interval,
 )
+from circuits.verification.compare import verify
 from circuits.verification.results import estimates
-from circuits.verification.verify import verify
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.01, 1e-12)
 CASES = {

@@ -17,7 +17,7 @@ from circuits.netlist.export import write_design
 from circuits.netlist.folder import load_design
 from circuits.nodal import assemble_gains, assemble_many, nominal_circuit
 from circuits.ou import reading_covariances
-from circuits.simulation.measure import Plan, measure
+from circuits.simulation.measurement import Plan, measure
 from circuits.simulation.runs import load_measurements, save_measurements
 from circuits.simulation.transient import run_chunk
 from circuits.statistics.estimators import estimate_law
@@ -25,8 +25,8 @@ from circuits.statistics.inversion import hold_correction, inversion_rule
 from circuits.statistics.moments import chunk_seed, chunk_sizes
 from circuits.synthesis.design import make_design
 from circuits.verification import folder as verification_folder
+from circuits.verification.compare import describe_verification, verify
 from circuits.verification.folder import VerifyOptions
-from circuits.verification.verify import describe_verification, verify
 
 SAMPLES = 6_000
 
@@ -100,13 +100,13 @@ def test_interrupted_run_goes_on_with_its_finished_chunks(tmp_path, monkeypatch)
     design, decks = load_design(tmp_path / "run")
     calls = []
     monkeypatch.setattr("circuits.statistics.moments.CHUNK", 500)
-    monkeypatch.setattr("circuits.simulation.measure.run_chunk", _counting(calls, stop_at=3))
+    monkeypatch.setattr("circuits.simulation.measurement.run_chunk", _counting(calls, stop_at=3))
     with pytest.raises(KeyboardInterrupt):
         measure(design, decks, Plan(exact=False, samples=1000), chunks=tmp_path / "chunks")
     kept = len(list((tmp_path / "chunks").glob("*.npz")))
     assert 1 <= kept < 6
     calls.clear()
-    monkeypatch.setattr("circuits.simulation.measure.run_chunk", _counting(calls, stop_at=None))
+    monkeypatch.setattr("circuits.simulation.measurement.run_chunk", _counting(calls, stop_at=None))
     measured = measure(design, decks, Plan(exact=False, samples=1000), chunks=tmp_path / "chunks")
     assert len(calls) == 6 - kept
     fresh = measure(design, decks, Plan(exact=False, samples=1000))

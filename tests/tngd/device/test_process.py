@@ -16,7 +16,7 @@ from simulated import measured_exactly
 
 from circuits import ou
 from circuits.board import Conditions
-from circuits.calibration.calibrate import calibrate
+from circuits.calibration.routes import calibrate
 from circuits.errors import InputError
 from circuits.model.device import predict
 from circuits.nodal import assemble, assemble_many

@@ -9,7 +9,7 @@ from simulated import measured_exactly, rough_device
 
 from circuits import ou
 from circuits.board import Conditions
-from circuits.calibration.calibrate import calibrate
+from circuits.calibration.routes import calibrate
 from circuits.errors import InputError
 from circuits.model.device import Device, draw_device, ideal_device, predict
 from circuits.nodal import assemble

@@ -32,7 +32,7 @@ Fit of the parts of each copy, pair by pair, to what ngspice returned for its ow
 Of boards that have more parts than elements: parasitics, and resistive ones, whose storage and sources count. From
 exact runs the data are spectra, on a resistive board the columns of the solution, which sources do not enter, and on a
 capacitive one the covariance, which shows what is beyond the spectra; from sampled runs the covariance alone, weighted
-by the law of the estimate. The fit is that of circuits.calibration.fit, under one program instead of many.
+by the law of the estimate. The fit is that of circuits.calibration.fitting, under one program instead of many.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ from circuits.calibration.experiments import (
     training_frequencies,
     training_programs,
 )
-from circuits.calibration.fit import Fit, Known, fit, fit_all, observed
+from circuits.calibration.fitting import Fit, Known, fit, fit_all, observed
 from circuits.calibration.held_out import HeldOut, predicted, program_statistics, standard_error, validate
 from circuits.calibration.observations import FLOOR, covariance_evidence, lagged_evidence, with_readout
 from circuits.copies import codes
@@ -77,7 +77,7 @@ from circuits.model.pairs import PairModel, half_circuit, half_of, pair_model
 from circuits.nodal import Circuit
 from circuits.ou import reading_covariance
 from circuits.parallel import Progress, silent
-from circuits.simulation.measure import Sampled, Shown, run_programs, sample_programs
+from circuits.simulation.measurement import Sampled, Shown, run_programs, sample_programs
 from circuits.simulation.ngspice import has_ngspice
 from circuits.simulation.runs import Run
 from circuits.simulation.transient import chunks_law
