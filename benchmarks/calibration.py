@@ -23,8 +23,8 @@ from circuits.files import write_json
 from circuits.model.device_file import describe_device
 from circuits.netlist.export import write_design
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
+from circuits.synthesis.data_sets import named_fisher
 from circuits.synthesis.design import make_design
-from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.options import BoardOptions, Parasitics
 from circuits.synthesis.target import check_target, inverse_factor
 

@@ -7,8 +7,8 @@ import numpy as np
 from circuits.board import Design
 from circuits.files import write_text
 from circuits.netlist.export import decks
+from circuits.synthesis.data_sets import named_fisher
 from circuits.synthesis.design import make_design
-from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.target import inverse_factor
 
 NETLISTS = Path(__file__).parent

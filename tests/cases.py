@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from circuits.synthesis.fisher import DATA_SETS, named_fisher
+from circuits.synthesis.data_sets import named_fisher
+from circuits.synthesis.options import DATA_SETS
 from circuits.synthesis.target import inverse_factor
 
 

@@ -17,7 +17,7 @@ from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.model.device import ideal_device
 from circuits.model.device_file import describe_device
-from circuits.synthesis.fisher import named_fisher
+from circuits.synthesis.data_sets import named_fisher
 from circuits.synthesis.topology import build_board
 from circuits.verification import folder as verification_folder
 from tngd import pipeline

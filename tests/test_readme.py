@@ -12,8 +12,8 @@ import pytest
 import typer
 from conftest import needs_ngspice
 
+from circuits.synthesis.data_sets import named_fisher
 from circuits.synthesis.design import make_design
-from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.options import BoardOptions
 from tngd.cli import app, main
 

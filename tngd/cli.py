@@ -61,7 +61,7 @@ def fisher(
     force: Force = False,
 ) -> None:
     """Fisher matrix of a logistic regression on a real data set."""
-    F = export.write_fisher(name, at, out, factor, force)
+    F = synthesis_fisher.write_fisher(name, at, out, factor, force)
     print(f"{out}: {len(F)} x {len(F)}")
 
 
@@ -150,7 +150,7 @@ def design(
         choices=choices,
         parasitics=Parasitics(winding, self_resonance, esr, coupled_coils, stray),
     )
-    place = synthesis_fisher.Place(target, at, precondition, damping, name)
+    place = synthesis_fisher.TargetOptions(target, at, precondition, damping, name)
     made = (
         export.design_folder(place, request, out, force)
         if reuse is None

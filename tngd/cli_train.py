@@ -9,7 +9,7 @@ import typer
 
 from circuits.errors import InputError
 from circuits.files import write_text
-from circuits.synthesis.fisher import DATA_SETS
+from circuits.synthesis.options import DATA_SETS
 from tngd.options import Force, Seeds, Steps
 from tngd.report.sheets import show
 from tngd.report.training_tables import training_table

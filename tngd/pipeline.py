@@ -22,8 +22,9 @@ from circuits.parallel import Progress
 from circuits.simulation import measurement
 from circuits.simulation.ngspice import find_ngspice
 from circuits.synthesis import fisher
+from circuits.synthesis import fisher as synthesis_fisher
 from circuits.synthesis.design import check_copies
-from circuits.synthesis.fisher import DATA_SETS
+from circuits.synthesis.options import DATA_SETS
 from circuits.verification import folder as verification_folder
 from tngd.report import page
 from tngd.training import small_tasks
@@ -111,12 +112,12 @@ def _matrices(options: RunOptions, out: Path) -> Iterator[Step]:
     yield (
         "Fisher matrix at w = 0",
         zero.with_suffix(".json").exists(),
-        lambda _: export.write_fisher(name, "zero", zero, factor, True),
+        lambda _: synthesis_fisher.write_fisher(name, "zero", zero, factor, True),
     )
     yield (
         "Fisher matrix at the fit",
         fit.with_suffix(".json").exists(),
-        lambda _: export.write_fisher(name, "fit", fit, None, True),
+        lambda _: synthesis_fisher.write_fisher(name, "fit", fit, None, True),
     )
 
 
@@ -146,7 +147,7 @@ def _designing(
 ) -> Callable[[Progress], object]:
     def work(_: Progress) -> None:
         try:
-            place = fisher.Place(str(matrix), precondition=precondition, name=options.name)
+            place = fisher.TargetOptions(str(matrix), precondition=precondition, name=options.name)
             request = export.DesignOptions(options.copies, options.tolerance, options.seed, cells="active")
             export.design_folder(place, request, folder)
         except UnstableCopyError as error:

@@ -33,8 +33,8 @@ from circuits.ou import reading_covariance
 from circuits.parallel import Progress, silent
 from circuits.simulation.measurement import Plan, measure
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
+from circuits.synthesis.data_sets import named_fisher
 from circuits.synthesis.design import make_design
-from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.target import check_target, inverse_factor
 
 TOLERANCE = 0.01  # of parts, and the limit of a readout's gain

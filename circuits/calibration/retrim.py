@@ -47,7 +47,7 @@ from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.cells import plan_cells
 from circuits.synthesis.design import levelled
 from circuits.synthesis.elements import element_values
-from circuits.synthesis.fisher import Place, congruence_of, target_of
+from circuits.synthesis.fisher import TargetOptions, congruence_of, target_of
 from circuits.synthesis.rounding import round_to_grid, row_sum_scaling
 from circuits.synthesis.target import check_target
 
@@ -368,7 +368,7 @@ def _target(made: Design, trim: RetrimOptions) -> tuple[str, np.ndarray, np.ndar
         if (trim.at, trim.precondition, trim.damping) != ("zero", None, 0.0):
             raise InputError("--at, --precondition and --damping go with a --target; the folder's own has its own")
         return program.name, program.target, program.congruence
-    name, matrix, _ = target_of(Place(trim.target, trim.at))
+    name, matrix, _ = target_of(TargetOptions(trim.target, trim.at))
     if len(matrix) != len(made.board.cells):
         raise InputError(f"the board has {len(made.board.cells)} cells, the target is {len(matrix)} x {len(matrix)}")
     T = congruence_of(trim.precondition, trim.target, len(matrix), trim.damping)

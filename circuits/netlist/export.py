@@ -18,12 +18,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from circuits.board import Board, Conditions, Design, Program
 from circuits.copies import codes, specimens
 from circuits.errors import InputError
-from circuits.files import new_folder, provenance, refuse_existing, sha256, write_json, write_npy, write_text
+from circuits.files import new_folder, refuse_existing, sha256, write_json, write_text
 from circuits.netlist.bill import bill_text
 from circuits.netlist.deck import deck_text
 from circuits.netlist.folder import describe, load_design
@@ -33,9 +31,9 @@ from circuits.netlist.schematic import schematic_svg
 from circuits.netlist.spice import library_text
 from circuits.statistics.moments import CHUNK, chunk_seed
 from circuits.synthesis.design import check_copies, check_size, holds, make_design, reuse_design, takes
-from circuits.synthesis.fisher import Place, congruence_of, named_fisher, target_of
+from circuits.synthesis.fisher import TargetOptions, congruence_of, target_of
 from circuits.synthesis.options import BoardOptions, Parasitics, check_options
-from circuits.synthesis.target import check_target, inverse_factor
+from circuits.synthesis.target import check_target
 
 
 @dataclass(frozen=True)
@@ -50,34 +48,7 @@ class DesignOptions:
     parasitics: Parasitics = field(default_factory=Parasitics)
 
 
-def write_fisher(name: str, at: str, out: Path, factor: Path | None, force: bool) -> np.ndarray:
-    """Write the Fisher matrix of a data set to `out` (.npy), its provenance beside it, its inverse factor if asked."""
-    for path in filter(None, (out, factor)):
-        if path.suffix != ".npy":
-            raise InputError(f"the matrix is written as .npy, got {path}")
-        refuse_existing(path, force)
-    refuse_existing(out.with_suffix(".json"), force)
-    if factor == out:
-        raise InputError(f"the matrix and its factor cannot both be {out}; choose another --factor")
-    F, data = named_fisher(name, at)
-    write_npy(out, F)
-    if factor:
-        write_npy(factor, inverse_factor(F))
-    about = {
-        "schema": "tngd.fisher/1",
-        "data_set": name,
-        "question": data.question,
-        "at": at,
-        "rows": len(data.labels),
-        "features": list(data.feature_names),
-        "condition": float(np.linalg.cond(F)),
-        "provenance": provenance(matrix_sha256=sha256(F), data_sha256=sha256(data.features)),
-    }
-    write_json(out.with_suffix(".json"), about)
-    return F
-
-
-def design_folder(place: Place, request: DesignOptions, out: Path, force: bool = False) -> Design:
+def design_folder(place: TargetOptions, request: DesignOptions, out: Path, force: bool = False) -> Design:
     """Design boards for a named data set or a matrix file and write the run folder."""
     check_copies(request.copies, request.tolerance, request.seed)
     choices = check_options(request.choices)
@@ -104,7 +75,7 @@ def design_folder(place: Place, request: DesignOptions, out: Path, force: bool =
 
 
 def reuse_folder(
-    place: Place, request: DesignOptions, folder: Path, coupling: str | None, out: Path, force: bool = False
+    place: TargetOptions, request: DesignOptions, folder: Path, coupling: str | None, out: Path, force: bool = False
 ) -> Design:
     """Program a target onto the board and the copies of the design in `folder` and write a run folder for it.
 

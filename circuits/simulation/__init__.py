@@ -1,1 +1,5 @@
 """Simulation: circuits in ngspice, one analysis a file, all copies side by side."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """Statistics: laws of estimates, tests, accumulators, recorded readings, and the inverse read from them."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,1 +1,5 @@
 """Synthesis: from a Fisher matrix to a board, a program and stable copies."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -1,8 +1,7 @@
 """What a target leaves open, chosen so that a board can be made, and checked where the user chooses otherwise."""
 
 from dataclasses import dataclass
-
-import numpy as np
+from math import floor, log10, pi, sqrt
 
 from circuits.errors import InputError
 
@@ -10,6 +9,7 @@ from circuits.errors import InputError
 # amplitude goes with a reference and a few resistors.
 TEMPCO = {"R": 25e-6, "L": 100e-6, "C": 30e-6, "I": 100e-6}
 MOST_RANGE = 1e6  # units that a bank may reach: targets of a larger condition are beyond parts of any tolerance
+DATA_SETS = ("fair", "wine", "diabetes", "breast-cancer")
 COUPLINGS = ("capacitive", "resistive")
 SERIES = ("E6", "E12", "E24", "E48", "E96")
 LARGEST = {"capacitive": 1e-6, "resistive": 1.0}  # element, F or S
@@ -50,7 +50,7 @@ class BoardOptions:
     coupling: str = "capacitive"
     unit_capacitance: float = 1e-9
     unit_conductance: float = 1e-3
-    resonance: float = 1 / (2 * np.pi * 1e-7)
+    resonance: float = 1 / (2 * pi * 1e-7)
     quality: float = 1.0
     reading_rms: float = 0.05
     hold_bias: float = 0.03
@@ -77,12 +77,12 @@ class BoardOptions:
     @property
     def inductance(self) -> float:
         """L [H] of every cell."""
-        return float(f"{1 / ((2 * np.pi * self.resonance) ** 2 * self.unit_capacitance):.12g}")
+        return float(f"{1 / ((2 * pi * self.resonance) ** 2 * self.unit_capacitance):.12g}")
 
     @property
     def resistance(self) -> float:
         """R [ohm] of every cell."""
-        return float(f"{self.quality * np.sqrt(self.inductance / self.unit_capacitance):.12g}")
+        return float(f"{self.quality * sqrt(self.inductance / self.unit_capacitance):.12g}")
 
 
 def check_ranges(record: object, ranges: dict[str, tuple[float, float, str]]) -> None:
@@ -150,7 +150,7 @@ def _check_resonator(choices: BoardOptions) -> None:
     L = choices.inductance
     if not low <= L <= high:
         limit = low if low > L else high
-        would_do = two_digits(float(choices.resonance * np.sqrt(L / limit)), up=limit < L)
+        would_do = two_digits(float(choices.resonance * sqrt(L / limit)), up=limit < L)
         raise InputError(
             f"the inductor of every cell would be {L:.3g} H, beyond the limit of {limit:g} H; "
             f"--resonance {would_do:.2g} would do"
@@ -167,7 +167,7 @@ def _check_resonator(choices: BoardOptions) -> None:
 
 def two_digits(value: float, up: bool) -> float:
     """A positive number with two digits, which printing two does not change: not below `value`, or not above."""
-    unit = 10.0 ** (np.floor(np.log10(value)) - 1)
+    unit = 10.0 ** (floor(log10(value)) - 1)
     near = float(f"{value:.1e}")
     step = unit * ((near < value) if up else -(near > value))
     return float(f"{near + step:.1e}")
@@ -198,3 +198,9 @@ def check_parasitics(parasitics: Parasitics) -> Parasitics:
     }
     check_ranges(parasitics, ranges)
     return parasitics
+
+
+def check_weights(at: str) -> None:
+    """Raise InputError unless `at` names the weights at which a Fisher matrix is taken."""
+    if at not in ("zero", "fit"):
+        raise InputError(f"the Fisher matrix is taken --at zero or fit, got {at!r}")

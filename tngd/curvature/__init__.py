@@ -1,1 +1,5 @@
 """Curvature: the factor of a batch's curvature, without a matrix of parameters by parameters."""
+
+import lazy_loader as lazy
+
+__getattr__, __dir__, __all__ = lazy.attach_stub(__name__, __file__)

@@ -32,9 +32,10 @@ from torch import Tensor
 from circuits.errors import InputError
 from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
 from circuits.model.device import Device, ideal_device
-from circuits.model.device_file import device_hash, load_device
+from circuits.model.device_file import device_hash, device_path, load_device
 from circuits.parallel import Progress, silent
-from circuits.synthesis.fisher import DATA_SETS, fit_weights, load
+from circuits.synthesis.data_sets import fit_weights, load
+from circuits.synthesis.options import DATA_SETS
 from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss
 from tngd.device.tiles import TileBoard, tile_board
 from tngd.optimizer.baselines import ExactNGD

@@ -16,8 +16,8 @@ from circuits.netlist.review import bringup, nominal_errors, review_lines, revie
 from circuits.nodal import assemble_gains, nominal_circuit
 from circuits.ou import diffusion, drift, reading_covariance
 from circuits.statistics.inversion import inversion_rule
+from circuits.synthesis.data_sets import named_fisher
 from circuits.synthesis.design import make_design
-from circuits.synthesis.fisher import named_fisher
 from circuits.synthesis.options import BoardOptions, Parasitics
 from circuits.synthesis.sensitivity import MOST_NODES, differentiated, expected_error, part_sensitivities
 from circuits.synthesis.target import inverse_factor

@@ -1,0 +1,37 @@
+from .methods import METHODS as METHODS
+from .mnist import load_mnist as load_mnist
+from .mnist_runs import ComparisonOptions as ComparisonOptions
+from .mnist_runs import train_mnist as train_mnist
+from .small_tasks import TASKS as TASKS
+from .small_tasks import train as train
+from .small_tasks import train_once as train_once
+from .small_tasks import train_task_file as train_task_file
+from .squad import COMPARED as COMPARED
+from .squad import SquadSettings as SquadSettings
+from .squad import train_squad as train_squad
+from .studies import STUDIES as STUDIES
+from .trial import Outcome as Outcome
+from .trial import Trial as Trial
+from .trial import run_trial as run_trial
+
+__all__ = [
+    # trials
+    "Outcome",
+    "Trial",
+    "run_trial",
+    # small tasks
+    "TASKS",
+    "train",
+    "train_once",
+    "train_task_file",
+    # comparisons on MNIST
+    "load_mnist",
+    "ComparisonOptions",
+    "train_mnist",
+    "METHODS",
+    "STUDIES",
+    # question answering
+    "COMPARED",
+    "SquadSettings",
+    "train_squad",
+]
