@@ -16,7 +16,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "120"
 os.environ["NO_COLOR"] = "1"
 
-from tngd import cli
+from tngd.__main__ import main
 
 needs_ngspice = pytest.mark.skipif(shutil.which("ngspice") is None, reason="ngspice is not installed")
 
@@ -68,7 +68,7 @@ def tngd(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     def call(*argv: object) -> tuple[object, str, str]:
         monkeypatch.setattr(sys, "argv", ["tngd", *map(str, argv)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         return ended.value.code, *capsys.readouterr()
 
     return call

@@ -21,7 +21,7 @@ from circuits.synthesis.data_sets import named_fisher
 from circuits.synthesis.topology import build_board
 from circuits.verification import folder as verification_folder
 from tngd import pipeline
-from tngd.cli import main
+from tngd.__main__ import main
 from tngd.training import small_tasks
 
 SHORT = ["--samples", "1000", "--seeds", "1", "--steps", "3"]
@@ -214,7 +214,7 @@ def test_every_later_verb_works_after_either_method_alone(tmp_path, monkeypatch,
 
 def test_verbs_work_in_a_process_of_their_own_and_boards_load_no_torch(tmp_path):
     # In this process torch is loaded already, and would hide a verb that does not load it.
-    call = "import sys; from tngd.cli import main; sys.argv = ['tngd', *sys.argv[1:]]; main()"
+    call = "import sys; from tngd.__main__ import main; sys.argv = ['tngd', *sys.argv[1:]]; main()"
     watch = "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
     board, device = tmp_path / "board", tmp_path / "device.json"
     tiny = ideal_device(build_board(8, "differential"))

@@ -15,7 +15,8 @@ from conftest import needs_ngspice
 from circuits.synthesis.data_sets import named_fisher
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import BoardOptions
-from tngd.cli import app, main
+from tngd.__main__ import main
+from tngd.cli import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

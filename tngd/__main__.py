@@ -1,24 +1,20 @@
-"""The command from its first moment on: an interruption while modules load ends as one during the work does."""
+"""Entry point of the command: an interruption while modules load ends as one during the work does."""
 
-import importlib
 import sys
-
-INTERRUPTED = 130
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Run the command and end with its exit code; after Ctrl-C, say how to go on."""
+    interrupted = 130
     try:
-        # Loaded here, for loading takes a second in which somebody may think better of it.
-        importlib.import_module("tngd.cli").main()
+        from tngd import cli  # here, for loading takes a moment in which somebody may think better of it
+
+        code, interrupted = cli.main(), cli.INTERRUPTED
     except KeyboardInterrupt:
-        end_interrupted()
-
-
-def end_interrupted() -> None:
-    """Say how to go on, and end."""
-    print("tngd: interrupted; call the same command again: finished steps and chunks are kept", file=sys.stderr)
-    sys.exit(INTERRUPTED)
+        code = interrupted
+    if code == interrupted:
+        print("tngd: interrupted; call the same command again: finished steps and chunks are kept", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

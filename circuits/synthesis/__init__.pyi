@@ -5,6 +5,7 @@ from .design import reuse_design as reuse_design
 from .equations import cell_law as cell_law
 from .fisher import TargetOptions as TargetOptions
 from .fisher import target_of as target_of
+from .fisher import write_fisher as write_fisher
 from .options import DATA_SETS as DATA_SETS
 from .options import BoardOptions as BoardOptions
 from .options import Parasitics as Parasitics
@@ -18,6 +19,7 @@ __all__ = [
     # targets
     "TargetOptions",
     "target_of",
+    "write_fisher",
     "named_fisher",
     "DATA_SETS",
     "BoardOptions",

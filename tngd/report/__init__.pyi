@@ -1,7 +1,18 @@
+from .board_tables import calibration_lines as calibration_lines
+from .board_tables import devices_table as devices_table
+from .board_tables import more_tables as more_tables
+from .board_tables import retrim_table as retrim_table
+from .board_tables import spread_table as spread_table
+from .board_tables import verification_table as verification_table
 from .page import render as render
 from .page import report as report
 from .sheets import Sheet as Sheet
 from .sheets import show as show
+from .training_plots import learning_curves as learning_curves
+from .training_tables import comparison_tables as comparison_tables
+from .training_tables import squad_table as squad_table
+from .training_tables import study_table as study_table
+from .training_tables import training_table as training_table
 
 __all__ = [
     # the page
@@ -10,4 +21,16 @@ __all__ = [
     # tables
     "Sheet",
     "show",
+    "calibration_lines",
+    "devices_table",
+    "more_tables",
+    "retrim_table",
+    "spread_table",
+    "verification_table",
+    "comparison_tables",
+    "squad_table",
+    "study_table",
+    "training_table",
+    # figures
+    "learning_curves",
 ]

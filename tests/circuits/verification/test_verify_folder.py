@@ -144,8 +144,8 @@ def test_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path, monkeypatch
 def test_killed_run_leaves_no_lock_and_goes_on_with_its_finished_chunks(tmp_path):
     write_design(make_design(TWO, name="two", copies=2), tmp_path / "run")
     shutil.copytree(tmp_path / "run", tmp_path / "fresh")
-    command = [sys.executable, "-m", "tngd.cli", "verify", "run", "--method", "sampled", "--samples", "150000"]
-    code = "import sys; from tngd.cli import main; sys.argv[0] = 'tngd'; main()"
+    command = [sys.executable, "-m", "tngd", "verify", "run", "--method", "sampled", "--samples", "150000"]
+    code = "import sys; from tngd.__main__ import main; sys.argv[0] = 'tngd'; main()"
     process = subprocess.Popen([sys.executable, "-c", code, *command[3:]], cwd=tmp_path, start_new_session=True)
     end = time.monotonic() + 120
     while len(list((tmp_path / "run").glob("chunks/*.npz"))) < 2 and time.monotonic() < end:

@@ -17,6 +17,7 @@ from sklearn.datasets import load_digits
 from circuits.errors import InputError
 from circuits.model.device_file import load_device
 from tngd import cli
+from tngd.__main__ import main
 from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.optimizer.baselines import ExactNGD
 from tngd.report.training_plots import NAME
@@ -53,7 +54,7 @@ def tngd(monkeypatch, capsys, folder, tmp_path):
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["tngd", "train", "mnist", "--data", str(folder), *words])
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            main()
         said = capsys.readouterr()
         return stopped.value.code, said.out, said.err
 
