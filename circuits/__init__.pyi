@@ -8,6 +8,9 @@ from .errors import InputError as InputError
 from .errors import SimulationError as SimulationError
 from .model.device_file import load_device as load_device
 from .netlist.folder import load_design as load_design
+from .nodal import assemble as assemble
+from .ou import reading_covariance as reading_covariance
+from .ou import spectrum as spectrum
 from .simulation.measurement import measure as measure
 from .synthesis.design import make_design as make_design
 from .verification.compare import verify as verify
@@ -26,6 +29,10 @@ __all__ = [
     "verify",
     "calibrate",
     "load_device",
+    # the law of a circuit
+    "assemble",
+    "reading_covariance",
+    "spectrum",
     # errors
     "InputError",
     "SimulationError",

@@ -9,7 +9,7 @@ from conftest import needs_ngspice
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-SIMULATES = "circuits.simulation.measurement"  # who imports it runs ngspice
+SIMULATES = "from circuits.simulation import"  # who imports it runs ngspice
 
 
 @pytest.mark.parametrize(

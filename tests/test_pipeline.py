@@ -152,7 +152,7 @@ def test_error_on_one_board_ends_the_other_is_said_once_and_the_run_goes_on_afte
         return real(folder, inquiry, force=force, progress=watched)
 
     with monkeypatch.context() as patch:
-        patch.setattr(verification_folder, "verify", failing)
+        patch.setattr(verification_folder, "verify_folder", failing)
         assert command(patch, "run", "fair", "--out", str(out), *SHORT) == 2
     error = capsys.readouterr().err
     assert error.count("no such thing") == 1

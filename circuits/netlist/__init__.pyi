@@ -4,6 +4,7 @@ from .deck import circuit_of as circuit_of
 from .deck import deck_text as deck_text
 from .explanation import explanation_text as explanation_text
 from .export import DesignOptions as DesignOptions
+from .export import decks as decks
 from .export import design_folder as design_folder
 from .export import reuse_folder as reuse_folder
 from .export import write_design as write_design
@@ -23,6 +24,7 @@ __all__ = [
     # run folder of a design
     "load_design",
     "DesignOptions",
+    "decks",
     "design_folder",
     "reuse_folder",
     "write_design",

@@ -3,6 +3,8 @@ from .design import make_design as make_design
 from .design import program as program
 from .design import reuse_design as reuse_design
 from .equations import cell_law as cell_law
+from .equations import resistive_residuals as resistive_residuals
+from .equations import stationary_residual as stationary_residual
 from .fisher import TargetOptions as TargetOptions
 from .fisher import target_of as target_of
 from .fisher import write_fisher as write_fisher
@@ -35,4 +37,6 @@ __all__ = [
     # what a design costs, and why it holds
     "expected_error",
     "cell_law",
+    "resistive_residuals",
+    "stationary_residual",
 ]

@@ -2,6 +2,9 @@ from .array import Array as Array
 from .array import HeldArray as HeldArray
 from .array import array_of as array_of
 from .array import program_array as program_array
+from .dynamics import device_state as device_state
+from .dynamics import held_curvature as held_curvature
+from .low_rank import low_rank_state as low_rank_state
 from .paths import sample_paths as sample_paths
 from .paths import stationary_draws as stationary_draws
 from .process import Process as Process
@@ -27,4 +30,8 @@ __all__ = [
     "HeldArray",
     "array_of",
     "program_array",
+    # states at any time
+    "device_state",
+    "held_curvature",
+    "low_rank_state",
 ]

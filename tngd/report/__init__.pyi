@@ -1,3 +1,8 @@
+from .board_plots import budget as budget
+from .board_plots import error_curves as error_curves
+from .board_plots import heat_maps as heat_maps
+from .board_plots import populations as populations
+from .board_plots import temperatures as temperatures
 from .board_tables import calibration_lines as calibration_lines
 from .board_tables import devices_table as devices_table
 from .board_tables import more_tables as more_tables
@@ -9,6 +14,8 @@ from .page import report as report
 from .sheets import Sheet as Sheet
 from .sheets import show as show
 from .training_plots import learning_curves as learning_curves
+from .training_plots import settling as settling
+from .training_plots import task_curves as task_curves
 from .training_tables import comparison_tables as comparison_tables
 from .training_tables import squad_table as squad_table
 from .training_tables import study_table as study_table
@@ -31,6 +38,14 @@ __all__ = [
     "squad_table",
     "study_table",
     "training_table",
-    # figures
+    # figures of boards
+    "budget",
+    "error_curves",
+    "heat_maps",
+    "populations",
+    "temperatures",
+    # figures of training
     "learning_curves",
+    "settling",
+    "task_curves",
 ]

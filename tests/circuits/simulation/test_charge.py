@@ -58,7 +58,7 @@ def by_law(name: str) -> dict[str, ChargeRun]:
     """What ngspice would return, by the law, with the charge and the instants it would use."""
     board, program, runs = made(name).board, made(name).program, {}
     charge, times = packet(name)
-    for copy in made(name).specimens:
+    for copy in specimens(made(name)):
         circuit = assemble(board, program, copy, Conditions())
         runs[copy.name] = ChargeRun(charge, times, charge_law(board, circuit, charge, times))
     return runs
@@ -82,7 +82,7 @@ def nodal_capacitance(name: str) -> np.ndarray:
     """C of the nominal board, literally, from its deck: switches are wires, nothing but static loads is there."""
     board, program = made(name).board, made(name).program
     off = frozenset({"winding", "esr", "coupled coils", "strays", "switches"})
-    text = circuit_text(board, program, made(name).specimens[0], Conditions(off=off))
+    text = circuit_text(board, program, specimens(made(name))[0], Conditions(off=off))
     read = read_deck(text)
     order = [read["nodes"].index(node) for node in board.nodes]
     rest = [k for k in range(len(read["nodes"])) if k not in order]

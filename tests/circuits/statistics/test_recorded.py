@@ -21,7 +21,7 @@ from circuits.copies import specimens
 from circuits.errors import InputError
 from circuits.nodal import assemble, lag_of
 from circuits.ou import lagged_covariances
-from circuits.statistics import streaming
+from circuits.statistics import moments, streaming
 from circuits.statistics.equilibrium import judge_equilibrium
 from circuits.statistics.estimators import effective_samples, joint_chi_square
 from circuits.statistics.moments import BLOCK
@@ -272,7 +272,7 @@ def test_blocks_are_added_up_in_pairs_when_they_are_too_many(tmp_path, monkeypat
     path = write(tmp_path, table("copy-1", 1e-7 * np.arange(6700), volts))
     centred = volts - volts.mean(axis=0)
     for most, size in ((1024, BLOCK), (4, 4 * BLOCK)):
-        monkeypatch.setattr(streaming, "MOST_BLOCKS", most)
+        monkeypatch.setattr(moments, "MOST_KEPT_BLOCKS", most)
         (record,) = read_recorded(path, board(), rows)
         pieces = [centred[k : k + size] for k in range(0, 6700, size)]
         assert record.block_readings.tolist() == [len(piece) for piece in pieces]

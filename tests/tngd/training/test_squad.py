@@ -17,10 +17,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 import typer
-from tngd.cli_train import app
 from torch import nn
 
 from circuits.errors import InputError
+from tngd.cli import train as app
 from tngd.curvature.layers import Recorder
 from tngd.optimizer.tngd import TNGD
 from tngd.report.training_tables import squad_table
