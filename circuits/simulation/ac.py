@@ -1,10 +1,11 @@
-"""The covariance of the readings without sampling: one AC run per noise source, integrated over frequency.
+"""Covariance of the readings without sampling: one AC run per noise source, integrated over frequency.
 
-With unit current at source k the readings answer z_k(f), so their one-sided spectral density is Σ_k S_k z_k z_kᴴ with
-S_k = 4 kT g, and the covariance is its integral. In ln f the integrand is smooth and dies out at both ends
-so the plain rectangle sum converges exponentially; the two tails are closed as geometric series. Below the band the
-density is a + b f² (a is zero where inductors alone lead to ground), above it falls as f⁻². The estimates of its own
-error are the differences to the same sum over every other point, and over a band that is a decade shorter at both ends.
+Let z_k(f) be the response of the readings to a unit current at source k. The one-sided spectral density of the readings
+is Σ_k S_k z_k z_kᴴ with S_k = 4 kT g, and the covariance is the integral of the density. In ln f the integrand is
+smooth and vanishes at both ends, so the rectangle sum converges exponentially; the two tails are added as geometric
+series. Below the band the density is a + b f² (a is zero where only inductors lead to ground), above the band it falls
+as f⁻². The error of the integral is estimated from the same sum over every second point, and from the sum over a band
+shorter by a decade at both ends.
 """
 
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from circuits.nodal import nominal_circuit, readout_matrix, source_power, states
 from circuits.ou import MOST_STATES, drift
 from circuits.simulation.ngspice import run_deck
 
-TOLERANCE = 1e-8  # relative, of the integration
-POINTS = 40  # per decade, first try
+TOLERANCE = 1e-8  # largest relative error of the integration
+POINTS = 40  # per decade, in the first grid
 MOST_POINTS = 1280
 MOST_DECADES = 24
 MARGIN_LOW, MARGIN_HIGH = 1e-2, 1e3  # the grid reaches from this times the lowest to this times the highest mode
@@ -31,7 +32,7 @@ Measure = Callable[[float, float, int], tuple[np.ndarray, np.ndarray]]
 class ExactRun:
     """Covariance of the readings (n, n) [V²], its relative integration error, and spectra at chosen frequencies.
 
-    `spectra` (f, n, n) [V²/Hz], one-sided, at `frequencies` (f,) [Hz], points of the grid nearest to those asked for.
+    `spectra` (f, n, n) [V²/Hz], one-sided, at `frequencies` (f,) [Hz], the points of the grid nearest to those wanted.
     """
 
     covariance: np.ndarray
@@ -50,7 +51,7 @@ class Spectra:
 
 @dataclass(frozen=True, eq=False)
 class Integral:
-    """A density (f, n, n) [V²/Hz] at `frequency` (f,) [Hz], its integral (n, n) [V²], and that one's relative error."""
+    """Density (f, n, n) [V²/Hz] at `frequency` (f,) [Hz], its integral `value` (n, n) [V²], relative error of this."""
 
     value: np.ndarray
     error: float
@@ -61,9 +62,10 @@ class Integral:
 def exact_run(
     board: Board, program: Program, circuit: str, wanted: np.ndarray, power: np.ndarray | None = None
 ) -> ExactRun:
-    """Run the circuit part of a deck in ngspice; `wanted` [Hz] are the frequencies whose spectra are kept.
+    """Run the circuit part of a deck in ngspice; `wanted` (f,) [Hz] are the frequencies whose spectra are kept.
 
-    `power` (sources,) [A² s] is kT g of every source of the copy, by default that of nominal ones.
+    `power` (sources,) [A² s] is kT g of every source of the copy (default: of nominal sources). SimulationError if
+    ngspice fails or the integral does not converge.
     """
     own = source_power(board, program) if power is None else power
     found = converged(board, program, lambda *grid: _measure(board, circuit, own, *grid))
@@ -74,7 +76,7 @@ def exact_run(
 def spectral_run(
     board: Board, program: Program, circuit: str, wanted: np.ndarray, power: np.ndarray | None = None
 ) -> Spectra:
-    """Only the spectra that `exact_run` keeps, in a fraction of its time: its grid, over the decades of `wanted`."""
+    """Run for the spectra alone, in a fraction of the time of `exact_run`: same grid, only the decades of `wanted`."""
     own = source_power(board, program) if power is None else power
     low, high = 10.0 ** np.floor(np.log10(wanted.min())), 10.0 ** (np.floor(np.log10(wanted.max())) + 1)
     frequency, density = _measure(board, circuit, own, float(low), float(high), POINTS)
@@ -83,12 +85,12 @@ def spectral_run(
 
 
 def converged(board: Board, program: Program, measure: Measure) -> Integral:
-    """The integral of what `measure`(low [Hz], high [Hz], points per decade) returns as frequency (f,) and density.
+    """Integral of the density (f, n, n) [V²/Hz] at frequencies (f,) [Hz] that `measure`(low, high, points) returns.
 
-    The density is (f, n, n) [V²/Hz]. The grid is made finer and its band wider until both have converged. Halving the
-    step squares the error of the sum; a decade more at both ends makes that of the closed tails (f⁻³ above, f⁵ below)
-    at least a thousand times smaller. SimulationError if that is not enough for any grid this side of MOST_POINTS and
-    MOST_DECADES.
+    `low`, `high` [Hz] bound the band, `points` are per decade. The grid is made finer and the band wider until both
+    errors are small enough. Halving the step squares the error of the sum; one more decade at both ends reduces the
+    error of the tails (f⁻³ above, f⁵ below) by at least a thousand. SimulationError if the integral has not converged
+    within MOST_POINTS and MOST_DECADES.
     """
     low, high = _band(board, program)
     points = POINTS
@@ -113,7 +115,7 @@ def converged(board: Board, program: Program, measure: Measure) -> Integral:
 
 
 def integrate(frequency: np.ndarray, density: np.ndarray) -> np.ndarray:
-    """∫₀^∞ density df for a grid equally spaced in ln f; density (f, n, n), real part of the result (n, n)."""
+    """∫₀^∞ density df on a grid equally spaced in ln f; density (f, n, n), real part of the integral (n, n)."""
     step = np.log(frequency[-1] / frequency[0]) / (len(frequency) - 1)
     y = density * frequency[:, None, None]
     high = y[-1] * _tail(step)  # density ~ f⁻²
@@ -126,18 +128,19 @@ def integrate(frequency: np.ndarray, density: np.ndarray) -> np.ndarray:
 
 
 def _nearest(frequency: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Which points of a grid (f,) are nearest to those wanted (w,), by their ratio."""
+    """Indices (w,) of the points of a grid (f,) that are nearest to those wanted (w,), in the logarithm."""
     return np.abs(np.log(frequency[:, None] / wanted)).argmin(axis=0)
 
 
 def _tail(step: float) -> float:
-    """Σ e^{-k step}, k = 1, 2, …: what the rectangle sum misses beyond its last point."""
+    """Σ e^{-k step}, k = 1, 2, …: rectangle sum beyond the last point, for an integrand that falls as 1/f."""
     return float(1 / np.expm1(step))
 
 
 def _measure(
     board: Board, circuit: str, power: np.ndarray, low: float, high: float, points: int
 ) -> tuple[np.ndarray, np.ndarray]:
+    """Frequencies (f,) [Hz] and density (f, n, n) [V²/Hz] of the readings, by one AC run per noise source."""
     deck = circuit + exact_analysis(board, low, high, points, "exact")
     plots = run_deck(deck, board.nodes, "exact", len(board.sources))
     frequency = plots[0].scale
@@ -149,10 +152,10 @@ def _measure(
 
 
 def _band(board: Board, program: Program) -> tuple[float, float]:
-    """Whole decades well around the corners of the nominal board's modes, those of its parasitics among them.
+    """Band [Hz] in whole decades around the corners of all modes of the nominal board, with margins.
 
-    A mode of capacitance c has its resonance at sqrt(Γ/c), and when it is overdamped its corners at Γ/G and G/c; one of
-    a resistive board has its corner at g/C. Parasitics make modes of their own, which only eigenvalues tell.
+    A mode of capacitance c has its resonance at sqrt(Γ/c), and corners at Γ/G and G/c if it is overdamped; a mode of
+    a resistive board has its corner at g/C. Modes due to parasitics are found from the eigenvalues of the drift.
     """
     circuit = nominal_circuit(board, program)
     if board.coupling == "resistive":

@@ -1,14 +1,11 @@
-"""Charge readout of a capacitive board, noise off: a packet of charge on one cell shows a column of the inverse.
+"""Charge readout of a capacitive board, noise off: a packet of charge on one cell gives a column of the inverse.
 
     C dv/dt = -G v - E Γ φ + W i(t),   ∫ i dt = q:   y(0+) = q H C⁻¹ W = q M⁻¹ / c,   W = Hᵀ/k
 
-Of k = 2 nodes a cell, p gets ½ q and n gets -½ q. H C⁻¹ Hᵀ = k M⁻¹/c (which is also why Cov(y) = k kT/c M⁻¹), so with
-the packet shared like that no factor is left: M⁻¹ = c y/q on either kind of board. What the nodes hold is right once
-the switches in the couplings have settled (Ron C) and as long as the inductors and resistors have not answered: the
-moment of the reading is chosen on the nominal board, by its own law. One packet a cell, each from rest, gives M⁻¹.
-
-In that time the other route takes a record of noise; its error there, and the board time at which it has caught up,
-come from the law of an estimate: hypot(floor, spread), the spread falling with the square root of the readings.
+With k = 2 nodes a cell, p gets ½ q and n gets -½ q. As H C⁻¹ Hᵀ = k M⁻¹/c (for the same reason Cov(y) = k kT/c M⁻¹),
+M⁻¹ = c y/q for plain and for differential cells. The voltages are right once the switches in the couplings have
+settled (time constant Ron C), until currents through the inductors and resistors change them; the instant of the
+reading is chosen by the law of the nominal board. One packet for each cell, each from rest, gives all of M⁻¹.
 """
 
 from dataclasses import dataclass
@@ -24,18 +21,18 @@ from circuits.ou import drift
 from circuits.simulation.ngspice import run_deck
 from circuits.simulation.operating_point import quiet
 
-PULSE = 1e-3  # length of a packet, in units of the window
-EDGE = 0.1  # of the pulse: rise and fall
+PULSE = 1e-3  # length of a pulse, in units of the window
+EDGE = 0.1  # rise time and fall time, in units of the pulse
 INSTANTS = 31  # from the end of the pulse to the end of the window
-STEPS = 100  # of the simulator in a window, at least
-ACCURACY = 1e-6  # relative, of the simulator's step control; readings come out to some 1e-5
+STEPS = 100  # least number of steps of the simulator in a window
+ACCURACY = 1e-6  # relative tolerance of the simulator's step control; readings are accurate to some 1e-5
 
 
 @dataclass(frozen=True, eq=False)
 class ChargeRun:
-    """Readings (n, t, n) [V], packet by packet, at `times` (t,) [s] after the beginning of a packet of `charge` [C].
+    """Readings (packet, t, reading) [V] at `times` (t,) [s] after the beginning of a packet of `charge` [C].
 
-    The first of the times is the end of the pulse.
+    There are as many packets as readings, n. The first of the times is the end of the pulse.
     """
 
     charge: float
@@ -44,9 +41,10 @@ class ChargeRun:
 
 
 def charge_run(board: Board, program: Program, circuit: str) -> ChargeRun:
-    """Run the circuit part of a deck, its noise sources taken away, once for every cell.
+    """Run the circuit part of a deck without its noise sources, once for every cell.
 
-    The packets make the largest reading about the largest the board may have. InputError for a resistive board.
+    The largest reading is about the largest that the board may have. InputError for a resistive board, SimulationError
+    if ngspice fails.
     """
     check_capacitive(board)
     charge, times = _charge(board, program), _times(board, program)
@@ -63,10 +61,11 @@ def charge_run(board: Board, program: Program, circuit: str) -> ChargeRun:
 
 
 def charge_law(board: Board, circuit: Circuit, charge: float, times: np.ndarray) -> np.ndarray:
-    """What `readings` have to be for a circuit: (n, t, n) [V]; the first of `times` is the end of the pulse."""
+    """Readings (packet, t, reading) [V] by the law of a circuit; the first of `times` [s] is the end of the pulse."""
     A = drift(circuit)
     m = circuit.capacitance.shape[-1]
-    balanced, (scale, _) = matrix_balance(A, permute=False, separate=True)  # volts and webers are of any size
+    # Volts and webers differ by orders of magnitude.
+    balanced, (scale, _) = matrix_balance(A, permute=False, separate=True)
     W = circuit.readout.T / board.nodes_per_cell
     B = np.concatenate([np.linalg.solve(circuit.capacitance, W), np.zeros((len(A) - m, W.shape[1]))])
     x = _after_pulse(balanced, B / scale[:, None] * peak_current(charge, times), times[0])
@@ -84,14 +83,14 @@ def check_capacitive(board: Board) -> None:
 
 
 def _charge(board: Board, program: Program) -> float:
-    """q [C] that makes the largest reading of the nominal board its largest rms reading: q M⁻¹/c."""
+    """Charge q [C] for which the largest reading q M⁻¹/c of the nominal board equals the largest rms reading."""
     return float(board.limits.reading_rms * board.capacitance / np.abs(np.linalg.inv(program.matrix)).max())
 
 
 def _times(board: Board, program: Program) -> np.ndarray:
-    """Instants (t,) [s] that a reading may be taken, equally spaced in the logarithm.
+    """Instants (t,) [s] at which a reading may be taken, equally spaced in the logarithm.
 
-    They end where the fastest mode of the nominal board has answered: the shorter of sqrt(c/Γ) and c/G.
+    The last is the time constant of the fastest mode of the nominal board: the shorter of sqrt(c/Γ) and c/G.
     """
     circuit = nominal_circuit(board, program)
     stiffness, conductance = circuit.inverse_inductance[0, 0], circuit.conductance[0, 0]
@@ -101,9 +100,9 @@ def _times(board: Board, program: Program) -> np.ndarray:
 
 
 def _generator(board: Board, times: np.ndarray) -> str:
-    """A voltage of the shape of the pulse, and for every node a transconductance, still zero, that makes it a current.
+    """Lines of a voltage in the shape of the pulse, and of a transconductance, still zero, from it to every node.
 
-    Currents from ground to ground that change at one instant each keep the simulator from stepping over it.
+    Currents from ground to ground, which change at one instant each, keep the simulator from stepping over the instant.
     """
     pulse = float(times[0])
     corners = [EDGE * pulse, (1 - EDGE) * pulse]
@@ -114,7 +113,7 @@ def _generator(board: Board, times: np.ndarray) -> str:
 
 
 def _analysis(board: Board, charge: float, times: np.ndarray) -> str:
-    """One transient for every cell, each from rest; tolerances follow the size of the board's charges."""
+    """Lines of one transient analysis for every cell, each from rest; tolerances scale with the charge of a packet."""
     saved = " ".join(f"v({node})" for node in board.nodes)
     current = peak_current(charge, times)
     end, step = float(times[-1]), float(times[-1]) / STEPS
@@ -130,17 +129,17 @@ def _analysis(board: Board, charge: float, times: np.ndarray) -> str:
 
 
 def _shares(board: Board) -> list[tuple[float, ...]]:
-    """Which part of a packet each node of a cell gets, cell by cell."""
+    """Shares of a packet that the nodes of a cell get, cell by cell."""
     return [(1.0,) if len(cell.nodes) == 1 else (0.5, -0.5) for cell in board.cells]
 
 
 def peak_current(charge: float, times: np.ndarray) -> float:
-    """Current [A] at the top of a trapezoid of this area."""
+    """Current [A] at the top of a trapezoid pulse of this `charge` [C], which ends at the first of `times` [s]."""
     return float(charge / ((1 - EDGE) * times[0]))
 
 
 def _after_pulse(A: np.ndarray, B: np.ndarray, pulse: float) -> np.ndarray:
-    """States (m + l, n) at the end of the pulse, one column a packet: x' = -A x + B i, i a trapezoid of height 1.
+    """States (m + l, n) at the end of the pulse, a column for each packet: x' = -A x + B i, i a trapezoid of height 1.
 
     For i from a to b within d: x(d) = e^{-Ad} x + d φ₁(-Ad) B a + d φ₂(-Ad) B (b - a).
     """

@@ -1,12 +1,8 @@
-"""Running every copy of a design in ngspice, in parallel processes, and keeping what was measured.
+"""Whole measurements in ngspice: all copies of a design (`measure`), or every program on every copy, on all cores.
 
-A job is one exact run or one sampled chunk; each is a process of its own. A finished chunk is kept in `chunks/` under
-the hash of its deck and of the ngspice that ran it, so an interrupted run goes on where it stopped. A job that fails
-costs itself alone: the others go on, and it is tried once more at the end.
-
-Programs on copies: every program on every copy in ngspice, exactly or sampled, on all cores, kept as they finish.
-
-A kept run is filed under the hash of its deck, so an interrupted calibration goes on where it stopped.
+A job is one exact run or one sampled chunk; each is an ngspice process of its own. A job that fails does not stop the
+others, and is tried once more at the end. A finished run is kept in a folder under the hash of its deck and of the
+version of ngspice, so that an interrupted measurement continues where it stopped.
 """
 
 import contextlib
@@ -36,18 +32,16 @@ from circuits.statistics.inversion import Inversion
 from circuits.statistics.moments import BLOCK, CHUNK, Accumulator, chunk_seed, chunk_sizes
 
 EXACT, SOLVE, CHARGE, NOISE = "exact", "solving", "charge", "noise"  # jobs of a copy that are no chunks
-
-BESIDE = 1_000_000  # number of the first chunk: none that a verification of the same seed has
+FIRST_CHUNK = 1_000_000  # number of the first chunk of programs: a verification of the same seed has fewer chunks
 MOST_CHUNKS = 10_000  # of one program
-
 MOST_SAMPLES = 100_000_000
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run: the exact route, `samples` readings a copy (0 for none) from `seed`, the charge readout.
+    """Analyses to run: the exact route, `samples` readings a copy (0 for none) with noise of `seed`, charge readout.
 
-    `ambient` [°C] is where the copies are.
+    `ambient` [°C] is the temperature of the copies.
     """
 
     exact: bool = True
@@ -58,7 +52,7 @@ class Plan:
 
 
 def spectral_frequencies(design: Design) -> np.ndarray:
-    """Frequencies (2,) [Hz] at which spectra are kept: the resonance or the corner of the unit, and an octave below."""
+    """Frequencies (2,) [Hz] at which spectra are kept: an octave below the unit's resonance or corner, and at it."""
     resonance = unit_rate(design.board) / (2 * np.pi)
     return np.array([resonance / 2, resonance])
 
@@ -71,16 +65,16 @@ def measure(
     chunks: Path | None = None,
     progress: Progress = silent,
 ) -> dict[str, Run]:
-    """Run the nominal board (but not sampled) and every copy, from the circuit parts of their decks.
+    """Run every copy, and the nominal board (without sampling), from the circuit parts of their decks.
 
-    Raises SimulationError if a job fails twice, when all others are done; finished chunks stay in `chunks`.
+    SimulationError if a job fails twice, raised when all others are done; finished chunks stay in `chunks`.
     """
     recipe = recipe_for(design.board, design.program) if plan.samples else HELD
     sizes = chunk_sizes(plan.samples) if plan.samples else []
     blocks = sum(sizes) // BLOCK
     blocks_of = {copy.name: Accumulator(blocks, BLOCK, len(design.board.cells)) for copy in design.copies if blocks}
     sums: dict[str, Sums] = {}
-    early: dict[str, dict[int, Chunk]] = {}  # chunks that came before one they follow
+    early: dict[str, dict[int, Chunk]] = {}  # chunks that finished before an earlier one
     taken: dict[str, int] = {}
     single: dict[tuple[str, str], object] = {}
 
@@ -89,8 +83,9 @@ def measure(
         if not isinstance(what, int):
             single[name, what] = result
             return
-        early.setdefault(name, {})[what] = result
-        while (first := taken.get(name, 0)) in early[name]:  # in the order of the record, so that sums are the same
+        early.setdefault(name, {})[what], _ = result
+        # In the order of the record, so that the sums do not depend on which job ends first.
+        while (first := taken.get(name, 0)) in early[name]:
             chunk = early[name].pop(first)
             blocks_of[name].add(sum(sizes[:first]) // BLOCK, chunk.moments)
             sums[name] = sums[name] + chunk.sums if name in sums else chunk.sums
@@ -113,9 +108,9 @@ def measure(
 
 
 def error_of_one(design: Design, rule: Inversion, ambient: float) -> float:
-    """Statistical error of the worst copy's inverse, times the square root of the readings it is taken from.
+    """Statistical error of the inverse of the worst copy, times the square root of the number of readings.
 
-    The error of an estimate is known before it is made: it is that of the law of the copy's own values.
+    The error is known before any run: the law of the estimate follows from the values of the copy.
     """
     recipe = recipe_for(design.board, design.program)
     circuits = [assemble(design.board, design.program, copy, Conditions(ambient)) for copy in design.copies]
@@ -126,9 +121,9 @@ def error_of_one(design: Design, rule: Inversion, ambient: float) -> float:
 def _jobs(
     design: Design, circuits: dict[str, str], plan: Plan, sizes: list[int], recipe: Recipe, folder: Path | None
 ) -> dict[tuple[str, str | int], Callable[[], object]]:
-    """Everything to be run, by copy and kind or number of the chunk."""
+    """Jobs by name of the copy, and analysis or number of the chunk."""
     board, program = design.board, design.program
-    version = ngspice_version(find_ngspice())
+    find_ngspice()  # or SimulationError at once, before any job
     wanted = spectral_frequencies(design)
     jobs: dict[tuple[str, str | int], Callable[[], object]] = {}
     for k, copy in enumerate(specimens(design)):
@@ -145,29 +140,28 @@ def _jobs(
             jobs[copy.name, CHARGE] = partial(charge_run, board, program, text)
         for c, size in enumerate(sizes if k else []):
             seed = chunk_seed(plan.seed, k, c)
-            jobs[copy.name, c] = partial(_kept_chunk, design, text, seed, size, recipe, folder, version)
+            jobs[copy.name, c] = partial(_chunk, board, program, text, recipe, seed, size, folder)
     return jobs
 
 
-def _kept_chunk(
-    design: Design, circuit: str, seed: int, size: int, recipe: Recipe, folder: Path | None, version: str
-) -> Chunk:
-    """A chunk, run now or before."""
-    board, program = design.board, design.program
+def _chunk(
+    board: Board, program: Program, circuit: str, recipe: Recipe, seed: int, size: int, folder: Path | None
+) -> tuple[Chunk, str]:
+    """Run a chunk of `size` readings or load the one kept in `folder`; the chunk, and the hash of its deck."""
     deck = chunk_deck(board, program, circuit, seed, size, recipe)
-    path = folder and folder / f"{sha256(version + deck)[:32]}.npz"
-    kept = path and load_chunk(path)
-    if kept:
-        return kept
-    chunk = run_chunk(board, program, deck, size)
-    if path:
-        save_chunk(path, chunk)
-    return chunk
+    name = sha256(ngspice_version(find_ngspice()) + deck)
+    path = folder and folder / f"{name[:32]}.npz"
+    chunk = path and load_chunk(path)
+    if not chunk:
+        chunk = run_chunk(board, program, deck, size)
+        if path:
+            save_chunk(path, chunk)
+    return chunk, name
 
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """What a copy showed under a program: its exact run or spectra alone, a resistive board's solutions, a hash."""
+    """Exact run, or spectra alone, of a copy under a program; solutions of a resistive board; hash of the deck."""
 
     exact: ExactRun | Spectra
     solved: SolveRun | None
@@ -176,7 +170,7 @@ class Shown:
 
 @dataclass(frozen=True, eq=False)
 class Sampled:
-    """What readings of a copy under a program say: their second moment (n, n) [V²], how many, how they were taken."""
+    """Second moment (n, n) [V²] of `samples` readings of a copy under a program, the recipe, hash of the decks."""
 
     covariance: np.ndarray
     samples: int
@@ -193,10 +187,10 @@ def run_programs(
     progress: Progress = silent,
     spectra_only: bool = False,
 ) -> list[list[Shown]]:
-    """What every copy (outer) showed under every program (inner), with spectra near `wanted` (f,) [Hz], each once.
+    """Run every copy (outer list) under every program (inner list), with spectra near `wanted` (f,) [Hz], each once.
 
-    `spectra_only`: without the covariance, which takes most of the time. Raises SimulationError if a run fails twice;
-    finished ones stay in `folder`.
+    `spectra_only`: without the covariance, which takes most of the time. SimulationError if a run fails twice; finished
+    runs stay in `folder`.
     """
     shown: dict[tuple[int, int], Shown] = {}
     jobs = {
@@ -217,11 +211,23 @@ def sample_programs(
     folder: Path | None = None,
     progress: Progress = silent,
 ) -> list[list[Sampled]]:
-    """The same from `samples` readings each, rounded up to whole blocks, with noise of this seed."""
+    """Sample every copy (outer list) under every program (inner list): `samples` readings each, noise of this seed.
+
+    `samples` is rounded up to whole blocks. SimulationError if a chunk fails twice; finished chunks stay in `folder`.
+    """
     recipes, sizes = [recipe_for(board, program) for program in programs], chunk_sizes(samples)
     moments: dict[tuple[int, int, int], tuple[np.ndarray, str]] = {}
     jobs = {
-        (c, p, k): partial(_chunk, board, program, copy, recipes[p], seed, (c, p, k), size, folder)
+        (c, p, k): partial(
+            _second_moment,
+            board,
+            program,
+            copy,
+            recipes[p],
+            chunk_seed(seed, c, FIRST_CHUNK + p * MOST_CHUNKS + k),
+            size,
+            folder,
+        )
         for c, copy in enumerate(copies)
         for p, program in enumerate(programs)
         for k, size in enumerate(sizes)
@@ -238,33 +244,19 @@ def sample_programs(
     return [[of(c, p) for p in range(len(programs))] for c in range(len(copies))]
 
 
-def _chunk(
-    board: Board,
-    program: Program,
-    copy: Copy,
-    recipe: Recipe,
-    seed: int,
-    place: tuple[int, int, int],
-    size: int,
-    folder: Path | None,
+def _second_moment(
+    board: Board, program: Program, copy: Copy, recipe: Recipe, seed: int, size: int, folder: Path | None
 ) -> tuple[np.ndarray, str]:
-    """Second moment (n, n) of one chunk, run now or before, and the hash of its deck."""
-    c, p, k = place
-    own = chunk_seed(seed, c, BESIDE + p * MOST_CHUNKS + k)
-    deck = chunk_deck(board, program, circuit_text(board, program, copy, Conditions()), own, size, recipe)
-    name = sha256(ngspice_version(find_ngspice()) + deck)
-    path = folder and folder / f"{name[:32]}.npz"
-    chunk = path and load_chunk(path)
-    if not chunk:
-        chunk = run_chunk(board, program, deck, size)
-        if path:
-            save_chunk(path, chunk)
+    """Second moment (n, n) [V²] of one chunk, run now or kept, and the hash of its deck."""
+    circuit = circuit_text(board, program, copy, Conditions())
+    chunk, name = _chunk(board, program, circuit, recipe, seed, size, folder)
     return chunk.moments.mean(axis=0), name
 
 
 def _run(
     board: Board, program: Program, copy: Copy, wanted: np.ndarray, folder: Path | None, spectra_only: bool
 ) -> Shown:
+    """Run a copy under a program without sampling, or load the run kept in `folder`."""
     circuit = circuit_text(board, program, copy, Conditions())
     version = ngspice_version(find_ngspice())
     name = sha256(f"{version} {spectra_only} {wanted.tolist()} {program.energy!r} {circuit}")

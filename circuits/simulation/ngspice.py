@@ -1,8 +1,7 @@
-"""The one way to run ngspice: a deck in, checked plots out, in a process and a folder of its own.
+"""Runs of ngspice: a deck in, checked plots out, each run in a process and a folder of its own.
 
-ngspice's exit code is no signal: a failed analysis can leave 0 and a healthy deck 1. A run counts only if every
-plot that was asked for is in the raw file, whole, with every vector and nothing but finite numbers. This is the
-only module that starts ngspice.
+The exit code of ngspice says nothing: a failed analysis can return 0 and a sound deck 1. A run is accepted only if
+every expected plot is whole in the raw file, with every vector and only finite numbers. No other module starts ngspice.
 """
 
 import os
@@ -20,7 +19,7 @@ import numpy as np
 from circuits.errors import SimulationError
 
 TIMEOUT = 3600.0  # s; a chunk takes a few seconds, that of 64 differential cells some minutes
-OLDEST = 29  # the first with `.option seed`
+OLDEST = 29  # the first version with `.option seed`
 LARGEST = 1e20  # V and Hz: far above anything real, and its powers are finite
 _FAILURE = re.compile(r"(fatal error|simulation\(s\) aborted|singular matrix|timestep too small|no such vector)", re.I)
 
@@ -34,7 +33,7 @@ class Plot:
 
 
 def find_ngspice() -> str:
-    """Path of the ngspice program; SimulationError says how to get it."""
+    """Path of the ngspice program; SimulationError, which says how to install it, if there is none."""
     path = shutil.which("ngspice")
     if path is None:
         raise SimulationError(
@@ -46,7 +45,7 @@ def find_ngspice() -> str:
 
 @cache
 def ngspice_version(path: str) -> str:
-    """The version number that the program at `path` prints, "unknown" if it prints none."""
+    """Version number that the program at `path` prints, "unknown" if it prints none."""
     try:
         printed = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=False).stdout
     except (OSError, subprocess.TimeoutExpired):
@@ -60,9 +59,8 @@ def run_deck(
 ) -> list[Plot]:
     """Run `deck`, which writes <output>.raw, and return its `plots` plots of v(node) for `nodes`.
 
-    `files` are what the deck reads, by name. A run has a folder of its own.
-    Raises SimulationError if ngspice is missing, crashes, takes longer than TIMEOUT seconds, or writes anything
-    but `plots` whole plots of finite numbers.
+    `files` holds the content of the files that the deck reads, by name. SimulationError if ngspice is missing, too old,
+    crashes, takes longer than TIMEOUT seconds, or writes anything but `plots` whole plots of finite numbers.
     """
     program = find_ngspice()
     _check_version(program)
@@ -81,7 +79,7 @@ def run_deck(
 
 
 def parse_raw(content: bytes, nodes: Sequence[str]) -> list[Plot]:
-    """All plots of a binary raw file, voltages in the order of `nodes`; SimulationError if it is not whole."""
+    """Plots of a binary raw file, voltages in the order of `nodes`; SimulationError if one is not whole or finite."""
     plots = []
     position = 0
     while position < len(content):
@@ -111,7 +109,7 @@ def parse_raw(content: bytes, nodes: Sequence[str]) -> list[Plot]:
 
 
 def _check_version(path: str) -> None:
-    """Raise SimulationError if the program says that it is older than OLDEST."""
+    """Raise SimulationError if the version that the program prints is older than OLDEST."""
     number = re.match(r"\d+", ngspice_version(path))
     if number and int(number[0]) < OLDEST:
         raise SimulationError(
@@ -120,6 +118,7 @@ def _check_version(path: str) -> None:
 
 
 def _run(program: str, folder: str, timeout: float) -> str:
+    """Log of the run of deck.cir in `folder`; SimulationError if the run fails or takes longer than `timeout` [s]."""
     command = [program, "-n", "-b", "deck.cir"]  # -n: no .spiceinit, or the user's settings change results
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SPICE_")}
     try:
@@ -145,6 +144,7 @@ def _run(program: str, folder: str, timeout: float) -> str:
 
 
 def _read_header(header: str) -> tuple[list[str], int, np.dtype]:
+    """Names of the vectors, number of points, and type of the numbers of a plot."""
     points = re.search(r"^No\. Points:\s*(\d+)", header, re.M)
     flags = re.search(r"^Flags:\s*(\w+)", header, re.M)
     names = re.findall(r"^\t\d+\t(\S+)\t", header, re.M)
@@ -154,13 +154,14 @@ def _read_header(header: str) -> tuple[list[str], int, np.dtype]:
 
 
 def _last_words(log: str) -> str:
+    """Last line of a log that names an error, or its last line."""
     told = [line.strip() for line in log.splitlines() if line.strip()]
     errors = [line for line in told if re.search(r"error|aborted|singular|failed|small", line, re.I)]
     return (errors or told or ["nothing"])[-1][:200]
 
 
 def has_ngspice() -> bool:
-    """Whether there is an ngspice to run."""
+    """Whether ngspice is installed."""
     try:
         find_ngspice()
     except SimulationError:

@@ -1,12 +1,13 @@
-"""The variance of single readings by ngspice's own noise analysis, which knows nothing of held noise currents.
+"""Variance of single readings by the noise analysis of ngspice, independent of the AC runs; noise white, not held.
 
     y = v(p) - v(n),   Var(y) = ∫₀^∞ S_y df,   S_y = Σ_k 4 kT_k g_k |z_k(f)|²
 
-`.noise` counts the thermal noise of resistors and devices alone, and finds all transfers z_k of an output at once, by
-the adjoint circuit. So every noise source k, of σ held for h in the deck, gets a resistor 1/g_k of its own, heated by
-`dtemp` to the temperature T_k = σ² h/(2 k g_k) of its cell, 10⁸ to 10¹¹ K, whose voltage a transconductance g_k
-puts into the node. The rest of the circuit is at absolute zero, where resistors add nothing. ngspice's own integral
-overflows on steep spectra; the spectrum is integrated as in circuits.simulation.ac.
+`.noise` includes only the thermal noise of resistors and devices, and finds all transfers z_k of an output at once, by
+the adjoint circuit. Every noise source k, of σ held for h in the deck, is therefore replaced by a resistor 1/g_k that
+`dtemp` heats to T_k = σ² h/(2 k g_k), the temperature of the cell, 10⁸ to 10¹¹ K; a transconductance g_k drives a
+current in proportion to the noise voltage of the resistor into the node. The rest of the circuit is at absolute zero,
+where resistors have no noise. The integral that ngspice computes overflows on steep spectra; here the spectrum is
+integrated as in circuits.simulation.ac.
 """
 
 import re
@@ -21,13 +22,13 @@ from circuits.netlist.deck import control
 from circuits.simulation.ac import converged
 from circuits.simulation.ngspice import run_deck
 
-BOLTZMANN = 1.38064852e-23  # J/K, that of ngspice, which has to cancel
-DENSITY = "density"  # what the spectrum of an output is called in the raw file
+BOLTZMANN = 1.38064852e-23  # J/K, the value in ngspice, which has to cancel
+DENSITY = "density"  # name of the spectrum of an output in the raw file
 
 
 @dataclass(frozen=True, eq=False)
 class NoiseRun:
-    """`variances` (outputs,) [V²] of the readings `outputs` (from 0), and the relative error of their integration."""
+    """Variances (outputs,) [V²] of the readings `outputs` (numbers from 0), and the relative error of integration."""
 
     outputs: tuple[int, ...]
     variances: np.ndarray
@@ -37,7 +38,7 @@ class NoiseRun:
 def noise_run(board: Board, program: Program, circuit: str, outputs: Sequence[int]) -> NoiseRun:
     """Run the circuit part of a deck in ngspice, one noise analysis for each of the readings `outputs` (from 0).
 
-    InputError if there is no such reading, or a source is not in the circuit; SimulationError if ngspice fails or the
+    InputError if the board lacks such a reading, or the circuit lacks a source; SimulationError if ngspice fails or the
     integral does not converge.
     """
     last = len(board.readings) - 1
@@ -50,7 +51,7 @@ def noise_run(board: Board, program: Program, circuit: str, outputs: Sequence[in
 
 
 def _heaters(board: Board, circuit: str) -> str:
-    """Absolute zero, and a hot resistor for every source."""
+    """Lines of a deck: the circuit at absolute zero, and a hot resistor for every noise source."""
     lines = [".options temp=-273.15"]
     for k, source in enumerate(board.sources):
         g = source.conductance
@@ -62,7 +63,7 @@ def _heaters(board: Board, circuit: str) -> str:
 
 
 def _temperature(source: Source, circuit: str) -> float:
-    """T [K] of a source: its two-sided density is σ² h = 2 kT g."""
+    """Temperature T [K] of a source, from its two-sided density σ² h = 2 kT g; InputError if the circuit lacks it."""
     found = re.search(rf"^{source.name} .*trrandom\(2 (\S+) 0 (\S+) 0\)", circuit, re.M)
     if not found:
         raise InputError(f"the circuit lacks the noise source {source.name}; it is not one of this board")
@@ -73,7 +74,7 @@ def _temperature(source: Source, circuit: str) -> float:
 def _measure(
     board: Board, heated: str, chosen: list[Reading], low: float, high: float, points: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frequency (f,) [Hz] and the one-sided densities of the readings [V²/Hz], on the diagonal of (f, k, k)."""
+    """Frequencies (f,) [Hz] and one-sided densities [V²/Hz] of the readings, on the diagonal of (f, k, k)."""
     plots = run_deck(heated + _analysis(board, chosen, low, high, points), [DENSITY], "noise", len(chosen))
     frequency = plots[0].scale
     if any(len(plot.scale) != len(frequency) for plot in plots) or not np.isclose(frequency[-1], high, rtol=1e-3):
@@ -83,10 +84,10 @@ def _measure(
 
 
 def _analysis(board: Board, chosen: list[Reading], low: float, high: float, points: int) -> str:
-    """One analysis a reading; each leaves two plots, of spectra and of totals.
+    """Lines of one noise analysis for each reading; an analysis writes two plots, of spectra and of totals.
 
-    ngspice wants a source to which it could refer the noise. The density is called a voltage, because that is what
-    run_deck looks for.
+    ngspice needs a source as the reference of input noise. The density is typed as a voltage, because run_deck reads
+    voltages.
     """
     reference = board.sources[0].name.lower()
     lines = ["set sqrnoise", "set appendwrite", f"alter {reference} ac = 1"]

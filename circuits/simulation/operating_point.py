@@ -1,9 +1,9 @@
-"""What a resistive board is for: the mean of its readings solves a linear system, and settles exponentially.
+"""Means of the readings of a resistive board: solutions of linear systems, and how the readings settle to them.
 
     <y> = M⁻¹ b / g   for bias currents b,      v(t) = (I - e^{-At}) G⁻¹ i,   A = C⁻¹ G
 
-In ngspice, noise off: one operating point for every cell, a unit current into it (½ into p, -½ into n of a differential
-one), gives the columns of M⁻¹ / g; a step of all of them at once, from rest, gives the settling.
+In ngspice, noise off: one operating point for every cell, with a unit current into the cell (½ into p, -½ into n of a
+differential cell), gives a column of M⁻¹ / g; a step of all these currents at once, from rest, gives the settling.
 """
 
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from circuits.simulation.ngspice import run_deck
 
 STEPS = 100  # of the simulator, per time constant of the fastest mode: the trapezoidal rule is off by 1e-5
 MOST_STEPS = 50_000
-TIMES = 50  # at which the settling is kept
-LONG = 5.0  # slowest time constants that are followed, if MOST_STEPS allows
+TIMES = 50  # number of instants at which the settling is kept
+LONG = 5.0  # length of the settling in slowest time constants, if MOST_STEPS allows
 
 
 @dataclass(frozen=True, eq=False)
 class SolveRun:
-    """Readings (n, n) [V] for a unit of bias into each cell, a column each, in units of `bias` [A].
+    """Columns (n, n) [V]: the readings for the current `bias` [A] into one cell, a column for each cell.
 
-    `settling` (times, n) [V] are the readings at `times` [s] after all inputs were stepped from zero to `bias`.
+    `settling` (times, n) [V] holds the readings at `times` [s] after all inputs were stepped from zero to `bias`.
     """
 
     bias: float
@@ -36,7 +36,7 @@ class SolveRun:
 
 
 def solve_run(board: Board, program: Program, circuit: str) -> SolveRun:
-    """Run the circuit part of a deck, its noise sources taken away."""
+    """Run the circuit part of a deck without its noise sources; SimulationError if ngspice fails."""
     bias = board.unit * board.limits.reading_rms
     end, step = _times(board, program)
     deck = quiet(circuit, board) + _analysis(board, bias, end, step)
@@ -52,13 +52,13 @@ def solve_run(board: Board, program: Program, circuit: str) -> SolveRun:
 
 
 def quiet(circuit: str, board: Board) -> str:
-    """The circuit without its noise sources, which an analysis in time would switch on."""
+    """Circuit part of a deck without its noise sources, which a transient analysis would switch on."""
     noisy = {source.name for source in board.sources}
     return "\n".join(line for line in circuit.splitlines() if line.split(" ")[0] not in noisy) + "\n"
 
 
 def _times(board: Board, program: Program) -> tuple[float, float]:
-    """End of the settling and the simulator's step [s], from the nominal modes."""
+    """End of the settling and step of the simulator [s], from the modes of the nominal board."""
     circuit = nominal_circuit(board, program)
     rates = np.linalg.eigvalsh(circuit.conductance) / circuit.capacitance[0, 0]
     step = 1 / rates[-1] / STEPS
@@ -66,6 +66,7 @@ def _times(board: Board, program: Program) -> tuple[float, float]:
 
 
 def _analysis(board: Board, bias: float, end: float, step: float) -> str:
+    """Lines of one operating point for each cell, and of the settling."""
     saved = " ".join(f"v({node})" for node in board.nodes)
     lines = ["set appendwrite"]
     for cell in range(len(board.cells)):

@@ -1,4 +1,4 @@
-"""What ngspice returned for the copies of a design, and the file that keeps it: arrays named <copy>/<quantity>."""
+"""Results of ngspice for the copies of a design, and their file: an .npz of arrays named <copy>/<quantity>."""
 
 import zipfile
 import zlib
@@ -24,15 +24,15 @@ EXACT = ("covariance", "integration_error", "frequencies", "spectra")
 SOLVED = ("bias", "columns", "times", "settling")
 SUMMED = ("lag", "pairs", "lagged", "readings", "fourth")
 CHARGED = ("charge", "times", "readings")
-UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # what a damaged .npz makes numpy raise
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # raised by numpy for a damaged .npz
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What ngspice returned for one copy: the exact run, and the second moments of the one sampled by `recipe`.
+    """Results of ngspice for one copy: the exact run, and the second moments of the readings sampled by `recipe`.
 
-    `solve` comes with the exact run of a resistive board, `charge` with a capacitive one if it was asked for, `sums`
-    with the moments, `noise` (a few variances by another analysis) with the exact run of a copy.
+    `solve` comes with the exact run of a resistive board, `charge` with charge readout of a capacitive board, `sums`
+    with the moments, `noise` (a few variances by noise analysis) with the exact run of a copy.
     """
 
     exact: ExactRun | None
@@ -45,7 +45,7 @@ class Run:
 
 
 def save_measurements(path: Path, measured: dict[str, Run]) -> None:
-    """Write everything measured to one .npz, arrays named <copy>/<quantity>."""
+    """Write the runs by copy name to one .npz, arrays named <copy>/<quantity>."""
     arrays: dict[str, np.ndarray] = {}
     for name, run in measured.items():
         arrays |= exact_arrays(run.exact, run.solve, f"{name}/")
@@ -63,7 +63,7 @@ def save_measurements(path: Path, measured: dict[str, Run]) -> None:
 
 
 def load_measurements(path: Path, design: Design) -> dict[str, Run]:
-    """Read what `save_measurements` wrote; InputError if it is missing or belongs to another design."""
+    """Runs by copy name from the file of `save_measurements`; InputError if missing, damaged or of another design."""
     if not path.is_file():
         raise InputError(f"{path} does not exist; make it with `tngd verify`")
     try:
@@ -90,14 +90,14 @@ def load_measurements(path: Path, design: Design) -> dict[str, Run]:
 
 
 def exact_arrays(exact: ExactRun | None, solve: SolveRun | None, beginning: str = "") -> dict[str, np.ndarray]:
-    """What runs without sampling returned, as arrays whose names begin so."""
+    """Arrays of runs without sampling, with names that begin with `beginning`."""
     arrays = {f"{beginning}{field}": np.asarray(getattr(exact, field)) for field in EXACT} if exact else {}
     solved = {f"{beginning}solve_{field}": np.asarray(getattr(solve, field)) for field in SOLVED} if solve else {}
     return arrays | solved
 
 
 def exact_from(arrays: Mapping[str, np.ndarray], beginning: str = "") -> tuple[ExactRun | None, SolveRun | None]:
-    """What `exact_arrays` wrote; None for what is not there, KeyError for a part of one."""
+    """Runs from the arrays of `exact_arrays`; None for a run without arrays, KeyError if some arrays of a run lack."""
     exact = solve = None
     if f"{beginning}covariance" in arrays:
         covariance, error, frequencies, spectra = (arrays[beginning + field] for field in EXACT)
@@ -114,7 +114,7 @@ def save_chunk(path: Path, chunk: Chunk) -> None:
 
 
 def load_chunk(path: Path) -> Chunk | None:
-    """A chunk that was written before; None if it is not there or damaged."""
+    """Chunk read from an .npz of `save_chunk`; None if the file is missing or damaged."""
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
             return Chunk(kept["moments"], _sums(kept))
@@ -123,6 +123,7 @@ def load_chunk(path: Path) -> Chunk | None:
 
 
 def _measurement(arrays: dict[str, np.ndarray], name: str) -> Run:
+    """Run of the copy of this name; KeyError if some arrays of an analysis are missing."""
     exact, solve = exact_from(arrays, f"{name}/")
     charge = None
     if f"{name}/charge_times" in arrays:
@@ -140,5 +141,6 @@ def _measurement(arrays: dict[str, np.ndarray], name: str) -> Run:
 
 
 def _sums(arrays: Mapping[str, np.ndarray], beginning: str = "") -> Sums:
+    """Sums over a record from the arrays whose names begin with `beginning`."""
     lag, pairs, lagged, readings, fourth = (arrays[beginning + field] for field in SUMMED)
     return Sums(int(lag), int(pairs), lagged, int(readings), fourth)

@@ -1,13 +1,13 @@
-"""The covariance of the readings from time-domain runs, in chunks that are independent records of their own seed.
+"""Sampled readings from transient runs, in chunks: independent records, each with a seed of its own.
 
-A chunk is one ngspice process: start-up discarded, then readings y_k at multiples of the hold period. What is kept
-is the second moment of every block of BLOCK readings, (1/BLOCK) Σ y yᵀ (the mean is known to be zero), so memory does
-not grow with the record and any later question about error against samples can be answered.
+A chunk is one ngspice process: start-up discarded, then readings y_k at multiples of the hold period. Kept is the
+second moment (1/BLOCK) Σ y yᵀ of every block of BLOCK readings (the mean is known to be zero), so memory does not grow
+with the record, and the error can be given against the number of samples afterwards.
 
-A recipe says how noise comes in. Held noise (`trrandom`) makes a break point of every sample and so four or five steps
-of the integrator: the law is that of circuits.ou. Noise from a file costs one step a sample, and four or five times
-less; its law is that of circuits.statistics.trapezoidal. Everything that makes a chunk is in its deck, which it may be
-kept under.
+A recipe is a way of feeding the noise. With held noise (`trrandom`) every sample is a break point and costs four or
+five steps of the integrator; the law of the readings is that of circuits.ou. Noise from a file costs one step a sample;
+the law is that of circuits.statistics.trapezoidal. The deck determines the chunk completely, so the hash of the deck
+can name a kept chunk.
 """
 
 import re
@@ -34,17 +34,17 @@ from circuits.statistics.trapezoidal import (
     stepped_lagged_covariances,
 )
 
-FILE_STREAM = 4  # of random numbers: not that of parts, seeds of noise, or devices
+FILE_STREAM = 4  # stream of random numbers of noise files; parts, seeds of noise and devices have others
 STEPPED_FROM = 32  # cells
 KLU_FROM = 42  # version of ngspice
-SETTLED = 128  # steps: ngspice's first ones are shorter
+SETTLED = 128  # steps; the first steps of ngspice are shorter than the period
 MOST_START_UP = 2000  # steps of start-up that one step a sample may cost on a board that settles sooner
-LARGE = 1e-6  # relative difference of a run from its recursion: far above rounding, far below any other recursion
+LARGE = 1e-6  # relative difference of a run to its recursion: far above rounding, far below any other recursion
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a chunk is run. `stepped`: noise from a file, one step a sample; `klu`: with the sparse solver KLU."""
+    """Way to run a chunk. `stepped`: noise from a file, one step a sample; `klu`: with the sparse solver KLU."""
 
     name: str
     stepped: bool = False
@@ -53,9 +53,7 @@ class Recipe:
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Second moments (samples / BLOCK, n, n) [V²] of the blocks of a chunk, and the sums of
-    circuits.statistics.equilibrium.
-    """
+    """Second moments (samples / BLOCK, n, n) [V²] of the blocks of a chunk, and the sums of statistics.equilibrium."""
 
     moments: np.ndarray
     sums: Sums
@@ -67,7 +65,7 @@ STEPPED_KLU = Recipe("filesource, klu", stepped=True, klu=True)
 
 
 def choose_recipe(cells: int, version: str) -> Recipe:
-    """The fastest recipe for a board of so many cells in an ngspice of this version, if it has XSPICE."""
+    """Fastest recipe for a board of this number of cells in an ngspice of this version, if built with XSPICE."""
     if cells < STEPPED_FROM:
         return HELD
     number = re.match(r"\d+", version)
@@ -75,9 +73,9 @@ def choose_recipe(cells: int, version: str) -> Recipe:
 
 
 def recipe_for(board: Board, program: Program) -> Recipe:
-    """The fastest recipe that the installed ngspice runs, checked, and whose law holds for this board.
+    """Fastest recipe that the installed ngspice is found to run correctly and whose law holds for this board.
 
-    The name of a held one says why it is not the faster one. SimulationError if there is no ngspice.
+    If the recipe is held noise instead of a faster one, its name says why. SimulationError if there is no ngspice.
     """
     path = find_ngspice()
     recipe = choose_recipe(len(board.cells), ngspice_version(path))
@@ -85,15 +83,15 @@ def recipe_for(board: Board, program: Program) -> Recipe:
         return recipe
     if _too_stiff(board, program):
         return Recipe(f"{HELD.name}, as parasitics are too fast for filesource")
-    if recipe.klu and not _steps_as_it_should(path, klu=True):
+    if recipe.klu and not _steps_once_a_sample(path, klu=True):
         recipe = STEPPED
-    if not _steps_as_it_should(path, recipe.klu):
+    if not _steps_once_a_sample(path, recipe.klu):
         return Recipe(f"{HELD.name}, as this ngspice has no filesource")
     return recipe
 
 
 def recipe_named(name: str) -> Recipe:
-    """The recipe of this name, as a result has it; InputError if there is none."""
+    """Recipe of this name, as kept with a result; InputError if there is none."""
     for recipe in (STEPPED, STEPPED_KLU):
         if name == recipe.name:
             return recipe
@@ -103,7 +101,7 @@ def recipe_named(name: str) -> Recipe:
 
 
 def chunk_deck(board: Board, program: Program, circuit: str, seed: int, samples: int, recipe: Recipe = HELD) -> str:
-    """The deck of one chunk, from the circuit part of a copy's deck.
+    """Deck of one chunk, from the circuit part of the deck of a copy.
 
     InputError if the recipe takes one step a sample and the board has modes much faster than the period.
     """
@@ -119,7 +117,7 @@ def chunk_deck(board: Board, program: Program, circuit: str, seed: int, samples:
 
 
 def run_chunk(board: Board, program: Program, deck: str, samples: int) -> Chunk:
-    """Run one chunk."""
+    """Run the deck of one chunk of `samples` readings; SimulationError if readings are missing or off the grid."""
     plot = run_deck(deck, board.nodes, "chunk", 1, _noise_files(deck, len(board.sources)))[0]
     if len(plot.scale) < samples:
         raise SimulationError(f"ngspice stopped after {len(plot.scale)} of {samples} readings; is the circuit stable?")
@@ -132,7 +130,7 @@ def run_chunk(board: Board, program: Program, deck: str, samples: int) -> Chunk:
 
 
 def chunks_lags(recipe: Recipe, circuit: Circuit, period: float) -> np.ndarray:
-    """ρ(τ) of the readings of a circuit taken by this recipe, (lags, n, n), V²."""
+    """Lagged covariances ρ(τ), (lags, n, n), V², of the readings of a circuit taken by this recipe."""
     return (stepped_lagged_covariances if recipe.stepped else lagged_covariances)(circuit, period)
 
 
@@ -148,20 +146,20 @@ def chunks_covariance(recipe: Recipe, circuit: Circuit, period: float) -> np.nda
 
 
 def _start_up(board: Board, program: Program) -> int:
-    """Steps thrown away: also the modes that alternate from step to step have died out."""
+    """Steps discarded at the start of a chunk, after which alternating modes have decayed too."""
     circuit = nominal_circuit(board, program, Conditions())
     return max(SETTLED, discarded(program), int(np.ceil(START_UP * memory(circuit, program.period))))
 
 
 def _too_stiff(board: Board, program: Program) -> bool:
-    """Whether modes that one step a sample makes alternate die out much later than those of the board."""
+    """Whether the alternating modes of one step a sample decay much more slowly than the modes of the board."""
     return _start_up(board, program) > max(2 * discarded(program), MOST_START_UP)
 
 
 def _without_sources(board: Board, circuit: str, period: float) -> tuple[str, list[tuple[str, float]]]:
-    """The circuit without its held noise sources; of each its node and a step of its file's whole numbers [A].
+    """Circuit without its held noise sources, and the node of each with the current [A] of one unit in a noise file.
 
-    A source of the deck has the density hold · σ², whatever the period is.
+    The density of a source is hold · σ² of the deck, whatever `period` is.
     """
     noisy = {source.name for source in board.sources}
     kept, channels = [], []
@@ -176,7 +174,7 @@ def _without_sources(board: Board, circuit: str, period: float) -> tuple[str, li
 
 
 def _noise_files(deck: str, channels: int) -> dict[str, bytes]:
-    """The files that a deck reads; seed and length are what it says itself."""
+    """Noise files that a deck reads, by name; seed and length are found in the deck."""
     if "filesource(" not in deck:
         return {}
     seed = int(re.search(r"^\.options .*seed=(\d+)", deck, re.M)[1])
@@ -187,7 +185,7 @@ def _noise_files(deck: str, channels: int) -> dict[str, bytes]:
 
 
 def _files(currents: np.ndarray) -> dict[str, bytes]:
-    """noise1.txt, noise2.txt, …: number of the step, then the channels of one file."""
+    """Files noise1.txt, noise2.txt, …; a line holds the number of the step, then one current for each channel."""
     edges = np.cumsum([0, *file_widths(currents.shape[1])])
     steps = np.arange(len(currents))[:, None]
     return {
@@ -197,7 +195,7 @@ def _files(currents: np.ndarray) -> dict[str, bytes]:
 
 
 def _table(whole: np.ndarray) -> bytes:
-    """Whole numbers (rows, columns) as text of fixed width, " +0123": four times as fast as np.savetxt."""
+    """Integers (rows, columns) as text of fixed width, " +0123": four times as fast as np.savetxt."""
     left = np.abs(whole).astype(np.uint32)
     digits = len(str(left.max()))
     text = np.full((*whole.shape, digits + 2), ord(" "), dtype=np.uint8)
@@ -209,8 +207,8 @@ def _table(whole: np.ndarray) -> bytes:
 
 
 @cache
-def _steps_as_it_should(path: str, klu: bool) -> bool:
-    """Whether the ngspice at `path` takes one trapezoidal step a sample from a file: RC = h = 1 s, R = 1 megohm."""
+def _steps_once_a_sample(path: str, klu: bool) -> bool:
+    """Whether the ngspice at `path` takes one trapezoidal step a sample from a file; RC = h = 1 s, R = 1 megohm."""
     i = np.random.default_rng(FILE_STREAM).integers(-9, 10, size=(SETTLED + 102, 1))
     sources = file_sources([("a", 1e-6)], 1.0)
     analysis = stepped_analysis(["a"], 1.0, SETTLED, 100, "probe", " klu" * klu)

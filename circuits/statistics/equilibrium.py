@@ -1,12 +1,13 @@
-"""Is a record Gaussian, and as far out of equilibrium as its copy should be?
+"""Tests of a record: Gaussian readings, and detailed balance as far as the law of the copy has it.
 
 Gaussian: the excess kurtosis of every reading, k_i = <y_i⁴>/<y_i²>² - 3, is to first order the mean of the Hermite
 polynomial He₄ of y_i/σ_i, and
 
     Cov(k_i, k_j) = (24/N²) Σ_τ c(τ) r_ij(τ)⁴,   r_ij = ρ_ij/(σ_i σ_j),   c(τ) pairs of readings τ apart.
 
-Detailed balance: at equal temperatures nothing flows, and the lagged covariance C(L) = <y(t + L) y(t)ᵀ> is symmetric.
-Unequal ones leave a part a(L) = (C - Cᵀ)/2 that is known, ρ(L) being the copy's own; by Isserlis' theorem
+Detailed balance: at equal temperatures no probability current flows, and the lagged covariance C(L) = <y(t + L) y(t)ᵀ>
+is symmetric. At unequal temperatures the antisymmetric part a(L) = (C - Cᵀ)/2 is not zero; its expected value is
+(ρ(L) - ρ(L)ᵀ)/2, ρ being the lagged covariance of the copy, and its scatter, by Isserlis' theorem,
 
     Cov(C_ij, C_kl) = (1/N²) Σ_τ c(τ) [ρ_ik(τ) ρ_jl(τ) + ρ_il(τ + L) ρ_jk(τ - L)].
 """
@@ -15,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy import special
+
+from circuits.statistics.estimators import pair_counts
 
 LONG_RECORD = 400.0  # effective samples in the slowest direction from which both χ² keep their false-alarm rates
 
@@ -42,11 +45,12 @@ class Sums:
 
 @dataclass(frozen=True)
 class Equilibrium:
-    """`kurtosis`: largest excess in size, `kurtosis_p` that of the χ² of all readings (None: record too short).
+    """Results of both tests on one record; `lag` is L in sampling periods.
 
-    `asymmetry` is ||a(L)||/||<y yᵀ>||, `predicted_asymmetry` that of the copy's law, `expected_asymmetry` its root mean
-    square with the noise of the estimate, `asymmetry_p` that of the χ² of a(L) against the law (None: one cell, or the
-    record is too short).
+    `kurtosis` is the excess kurtosis of largest size, `kurtosis_p` the p of the χ² of all of them (None: the record is
+    too short). `asymmetry` is ||a(L)||/||<y yᵀ>||, `predicted_asymmetry` the same by the law of the copy,
+    `expected_asymmetry` the root mean square of `asymmetry` with the noise of the estimate, `asymmetry_p` the p of the
+    χ² of a(L) against the law (None: one cell, or the record is too short).
     """
 
     lag: int
@@ -65,8 +69,8 @@ def sums_of(y: np.ndarray, lag: int) -> Sums:
 
 
 def pairs_of_records(lags: int, lag: int, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many readings, and how many pairs `lag` apart, are 0, 1, … `lags` - 1 apart, in records of such lengths."""
-    return _pairs(lags, 0, records), _pairs(lags, lag, records)
+    """Counts (lags,) of pairs of readings, and of pairs of products `lag` apart, in records of these lengths."""
+    return pair_counts(lags, records), pair_counts(lags, records, lag)
 
 
 def judge_equilibrium(
@@ -76,10 +80,10 @@ def judge_equilibrium(
     pairs: tuple[np.ndarray, np.ndarray],
     effective: float = np.inf,
 ) -> Equilibrium:
-    """Judge a record of this sample covariance (n, n) by the lagged covariances ρ (lags, n, n) of its copy.
+    """Test a record of this sample covariance (n, n) [V²] by the lagged covariances ρ (lags, n, n) [V²] of its copy.
 
-    `pairs` are those of `pairs_of_records`, which gaps may change. The record is worth `effective` independent readings
-    in the slowest direction; below LONG_RECORD there is no p.
+    `pairs` are the counts that `pairs_of_records` gives, fewer if the record has gaps. The record is worth `effective`
+    independent readings in the slowest direction; below LONG_RECORD the p are None.
     """
     of_readings, of_pairs = (_fitted(counts, len(rho)) for counts in pairs)
     kurtosis, kurtosis_p = _gaussian(sums, covariance, rho, of_readings)
@@ -104,11 +108,11 @@ def judge_equilibrium(
 
 
 def _gaussian(sums: Sums, covariance: np.ndarray, rho: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:
-    """Largest excess kurtosis, and p of all of them."""
+    """Excess kurtosis of largest size, and the p of the χ² of all excess kurtoses."""
     sigma = np.sqrt(np.diag(rho[0]))
     r = rho / (sigma[:, None] * sigma)
     weight = counts * np.where(np.arange(len(rho)) == 0, 1.0, 2.0) / counts[0] ** 2
-    # <y²> is off by a_i = He₂'s mean, Var(a_i) = 2 Σ c r²/N²; in second order it takes 3 a² from the kurtosis.
+    # <y_i²> is off by a_i, the mean of He₂, Var(a_i) = 2 Σ c r²/N²; to second order this lowers k_i by 3 a_i².
     second = 2 * np.einsum("t,tii->i", weight, r**2)
     excess = sums.fourth / sums.readings / np.diag(covariance) ** 2 - 3 + 3 * second
     worst = float(excess[np.abs(excess).argmax()])
@@ -122,9 +126,9 @@ def _gaussian(sums: Sums, covariance: np.ndarray, rho: np.ndarray, counts: np.nd
 
 
 def _normal(x: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Kurtoses x of `n` independent samples, in their standard deviations, as normal ones (Anscombe and Glynn 1983).
+    """Normal deviates of kurtoses x of `n` independent samples, x in standard deviations (Anscombe and Glynn 1983).
 
-    The law of a kurtosis has a long tail to the right; that of the cube root is close to a bell.
+    The law of a kurtosis has a long tail to the right; the law of its cube root is close to Gaussian.
     """
     skewness = 6 * (n * n - 5 * n + 2) / ((n + 7) * (n + 9)) * np.sqrt(6 * (n + 3) * (n + 5) / (n * (n - 2) * (n - 3)))
     A = 6 + 8 / skewness * (2 / skewness + np.sqrt(1 + 4 / skewness**2))
@@ -153,11 +157,5 @@ def _antisymmetric_covariance(rho: np.ndarray, lag: int, counts: np.ndarray) -> 
 
 
 def _fitted(counts: np.ndarray, lags: int) -> np.ndarray:
-    """Counts of so many lags; of those that were not counted there are none."""
+    """Counts of pairs cut or padded with zeros to this number of lags."""
     return np.pad(counts[:lags].astype(float), (0, max(lags - len(counts), 0)))
-
-
-def _pairs(lags: int, lost: int, records: np.ndarray) -> np.ndarray:
-    """How many pairs of entries are 0, 1, 2, … apart if every record has `lost` entries less than readings."""
-    lengths, counts = np.unique(np.clip(records - lost, 0, None), return_counts=True)
-    return (np.clip(lengths - np.arange(lags)[:, None], 0, None) * counts).sum(axis=1).astype(float)

@@ -1,4 +1,9 @@
-"""Law of an estimate: how far sample covariances of correlated readings scatter about the covariance of a circuit."""
+"""Law of an estimate: mean and scatter of the sample covariance of correlated readings, and χ² against this law.
+
+For Gaussian readings with the lagged covariances ρ(τ) of a circuit, c(τ) pairs of N readings being τ apart (Isserlis),
+
+    <S_ij> = ρ_ij(0),   Cov(S_ij, S_kl) = (1/N²) Σ_τ c(|τ|) [ρ_ik(τ) ρ_jl(τ) + ρ_il(τ) ρ_jk(τ)].
+"""
 
 from dataclasses import dataclass
 
@@ -13,7 +18,7 @@ LONG_RECORD = 100.0  # effective samples from which the joint χ² keeps its fal
 
 @dataclass(frozen=True, eq=False)
 class EstimateLaw:
-    """Law of a sample covariance of the readings: mean (n, n) and covariance of its upper triangle (q, q)."""
+    """Law of a sample covariance of `samples` readings: mean (n, n), V², and covariance (q, q), V⁴, of its triangle."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -25,25 +30,38 @@ def estimate_law(circuit: Circuit, period: float, samples: int, record: int | No
 
     The samples come in independent records of `record` readings each (default: one record).
     """
-    whole, rest = divmod(samples, record or samples)
-    return law_of_records(lagged_covariances(circuit, period), np.array([record or samples] * whole + [rest]))
+    return law_of_records(lagged_covariances(circuit, period), record_lengths(samples, record))
 
 
 def law_of_records(rho: np.ndarray, records: np.ndarray) -> EstimateLaw:
-    """Law of the sample covariance of independent records of so many readings each, for lagged covariances ρ."""
-    lengths, counts = np.unique(records, return_counts=True)
-    return law_of_pairs(rho, (np.clip(lengths - np.arange(len(rho))[:, None], 0, None) * counts).sum(axis=1))
+    """Law of the sample covariance of independent records of these lengths, for lagged covariances ρ (lags, n, n)."""
+    return law_of_pairs(rho, pair_counts(len(rho), records))
+
+
+def record_lengths(samples: int, record: int | None = None) -> np.ndarray:
+    """Lengths of independent records of `samples` readings: `record` each (default: one record), and the rest."""
+    whole, rest = divmod(samples, record or samples)
+    return np.array([record or samples] * whole + [rest])
+
+
+def pair_counts(lags: int, records: np.ndarray, lag: int = 0) -> np.ndarray:
+    """Counts (lags,) of pairs 0, 1, 2, … periods apart in independent records of these lengths (records,).
+
+    The pairs are of readings, or, for a `lag`, of products of two readings `lag` periods apart: `lag` fewer a record.
+    """
+    lengths, counts = np.unique(np.clip(records - lag, 0, None), return_counts=True)
+    return (np.clip(lengths - np.arange(lags)[:, None], 0, None) * counts).sum(axis=1).astype(float)
 
 
 def law_of_pairs(rho: np.ndarray, pairs: np.ndarray) -> EstimateLaw:
-    """Law of the sample covariance of readings of which `pairs` (lags,) are 0, 1, 2, … periods apart, gaps or not.
+    """Law of the sample covariance of readings with these counts of pairs (lags,) 0, 1, 2, … periods apart.
 
-    pairs[0] is their number. Lags beyond the shorter of ρ (lags, n, n) and `pairs` count nothing.
+    The record may have gaps. pairs[0] is the number of readings. Lags that ρ (lags, n, n) or `pairs` lacks count zero.
     """
     n, samples = rho.shape[1], int(pairs[0])
     rho, weight = _weighted(rho, pairs)
     flat = rho.reshape(len(rho), n * n)
-    # Both orders of the lag: ρ(-τ) = ρ(τ)ᵀ.
+    # τ and -τ: ρ(-τ) = ρ(τ)ᵀ.
     turned = rho.transpose(0, 2, 1).reshape(len(rho), n * n)
     product = ((flat * weight[:, None]).T @ flat + (turned * weight[:, None]).T @ turned) / 2
     R = product.reshape(n, n, n, n)  # R[i, k, j, l] = Σ ρ_ik ρ_jl
@@ -60,10 +78,11 @@ def mean_covariance(rho: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def law_about_mean(rho: np.ndarray, pairs: np.ndarray) -> EstimateLaw:
-    """`law_of_pairs` of the sample covariance (1/N) Σ (y - ȳ)(y - ȳ)ᵀ about the sample mean.
+    """Law of the sample covariance (1/N) Σ (y - ȳ)(y - ȳ)ᵀ about the sample mean ȳ, for pair counts (lags,).
 
-    Its mean is ρ(0) - V exactly. Its covariance is less by V_ik V_jl + V_il V_jk, a few parts in the effective samples;
-    readings at the ends of a stretch know less of ȳ than others do, which is left out: half of one part at most.
+    The mean of S is ρ(0) - V exactly. The covariance of S is that of `law_of_pairs` less V_ik V_jl + V_il V_jk, with N'
+    effective samples a few parts in N'. Neglected: readings at the ends of a stretch without gaps are correlated less
+    with ȳ than the others, which changes the covariance by half a part in N' at most.
     """
     law, V = law_of_pairs(rho, pairs), mean_covariance(rho, pairs)
     i, j = np.triu_indices(len(V))
@@ -83,9 +102,10 @@ def effective_samples(law: EstimateLaw) -> float:
 def joint_chi_square(estimate: np.ndarray, law: EstimateLaw) -> tuple[float, int, float | None]:
     """χ² of all distinct entries of a sample covariance against its law: (value, degrees of freedom, p).
 
-    A sample covariance S is far from Gaussian in short records, and so is the tail of its χ²; its logarithm is close.
-    With W = L⁻¹ S L⁻ᵀ, L Lᵀ = <S>, and E = W - I, the statistic is that of log W + <E²>/2, whose mean is zero to
-    second order, under the covariance of E. p is None below LONG_RECORD effective samples, where even that is not good.
+    In short records a sample covariance S is far from Gaussian; the logarithm of S is close to Gaussian. With
+    W = L⁻¹ S L⁻ᵀ, L Lᵀ = <S>, and E = W - I, the statistic is the χ² of log W + <E²>/2, whose mean is zero to second
+    order, under the covariance of E. Below LONG_RECORD effective samples p is None: the logarithm is not Gaussian
+    enough either.
     """
     n = len(estimate)
     i, j = np.triu_indices(n)
@@ -100,7 +120,7 @@ def joint_chi_square(estimate: np.ndarray, law: EstimateLaw) -> tuple[float, int
 
 
 def _weighted(rho: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The lags that both have, and their weight c(|τ|)/N, twice for τ and -τ."""
+    """ρ at the lags that ρ and `pairs` both have, and the weights c(|τ|)/N, doubled for τ and -τ."""
     lags = min(len(rho), len(pairs))
     return rho[:lags], np.where(np.arange(lags) == 0, 1.0, 2.0) * pairs[:lags] / pairs[0]
 

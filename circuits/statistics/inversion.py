@@ -1,8 +1,8 @@
-"""Reading an inverse off a board: B = Xᵀ (c Cov(y) / (k kT)) X, k nodes a cell, with the nominal scale.
+"""Inverse read from the readings y of a board: B = Xᵀ (c Cov(y) / (k kT)) X, k nodes a cell, with the nominal scale.
 
-Errors are relative Frobenius distances to P⁻¹; the scale-free figure allows one factor, min_a ||a B - P⁻¹|| / ||P⁻¹||.
-A covariance sampled under held noise is biased; what the *nominal* board loses to the hold is put back before the
-inverse is read, which is what a user without the true values can do.
+Errors are relative Frobenius distances to P⁻¹; the scale-free error allows one factor, min_a ||a B - P⁻¹|| / ||P⁻¹||.
+A covariance sampled under held noise is biased. The bias of the *nominal* board (`ou.nominal_hold_correction`) is
+corrected before the inverse is read: a user does not know the true values of a board.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from circuits.board import Board, Design, Program
-from circuits.nodal import Circuit, nominal_circuit
-from circuits.ou import nominal_hold_correction, predicted_columns, reading_covariances
+from circuits.nodal import Circuit
+from circuits.ou import predicted_columns, reading_covariances
 from circuits.statistics.estimators import EstimateLaw
 
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """Reading of covariances as inverses for one design: B = mapᵀ S map with the scale taken in."""
+    """Rule by which one design reads an inverse from a covariance S: B = mapᵀ S map, `map` with the scale in it."""
 
     inverse: np.ndarray  # (n, n), P⁻¹ by numpy
     map: np.ndarray  # (n, n), X sqrt(c / (k kT))
@@ -31,7 +31,7 @@ class Inversion:
         return np.linalg.norm(estimate - self.inverse, axis=(-2, -1)) / np.linalg.norm(self.inverse)
 
     def scale_free_error(self, estimate: np.ndarray) -> float:
-        """The error that is left when one common factor is free."""
+        """Relative Frobenius error of an estimate (n, n) times the factor that fits P⁻¹ best."""
         factor = np.sum(estimate * self.inverse) / np.sum(estimate**2)
         return float(self.error(factor * estimate))
 
@@ -56,19 +56,10 @@ def triangle(matrix: np.ndarray) -> np.ndarray:
 
 
 def inversion_rule(design: Design) -> Inversion:
-    """The reading rule of a design."""
+    """Rule by which a design reads an inverse."""
     board, program = design.board, design.program
     scale = board.capacitance / (board.nodes_per_cell * program.energy)
     return Inversion(np.linalg.inv(program.target), program.mapping * np.sqrt(scale))
-
-
-def hold_correction(design: Design) -> np.ndarray:
-    """White-noise minus held-noise covariance of the nominal board, (n, n), V²."""
-    return nominal_hold_correction(nominal_circuit(design.board, design.program), design.program.period)
-
-
-def _weights(i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    return np.where(i == j, 1.0, np.sqrt(2))
 
 
 def solved_inverse(board: Board, program: Program, columns: np.ndarray, bias: float) -> np.ndarray:
@@ -78,7 +69,12 @@ def solved_inverse(board: Board, program: Program, columns: np.ndarray, bias: fl
 
 
 def circuit_inverses(design: Design, rule: Inversion, circuits: Circuit) -> np.ndarray:
-    """The inverses (…, n, n) that circuits give: by their means on a resistive board, else by their covariances."""
+    """Inverses (…, n, n) by the laws of circuits: from means on a resistive board, from covariances on a capacitive."""
     if design.board.inputs:
         return solved_inverse(design.board, design.program, predicted_columns(design.board, circuits, 1.0), 1.0)
     return rule.read(reading_covariances(circuits))
+
+
+def _weights(i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Weights of the entries i, j of a triangle: sqrt(2) off the diagonal, where an entry stands for two."""
+    return np.where(i == j, 1.0, np.sqrt(2))

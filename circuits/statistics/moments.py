@@ -1,32 +1,31 @@
-"""Second moments of a record in blocks, so that memory does not grow with the record.
+"""Second moments of a record in blocks, in memory that does not grow with the record; chunks of a record.
 
-A block of N_b consecutive readings keeps S_b = (1/N_b) Σ y yᵀ. Any question about error against samples is answered by
-the running means (Σ N_b S_b)/(Σ N_b); a record of any length is kept in at most MOST_BLOCKS blocks.
+A block b of N_b consecutive readings keeps S_b = (1/N_b) Σ y yᵀ. The running means (Σ N_b S_b)/(Σ N_b) give the error
+of an estimate against the number of samples. A record of any length is kept in at most MOST_BLOCKS blocks (simulated
+readings, whose mean is zero) or MOST_KEPT_BLOCKS (recorded readings, whose mean is removed at the end).
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-MOST_BLOCKS = 1000
-
 BLOCK = 500  # readings
-NOISE_STREAM = 2  # of random numbers: not that of parts
 CHUNK = 25_000  # readings; about two seconds for eight differential cells
-
-MOST_KEPT_BLOCKS = 1024  # kept of a copy: when they are full, pairs of them are added up
+MOST_BLOCKS = 1000  # sums that an Accumulator holds
+MOST_KEPT_BLOCKS = 1024  # blocks that BlockMoments holds; when all are in use, neighbours are added in pairs
+NOISE_STREAM = 2  # stream of random numbers of the noise; parts have another
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """`means` (blocks, n, n) [V²] of blocks of so many `readings` (blocks,), in the order in which they were taken."""
+    """Second moments `means` (blocks, n, n) [V²] of blocks of `readings` (blocks,) readings, in the order of time."""
 
     readings: np.ndarray
     means: np.ndarray
 
     @property
     def samples(self) -> int:
-        """How many readings there are."""
+        """Number of readings."""
         return int(self.readings.sum())
 
     @property
@@ -36,29 +35,29 @@ class Moments:
 
 
 class Accumulator:
-    """Adds up blocks of one record that arrive in any order; holds at most MOST_BLOCKS sums."""
+    """Sums of the blocks of one record, which may arrive in any order; at most MOST_BLOCKS sums."""
 
     def __init__(self, blocks: int, size: int, cells: int) -> None:
-        """For `blocks` blocks of `size` readings of `cells` cells."""
+        """Prepare for a record of `blocks` blocks of `size` readings of `cells` cells."""
         self._blocks, self._size = blocks, size
         groups = min(blocks, MOST_BLOCKS)
         self._readings = np.zeros(groups, dtype=np.int64)
         self._sums = np.zeros((groups, cells, cells))
 
     def add(self, first: int, means: np.ndarray) -> None:
-        """Put blocks (k, n, n), the first of which is number `first`, where they belong."""
+        """Add the second moments (k, n, n) of k consecutive blocks, the first of which is number `first`."""
         group = (first + np.arange(len(means))) * len(self._readings) // self._blocks
         np.add.at(self._readings, group, self._size)
         np.add.at(self._sums, group, self._size * means)
 
     def moments(self) -> Moments:
-        """What has been added, block by block."""
+        """Second moments of all blocks added so far."""
         there = self._readings > 0
         return Moments(self._readings[there], self._sums[there] / self._readings[there][:, None, None])
 
 
 def running(moments: Moments, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """Readings (p,) and second moment so far (p, n, n) at about `points` places, evenly in the logarithm."""
+    """Numbers of readings (p,), about `points`, even in the logarithm, and second moments (p, n, n) of so many."""
     chosen = np.unique(np.geomspace(1, len(moments.readings), points).round().astype(int)) - 1
     readings = np.cumsum(moments.readings)
     sums = np.cumsum(moments.means * moments.readings[:, None, None], axis=0)[chosen]
@@ -66,7 +65,7 @@ def running(moments: Moments, points: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def chunk_sizes(samples: int) -> list[int]:
-    """Split `samples` into chunks of at most CHUNK readings, whole blocks each, rounding the total up."""
+    """Split `samples` into chunks of at most CHUNK readings, each of whole blocks, the total rounded up."""
     blocks = -(-samples // BLOCK)
     per_chunk = CHUNK // BLOCK
     full, rest = divmod(blocks, per_chunk)
@@ -79,7 +78,7 @@ def chunk_seed(seed: int, copy: int, chunk: int) -> int:
 
 
 class BlockMoments:
-    """Sums and products of blocks of readings, taken from the first reading so that an offset costs no digits."""
+    """Sums and products of blocks of readings relative to the first reading, so that an offset costs no digits."""
 
     def __init__(self, cells: int):
         self.origin: np.ndarray | None = None
@@ -88,7 +87,7 @@ class BlockMoments:
         self.sums, self.products = np.zeros((MOST_KEPT_BLOCKS, cells)), np.zeros((MOST_KEPT_BLOCKS, cells, cells))
 
     def add(self, y: np.ndarray) -> None:
-        """Take in the next readings (readings, n)."""
+        """Add the next readings (readings, n)."""
         if not len(y):
             return
         self.origin = y[0].copy() if self.origin is None else self.origin
@@ -105,7 +104,7 @@ class BlockMoments:
             self.products[slot] += z.T @ z
 
     def close(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean (n,), moments about it (blocks, n, n), readings in each (blocks,)."""
+        """Mean (n,), second moments about the mean (blocks, n, n), numbers of readings (blocks,)."""
         used = self.readings > 0
         count, sums = self.readings[used, None, None], self.sums[used]
         mean = sums.sum(axis=0) / self.total

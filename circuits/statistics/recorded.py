@@ -1,13 +1,14 @@
 """Recorded voltages of a physical board, read from a CSV file in place of ngspice.
 
-A board's noise is white, its readings y carry an offset, and what its parts really are is not known. Of N readings of a
-copy, c(τ) pairs of which are τ sampling periods apart wherever the gaps are, the covariance is taken about their mean:
+The noise of a physical board is white, its readings y have an offset, and the values of its parts are not known. The
+covariance of N readings of a copy is taken about their mean ȳ; in a record with gaps, c(τ) pairs of readings are τ
+sampling periods apart:
 
     S = (1/N) Σ (y - ȳ)(y - ȳ)ᵀ,   <S> = Σ - V,   V = Cov(ȳ) = (1/N²) Σ_τ c(|τ|) ρ(τ),
 
-with Σ, V and the law of S from the lagged covariances ρ of the nominal board. V is what removing the mean costs, and
-to be added before an inverse is read; nothing is added for a hold. A χ² of S against this law says whether the board
-differs from the nominal one by more than sampling does: with real parts it should, and that is no fault.
+with Σ, V and the law of S from the lagged covariances ρ of the nominal board. V, lost by removing the mean, is added
+before an inverse is read; white noise needs no hold correction. A χ² of S against this law tests whether the board
+differs from the nominal board by more than sampling does: with real parts it should, and this is no fault.
 """
 
 import csv
@@ -33,20 +34,20 @@ from circuits.statistics.equilibrium import Sums
 from circuits.statistics.estimators import EstimateLaw, law_about_mean, mean_covariance
 from circuits.statistics.streaming import LEAST, Clipping, Outliers, Stream
 
-ROWS = 50_000  # read at a time
-BOM = b"\xef\xbb\xbf"  # with which some programs begin a UTF-8 file
-HEAD = 1 << 16  # bytes in which the header is looked for
-SECONDS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # of a unit in a second
-VOLTS = {"V": 1.0, "mV": 1e3, "uV": 1e6}
+ROWS = 50_000  # rows read at a time
+BOM = b"\xef\xbb\xbf"  # byte order mark, with which some programs begin a UTF-8 file
+HEAD = 1 << 16  # bytes searched for the header
+SECONDS = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}  # units in a second
+VOLTS = {"V": 1.0, "mV": 1e3, "uV": 1e6}  # units in a volt
 
 
 @dataclass(frozen=True, eq=False)
 class RecordSummary:
-    """What is to be said of the record of one copy.
+    """Summary of the record of one copy.
 
-    `gaps` steps were longer than a period, `missing` readings would fill them, `longest_gap` is in periods. `dropped`
-    readings lacked a voltage up to 1 kV, in these cells so many. `mean_V` (n,) comes with its standard error on the
-    nominal board at `ambient` [°C].
+    `gaps` counts steps longer than a period, `missing` the readings that would fill them; `longest_gap` is in periods.
+    `dropped` counts readings that lacked a voltage up to 1 kV, `dropped_by_cell` by the cell that lacked the voltage.
+    `mean_error_V` (n,) is the standard error of `mean_V` (n,) on the nominal board at `ambient` [°C].
     """
 
     name: str
@@ -65,7 +66,7 @@ class RecordSummary:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Gaps, dropped, clipped and far readings in words; none for a record without faults."""
+        """Gaps, dropped and clipped readings and outliers in words; empty for a record without faults."""
         found = []
         if self.gaps:
             gaps, missing = _counted(self.gaps, "gap"), _counted(self.missing, "reading")
@@ -86,13 +87,13 @@ class RecordSummary:
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """The statistics of one copy: `covariance` (n, n) [V²] about the mean, which lacks `mean_covariance` V (n, n).
+    """Statistics of one copy: `covariance` S (n, n) [V²] about the mean, and the bias `mean_covariance` V (n, n) [V²].
 
-    `moments` (blocks, n, n) [V²] are those of consecutive blocks of `block_readings` (blocks,) readings about the same
-    mean, BLOCK or BLOCK · 2ᵏ each but the last; weighted with these they average to `covariance`. `pairs` (lags,)
-    readings are 0, 1, 2, … periods apart. `sums` are those of circuits.statistics.equilibrium about the mean, over
-    pairs without a gap between them (None: there are none), and `sums_pairs` (lags,) of these pairs are 0, 1, 2, …
-    periods apart.
+    `moments` (blocks, n, n) [V²] are second moments about the same mean of consecutive blocks of `block_readings`
+    (blocks,) readings, BLOCK or BLOCK · 2ᵏ each but the last; their average, weighted by `block_readings`, is
+    `covariance`. `pairs` (lags,) counts pairs of readings 0, 1, 2, … periods apart. `sums` are those of
+    circuits.statistics.equilibrium about the mean, over lagged pairs in stretches without gaps (None: no such pairs);
+    `sums_pairs` (lags,) counts pairs of these lagged pairs that are 0, 1, 2, … periods apart.
     """
 
     summary: RecordSummary
@@ -108,18 +109,21 @@ class Recorded:
 def read_recorded(
     path: Path, design: Design, rows: int = ROWS, ambient: float = REFERENCE_CELSIUS
 ) -> tuple[Recorded, ...]:
-    """The copies of a design recorded at `ambient` [°C], in its order, read by `rows` rows; InputError: what is wrong.
+    """Read the copies of a design recorded at `ambient` [°C], in the order of the design, `rows` rows at a time.
+
+    InputError says what is wrong with the file.
 
     * Header `copy,time_s,cell1_V,cell2_V,…`: time_s, _ms, _us or _ns, and one voltage a cell in _V, _mV or _uV, in any
       order; v1_V is cell1_V. Rows are in time order within a copy. Lines that start with # are comments.
     * The median of the first 999 time steps of a copy is one period; every step must be a whole number of them, to 1 %
       of the step. Longer ones are gaps; `period_s` is the mean of the others.
     * A reading without a number up to 1 kV for every cell is dropped, as if lost whatever its voltage was.
-    * In the tail of a bell curve the outer of two neighbouring values is the rarer one. A column is clipped at one of
-      its 16 outermost values if that has three times as many readings as the next one inwards and a fair coin would do
-      as much less than once in 1e5/16, where g readings count as one: g = Σ_τ ρ²(τ)/ρ²(0) of the cell.
-    * Readings farther from the mean than 8 standard deviations of the nominal board, or than one Gaussian record in
-      1e5 reaches, are outliers. They and clipped readings stay in, and are counted.
+    * In the tail of a Gaussian the outer of two neighbouring values is the rarer one. A column is clipped at one of its
+      16 outermost values if this value has at least three times as many readings as the next value inwards, and a fair
+      coin would give such a split less than once in 1e5/16. For this test g = Σ_τ ρ²(τ)/ρ²(0) readings of the cell
+      count as one.
+    * Readings farther from the mean than 8 standard deviations of the nominal board, and than the bound that one
+      Gaussian record in 1e5 passes, are outliers. Outliers and clipped readings are counted and kept in the statistics.
     """
     board = design.board
     cells = [cell.name for cell in board.cells]
@@ -149,7 +153,7 @@ def read_recorded(
 def recorded_law(
     design: Design, recorded: Recorded, copy: Copy | None = None, ambient: float | None = None
 ) -> EstimateLaw:
-    """Law of `recorded.covariance` on the nominal board or a copy, under white noise, by default at its `ambient`."""
+    """Law of `recorded.covariance` on the nominal board or a copy, under white noise; `ambient`: that of the record."""
     ambient = recorded.summary.ambient if ambient is None else ambient
     rho = lagged_covariances(_circuit(design, ambient, copy), recorded.summary.period_s, held=False)
     return law_about_mean(rho, recorded.pairs)
@@ -160,12 +164,12 @@ def _counted(number: int, word: str) -> str:
 
 
 def _circuit(design: Design, ambient: float, copy: Copy | None = None) -> Circuit:
-    """A copy, by default the nominal board, with all the parasitics that the design knows."""
+    """Circuit of a copy, by default the nominal board, with all parasitics of the design."""
     return assemble(design.board, design.program, copy or specimens(design)[0], Conditions(ambient))
 
 
 def _read_header(path: Path, board: Board) -> tuple[list[str], dict[str, float], int]:
-    """The order of "copy", "time" and cells in the file, their units to a second or volt, and the lines read."""
+    """Column names in the order of the file, units of each in a second or volt, and the number of lines read."""
     try:
         with path.open("rb") as stream:
             head = stream.read(HEAD)
@@ -198,7 +202,7 @@ def _read_header(path: Path, board: Board) -> tuple[list[str], dict[str, float],
 
 
 def _column(field: str, cells: list[str]) -> tuple[str | None, float]:
-    """What a field of the header names, and how many of its units are one second or volt."""
+    """Name of the column of a field of the header (None: unknown), and how many of its units a second or volt has."""
     if field == "copy":
         return "copy", 1.0
     name, _, unit = field.rpartition("_")
@@ -210,7 +214,7 @@ def _column(field: str, cells: list[str]) -> tuple[str | None, float]:
 
 
 def _frames(path: Path, names: list[str], skipped: int, rows: int) -> Iterator[pd.DataFrame]:
-    """The table below the header, `rows` rows at a time."""
+    """Table below the header, `rows` rows at a time; InputError if it is no table."""
     options = {"comment": "#", "index_col": False, "skipinitialspace": True, "low_memory": False}
     options["dtype"] = {"copy": "category"}
     with path.open("rb") as stream:
@@ -234,7 +238,7 @@ def _frames(path: Path, names: list[str], skipped: int, rows: int) -> Iterator[p
 
 
 def _copy_numbers(path: Path, copies: pd.Series, numbers: dict[str, int], start: int) -> np.ndarray:
-    """Number of the copy of every row, from a column of categories."""
+    """Number of the copy of every row, from a column of categories; InputError if a row is of an unknown copy."""
     known = [numbers.get(str(name).strip(), -1) for name in copies.cat.categories]
     found = np.array([*known, -1])[copies.cat.codes]  # the code of no name is -1
     if (found < 0).any():
@@ -246,14 +250,14 @@ def _copy_numbers(path: Path, copies: pd.Series, numbers: dict[str, int], start:
 
 
 def _numeric(column: pd.Series) -> np.ndarray:
-    """Floats; NaN for what is no number."""
+    """Column as floats, NaN where a field is no number."""
     if column.dtype.kind == "b":
         return np.full(len(column), np.nan)
     return pd.to_numeric(column, errors="coerce").to_numpy(dtype=float)
 
 
 def _place(path: Path, row: int) -> str:
-    """The line of a row below the header, counted from 1 with comments and empty lines."""
+    """File and line number of a row below the header; lines count from 1, comments and empty lines included."""
     with path.open("rb") as stream:
         rows = (number for number, line in enumerate(stream, start=1) if _is_row(line))
         return f"{path}, line {next(islice(rows, row + 1, None))}"
@@ -265,6 +269,7 @@ def _is_row(line: bytes) -> bool:
 
 
 def _recorded(path: Path, stream: Stream, circuit: Circuit, ambient: float, cells: list[str]) -> Recorded:
+    """Statistics of a copy whose rows have all been read; InputError if there are too few, or a cell is constant."""
     readings = stream.moments.total if stream.period else stream.rows
     if readings < LEAST:
         raise InputError(

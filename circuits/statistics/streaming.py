@@ -1,7 +1,7 @@
-"""Statistics of one copy's record, gathered while its rows go by, in memory that does not grow with them.
+"""Statistics of the record of one copy, computed row by row in memory that does not grow with the record.
 
-Second moments by blocks; the numbers of readings so many periods apart, wherever the gaps are; fourth powers and lagged
-products; the outermost values of every cell, which show clipping and outliers.
+Second moments by blocks; counts of pairs of readings 0, 1, 2, … periods apart in a record with gaps; sums of fourth
+powers and lagged products; the outermost values of every cell, for clipping and outliers.
 """
 
 from collections.abc import Callable
@@ -15,22 +15,22 @@ from circuits.ou import MEMORY
 from circuits.statistics.equilibrium import Sums
 from circuits.statistics.moments import BLOCK, BlockMoments
 
-LEAST = 2 * BLOCK  # readings of a copy
-STEP = 0.01  # relative, how far a time step may be from a whole number of periods
-LONGEST = 1e15  # periods in a step that can be counted
-LARGEST = 1e3  # volts that such a board can read; instruments write 9.9e37 when overloaded
+LEAST = 2 * BLOCK  # readings that a copy needs
+STEP = 0.01  # largest relative deviation of a time step from a whole number of periods
+LONGEST = 1e15  # largest number of periods in a step
+LARGEST = 1e3  # V, largest voltage taken for a reading; instruments write 9.9e37 when overloaded
 MOST_LAGS = 5e7  # numbers in the lagged covariances: 400 MB
-KEPT = 17  # outermost values of a cell and side: clipping is looked for at all of them but the innermost
-PIECE = 1000  # rows that are sorted at a time
-PILE_UP = 3.0  # times as many readings at a limit as at the next value inwards
-FINE = 0.1  # standard deviations, between values that are about as frequent wherever they are in a bell curve
-FAR = 8.0  # standard deviations that no reading of a board within tolerance is from the mean
-FALSE_ALARM = 1e-5  # of calling a column clipped on one side, and of outliers of a cell
+KEPT = 17  # outermost values of a cell and side; all of them but the innermost are tested for clipping
+PIECE = 1000  # rows sorted at a time
+PILE_UP = 3.0  # least ratio of the readings at a limit to those at the next value inwards
+FINE = 0.1  # standard deviations; values closer than this are about equally frequent anywhere in a Gaussian
+FAR = 8.0  # standard deviations; no reading of a board within tolerance is farther from the mean
+FALSE_ALARM = 1e-5  # probability of a false alarm: one side of a column clipped, or outliers of a cell
 
 
 @dataclass(frozen=True)
 class Clipping:
-    """How many `readings` of a cell, and which fraction, are at the limit `level_V` of its converter or beyond."""
+    """Number and fraction of the readings of a cell at the limit `level_V` of its converter, or beyond."""
 
     cell: str
     level_V: float
@@ -40,9 +40,9 @@ class Clipping:
 
 @dataclass(frozen=True)
 class Outliers:
-    """How many `readings` of a cell, or at least so many, are farther than `deviations` from the mean.
+    """Number of readings of a cell (`at_least`: a lower bound) farther than `deviations` from the mean.
 
-    One deviation is the standard deviation of the nominal board; `largest_V` is the farthest reading.
+    One deviation is the standard deviation of the nominal board; `largest_V` is the reading farthest from the mean.
     """
 
     cell: str
@@ -55,7 +55,8 @@ class Outliers:
 class PairCounts:
     """Counts c(k) of pairs of readings k periods apart, from the edges of the stretches without gaps.
 
-    The signal that is +1 where a stretch starts and -1 behind its end has the correlation 2 c(k) - c(k-1) - c(k+1).
+    The signal that is +1 at the first reading of a stretch and -1 one period after its last reading has the
+    autocorrelation 2 c(k) - c(k-1) - c(k+1).
     """
 
     def __init__(self, lags: int):
@@ -64,7 +65,7 @@ class PairCounts:
         self.correlation, self.tail = np.zeros(lags, dtype=int), np.zeros(0, dtype=int)
 
     def add(self, position: np.ndarray) -> None:
-        """Take in the next readings, by their numbers of periods since any beginning."""
+        """Add the next readings, at these numbers of periods (readings,) since a fixed beginning."""
         if not len(position):
             return
         first = self.last is None
@@ -74,13 +75,13 @@ class PairCounts:
         self.readings, self.last = self.readings + len(position), int(position[-1])
 
     def close(self) -> np.ndarray:
-        """c(k), (lags,); nothing can be added after."""
+        """c(k), (lags,); close the record, to which no reading can be added afterwards."""
         self._correlate(np.array([self.last + 1]))
         slope = -self.edges // 2 - np.cumsum(self.correlation)
         return self.readings + np.concatenate([[0], np.cumsum(slope)[:-1]])
 
     def _correlate(self, edges: np.ndarray) -> None:
-        """Every edge with the first, second, … before it, as long as that is less than `lags` away."""
+        """Correlate every edge with the first, second, … edge before it that is less than `lags` away."""
         self.edges += len(edges)
         known, lags, back = len(self.tail), len(self.correlation), 1
         edges = np.concatenate([self.tail, edges])
@@ -95,7 +96,7 @@ class PairCounts:
 
 
 class LaggedSums:
-    """Sums over powers of readings z, and over pairs of them `lag` periods apart without a gap between them."""
+    """Sums of powers of readings z, and of products of readings `lag` periods apart in a stretch without gaps."""
 
     def __init__(self, lag: int, lags: int, cells: int):
         self.lag, self.pairs = lag, PairCounts(lags)
@@ -103,7 +104,7 @@ class LaggedSums:
         self.powers, self.ends, self.products = np.zeros((5, cells)), np.zeros((2, cells)), np.zeros((cells, cells))
 
     def add(self, position: np.ndarray, z: np.ndarray) -> None:
-        """Take in the next readings (readings, n) at these numbers of periods."""
+        """Add the next readings (readings, n) at these numbers of periods (readings,)."""
         squares = z * z
         self.powers += [p.sum(axis=0) for p in (np.ones_like(z), z, squares, squares * z, squares * squares)]
         position, z = np.concatenate([self.position, position]), np.concatenate([self.last, z])
@@ -115,7 +116,7 @@ class LaggedSums:
         self.position, self.last = position[-self.lag :], z[-self.lag :]
 
     def close(self, mean: np.ndarray) -> tuple[Sums | None, np.ndarray]:
-        """Sums about a mean (n,), and how many pairs are 0, 1, 2, … periods from each other; None without pairs."""
+        """Sums about a mean (n,), None without pairs; and counts (lags,) of these pairs 0, 1, 2, … periods apart."""
         (late, early), pairs, (N, first, second, third, fourth) = self.ends, self.pairs.readings, self.powers
         if not pairs:
             return None, self.pairs.correlation
@@ -125,14 +126,14 @@ class LaggedSums:
 
 
 class Outermost:
-    """The KEPT largest values of every cell and its negative (2, KEPT, n), or -inf, and how often each occurred."""
+    """The KEPT largest values of y and of -y of every cell (2, KEPT, n), -inf if fewer, and their frequencies."""
 
     def __init__(self, cells: int):
         self.readings = 0
         self.levels, self.counts = np.full((2, KEPT, cells), -np.inf), np.zeros((2, KEPT, cells), dtype=int)
 
     def add(self, y: np.ndarray) -> None:
-        """Take in the next readings (readings, n)."""
+        """Add the next readings (readings, n)."""
         self.readings += len(y)
         for piece in np.split(y, range(PIECE, len(y), PIECE)):
             near = (piece >= self.levels[0, -1]) | (-piece >= self.levels[1, -1])
@@ -150,17 +151,18 @@ class Outermost:
             np.add.at(self.counts, place, counts[side, row, cell])
 
     def clipped(self, cells: list[str], worth: np.ndarray, sigma: np.ndarray) -> tuple[Clipping, ...]:
-        """Cells and sides with a pile-up, where `worth` (n,) readings count as one, of deviation `sigma` (n,) [V].
+        """Limits at which readings of standard deviation `sigma` (n,) [V] pile up, by cell and side.
 
-        Only in the outer half of the readings, or between fine steps, is the outer of two values surely the rarer.
+        Correlated readings: `worth` (n,) of them count as one. A pile-up is tested where the outer of two values is
+        surely the rarer one without clipping: in the outer half of the readings, or between fine steps.
         """
         outer, inner = self.counts[:, :-1], self.counts[:, 1:]
         beyond = np.cumsum(outer, axis=1)
-        with np.errstate(invalid="ignore"):  # inf - inf, where no values are
+        with np.errstate(invalid="ignore"):  # inf - inf, where values are missing
             step = self.levels[:, :-1] - self.levels[:, 1:]
         judged = (2 * beyond < self.readings) | (step < FINE * sigma)
         judged[:, 0] = True
-        chance = betainc(np.maximum(outer, 1) / worth, inner / worth + 1, 0.5)  # of so many heads or more
+        chance = betainc(np.maximum(outer, 1) / worth, inner / worth + 1, 0.5)  # of as many heads or more
         found = judged & (outer >= PILE_UP * inner) & (chance < FALSE_ALARM / (KEPT - 1))
         innermost = KEPT - 2 - found[:, ::-1].argmax(axis=1)
         limits = []
@@ -171,9 +173,10 @@ class Outermost:
         return tuple(limits)
 
     def outliers(self, cells: list[str], mean: np.ndarray, sigma: np.ndarray) -> tuple[Outliers, ...]:
-        """Cells with readings beyond a bound that one Gaussian record in 1e5 passes, or FAR if that is farther.
+        """Cells with outliers: readings beyond FAR and beyond the bound that one Gaussian record in 1e5 passes.
 
-        The mean (n,) is that of the others: it leaves out what is kept here, unless that is most of the record.
+        Distances are from the mean without the kept values, unless these are half of the
+        record or more; `mean` (n,) is that of all readings, `sigma` (n,) [V] the standard deviation.
         """
         bound = float(max(FAR, -ndtri(FALSE_ALARM / 2 / self.readings)))
         sign = np.array([1, -1])[:, None, None]
@@ -191,10 +194,13 @@ class Outermost:
 
 
 class Stream:
-    """What is kept of one copy while its rows go by; the first rows wait until the period is known."""
+    """All statistics of the record of one copy, row by row; the first rows wait until the period is known."""
 
     def __init__(self, name: str, cells: int, times: tuple[float, float], place: Callable[[int], str]):
-        """`times` [s]: decay of the slowest mode, and lag at which detailed balance is judged."""
+        """Begin a record; `times` [s]: decay time of the slowest mode, and lag of the test of detailed balance.
+
+        `place` names the line of a row for messages.
+        """
         self.name, (self.decay, self.lag), self.place = name, times, place
         self.period: float | None = None
         self.waiting: list[tuple[np.ndarray, ...]] = []
@@ -205,7 +211,10 @@ class Stream:
         self.outermost = Outermost(cells)
 
     def add(self, row: np.ndarray, time: np.ndarray, volts: np.ndarray) -> None:
-        """Take in rows: their numbers in the file, times [s], and readings (rows, n) [V]; NaN or too large: none."""
+        """Add rows: numbers in the file, times [s], and readings (rows, n) [V]; NaN or beyond LARGEST: no reading.
+
+        InputError if the times are not in order or not on a grid, or the period is too short.
+        """
         self.rows += len(row)
         if self.period is None:
             self.waiting.append((row, time, volts))
@@ -226,6 +235,7 @@ class Stream:
             self.lagged.add(position[kept], volts[kept] - self.moments.origin)
 
     def _start(self, row: np.ndarray, time: np.ndarray, cells: int) -> None:
+        """Find the period from the first rows; InputError if it is too short for the slowest mode."""
         self.last_time = float(time[0])
         self.period = float(np.median(np.diff(time[:LEAST])))
         if self.period > 0:
@@ -239,11 +249,11 @@ class Stream:
             self.lagged = LaggedSums(max(1, round(self.lag / self.period)), int(lags), cells)
 
     def _steps(self, row: np.ndarray, time: np.ndarray) -> np.ndarray:
-        """Whole periods since the row before; 0 for the first row of all."""
+        """Whole periods since the previous row, (rows,); 0 for the first row of the record."""
         step = np.diff(time, prepend=self.last_time)
         steps = np.rint(step / max(self.period, 1e-300))
         wrong = (step <= 0) | (np.abs(step - steps * self.period) > STEP * step) | (steps > LONGEST)
-        wrong[0] &= self.position > 0  # the first row of all has none before it
+        wrong[0] &= self.position > 0  # the first row of the record follows no other
         if wrong.any():
             same = wrong & (step == 0)
             k = int(same.argmax() if same.any() else wrong.argmax())

@@ -1,13 +1,13 @@
-"""Where each per cent of the error comes from: every cause switched on alone, and off alone, in the exact route.
+"""Error budget: shares of the causes of an error, each cause switched on alone and off alone, in the exact route.
 
-With B(S) the inverse that a copy reads with the causes S on, and B(∅) = P⁻¹,
+With B(S) the inverse read from a copy with the causes S on, and B(∅) = P⁻¹,
 
     Δ_c = B({c}) - P⁻¹,   Δ = B(all) - P⁻¹ = Σ_c Δ_c + interaction,   share(X) = <X, Δ> / (||Δ|| ||P⁻¹||):
 
-shares are signed (a cause may undo part of another) and add up to the relative error ||Δ||/||P⁻¹|| exactly. B comes
-from the Lyapunov equation of the copy, which its AC runs agree with, on a resistive board from the mean. A sampled run
-adds two terms, holding (what is left of it after the nominal correction) and sampling, and its total has a law: squares
-of Gaussian deviations, summed up as a gamma law of the same mean and variance.
+shares are signed (a cause may undo part of another) and add up to the relative error ||Δ||/||P⁻¹|| exactly. B is
+computed from the Lyapunov equation of the copy, with which AC runs agree, on a resistive board from the mean. A sampled
+run adds two terms: holding (the bias of held noise after the nominal correction) and sampling. The total error of a
+sampled run has a law: a sum of squares of Gaussian deviations, approximated by a gamma law of equal mean and variance.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,12 @@ from circuits.statistics.inversion import Inversion, circuit_inverses, triangle
 AMBIENT, ROUNDING, INTERACTION = "ambient", "rounding", "interaction"
 HOLDING, SAMPLING, PARTS_AND_SAMPLING = "holding", "sampling", "parts and sampling"
 COVERAGE = 0.95  # of the interval of a sampled total
-NO_CAUSE = 1e-9  # relative error: what is below it is rounding of numbers
+NO_CAUSE = 1e-9  # relative error below which an error is rounding of numbers, without a cause
 
 
 @dataclass(frozen=True)
 class Cause:
-    """Relative errors: of the cause alone, of everything without it (None for what is no switch), and its share."""
+    """Share of a cause, and relative errors with the cause alone and without it (None if it cannot be switched)."""
 
     name: str
     share: float
@@ -41,9 +41,9 @@ class Cause:
 
 @dataclass(frozen=True)
 class Budget:
-    """Shares of the causes of one copy's relative error `total`, or of the mean's; `route` is how the inverse is read.
+    """Shares of the causes of the relative error `total` of a copy, or of the mean of copies, by one route.
 
-    A sampled total is expected in `interval` with a probability of COVERAGE.
+    `route`: exact, solve, sampled or recorded. A sampled total lies in `interval` with a probability of COVERAGE.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class Deviations:
-    """Δ (n, n) of one copy by cause, with every cause on (`total`) and all but one (`without`)."""
+    """Deviations Δ (n, n) of one copy: by cause, with the cause `alone` or `without` it, and `total` of all causes."""
 
     alone: dict[str, np.ndarray]
     without: dict[str, np.ndarray]
@@ -63,7 +63,7 @@ class Deviations:
 
 
 def causes_of(design: Design, ambient: float = REFERENCE_CELSIUS) -> tuple[str, ...]:
-    """The causes that this design has, in the order in which they are shown."""
+    """Causes of error that this design has, in the order of the report."""
     board = design.board
     there = {entry.cause for entry in (*board.parts, *board.mutuals)}
     spread = {spread_cause(entry) for entry in (*board.parts, *board.sources) if entry.tolerance}
@@ -78,7 +78,7 @@ def causes_of(design: Design, ambient: float = REFERENCE_CELSIUS) -> tuple[str, 
 def deviations(
     design: Design, rule: Inversion, copies: Sequence[Copy], ambient: float = REFERENCE_CELSIUS
 ) -> list[Deviations] | None:
-    """Deviations of every copy; None if the circuit has more states than a budget is worth."""
+    """Deviations of every copy at `ambient` [°C]; None if the circuit has more states than MOST_STATES."""
     every = causes_of(design, ambient)
     if states(nominal_circuit(design.board, design.program, Conditions())) > MOST_STATES:
         return None
@@ -125,9 +125,10 @@ def recorded_budget(
     correction: np.ndarray,
     ambient: float = REFERENCE_CELSIUS,
 ) -> Budget | None:
-    """Budget of an inverse (n, n) read on a physical board, whose parts nobody knows: that of the nominal board.
+    """Budget of an inverse (n, n) read on a physical board, whose values are not known, by the nominal board.
 
-    What parts and sampling do cannot be told apart in one record; `interval` is that of sampling on the nominal board.
+    In one record the errors of parts and of sampling cannot be told apart; `interval` is that of sampling on the
+    nominal board. None if the circuit has more states than MOST_STATES.
     """
     found = deviations(design, rule, [nominal_copy(design.board)], ambient)
     if found is None:
@@ -173,6 +174,7 @@ def _budget(
     more: dict[str, np.ndarray],
     interval: tuple[float, float] | None = None,
 ) -> Budget:
+    """Budget of a deviation `total` (n, n), with terms `more` (n, n) beside the causes of a copy."""
     scale = np.linalg.norm(rule.inverse)
     size = np.linalg.norm(total)
     direction = total / size if size else total
@@ -193,7 +195,7 @@ def _budget(
 
 
 def _missing(design: Design) -> np.ndarray:
-    """What the ideal nominal board lacks of the matrix it is to hold, (n, n), as an element between the readings."""
+    """Matrix to be held minus the matrix that the ideal nominal board holds, (n, n), as elements between readings."""
     board, program = design.board, design.program
     circuit = nominal_circuit(board, program)
     H = circuit.readout
@@ -203,6 +205,7 @@ def _missing(design: Design) -> np.ndarray:
 
 
 def _unrounded(circuit: Circuit, missing: np.ndarray) -> Circuit:
+    """Circuit without the error of rounding: with the elements `missing` (n, n) between the readings."""
     H = circuit.readout
     more = H.T @ missing @ H
     if circuit.inverse_inductance.size:

@@ -1,7 +1,7 @@
-"""Judgement of charge readout: errors of the inverse by packets of charge, and by noise in the same board time.
+"""Errors of charge readout: of the inverse by packets of charge, and by a record of noise in the same board time.
 
-The other route takes a record of noise in that time; its error, and the board time at which it has caught up, come from
-the law of an estimate: hypot(floor, spread), the spread falling with the square root of the readings.
+The error of the record, and the board time in which a record reaches the error of the charges, come from the law of an
+estimate: hypot(floor, spread), where the spread falls with the square root of the number of readings.
 """
 
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ import numpy as np
 from circuits.board import REFERENCE_CELSIUS, Conditions, Design
 from circuits.copies import specimens
 from circuits.netlist.deck import START_UP
-from circuits.nodal import Circuit, assemble_many
-from circuits.ou import lagged_covariances
+from circuits.nodal import Circuit, assemble_many, nominal_circuit
+from circuits.ou import lagged_covariances, nominal_hold_correction
 from circuits.simulation.charge import ChargeRun, charge_law, check_capacitive, peak_current
 from circuits.statistics.estimators import law_of_records
-from circuits.statistics.inversion import Inversion, hold_correction, inversion_rule
+from circuits.statistics.inversion import Inversion, inversion_rule
 
-LONG_NOISE_RECORD = 1_000_000  # readings of a record beside which the memory of the noise is nothing
+LONG_NOISE_RECORD = 1_000_000  # readings of a record against which the correlation time of the noise is negligible
 
 
 @dataclass(frozen=True)
 class ChargeResult:
-    """How well a copy, or the nominal board, inverts by charges: relative errors, at the instant and at all times.
+    """Relative errors of the inverse of a copy, or of the nominal board, by charges: at the instant, and at all times.
 
-    `difference_to_law` is the largest of a reading, relative to the largest reading. `covariance_error` is what a
-    record of noise of the same board time is expected to give (None: that time holds no record), `covariance_floor`
-    its limit for endless records, and `equal_time` [s] the board time from which it is as good as the charges (None:
-    never).
+    `difference_to_law` is the largest difference of a reading to its law, relative to the largest reading.
+    `covariance_error` is the expected error of a record of noise in the same board time (None: too short for a record),
+    `covariance_floor` the limit of that error for endless records, and `equal_time` [s] the board time from which
+    a record of noise is as good as the charges (None: never).
     """
 
     name: str
@@ -43,8 +43,8 @@ class ChargeResult:
 class ChargeReadout:
     """Charge readout of a design: packets of `charge` [C], `pulse` [s] long, read at `instant` [s], one of `times` [s].
 
-    `current` [A] is the largest of a packet. `board_time` [s] is what all packets take, each after the board has come
-    to rest; in it a record of noise of `samples` readings can be taken.
+    `current` [A] is the peak current of a packet. `board_time` [s] is the time of all packets, each after the board has
+    come to rest; a record of noise of `samples` readings takes the same time.
     """
 
     charge: float
@@ -59,7 +59,7 @@ class ChargeReadout:
 
 
 def judge_charges(design: Design, runs: dict[str, ChargeRun], ambient: float = REFERENCE_CELSIUS) -> ChargeReadout:
-    """What the runs of a design at `ambient` [°C], by copy name, say of its inverse, and noise in the same time.
+    """Compare charge readout at `ambient` [°C], `runs` by copy name, with a record of noise in the same board time.
 
     InputError for a resistive board.
     """
@@ -98,10 +98,11 @@ def _inverse_errors(design: Design, rule: Inversion, charge: float, readings: np
 def _by_noise(
     design: Design, rule: Inversion, circuit: Circuit, samples: int, aim: float
 ) -> tuple[float | None, float, float | None]:
-    """Expected error of a record of so many readings, its limit, and the board time [s] of one as good as `aim`."""
+    """Expected error of a record of `samples` readings, its limit, and the board time [s] for an error `aim`."""
     period = design.program.period
     rho = lagged_covariances(circuit, period)
-    floor = float(rule.error(rule.read(rho[0] + hold_correction(design))))
+    correction = nominal_hold_correction(nominal_circuit(design.board, design.program), period)
+    floor = float(rule.error(rule.read(rho[0] + correction)))
     expected = None
     if samples > 0:
         expected = float(np.hypot(floor, rule.spread(law_of_records(rho, np.array([samples])))))

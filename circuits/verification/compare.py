@@ -1,8 +1,8 @@
-"""How well the copies of a board invert its matrix: against numpy, and against the law of their own drawn values.
+"""Comparison of the inverses of copies with the inverse by numpy, and of their readings with the law of each copy.
 
-Exact: the covariance of a copy equals the Lyapunov solution of its own values. Sampled: all entries of the estimate
-agree jointly (χ²) with the law of its copy, which also says what error is to be expected and what floor is left for
-endless samples. Readings recorded on physical boards, whose values nobody knows, have the law of the nominal board.
+Exact: the covariance of a copy equals the Lyapunov solution of the drawn values. Sampled: all entries of the estimate
+agree jointly (χ²) with the law of the copy, which also gives the expected error and its limit for endless samples.
+Readings of physical boards, whose values are not known, are compared with the law of the nominal board.
 """
 
 from collections.abc import Sequence
@@ -47,19 +47,19 @@ from circuits.verification.temperature import Sweep, sweep
 
 SCHEMA = "tngd.verification/2"
 EXACT_AGREEMENT = 1e-6  # relative, of the exact covariance with the Lyapunov solution
-SETTLING_AGREEMENT = 1e-4  # of a transient analysis with a hundred steps a time constant
-CHARGE_AGREEMENT = 1e-4  # of the readings of a packet with their law
-FALSE_ALARM = 1e-5
+SETTLING_AGREEMENT = 1e-4  # relative, of a transient analysis with a hundred steps a time constant
+CHARGE_AGREEMENT = 1e-4  # relative, of the readings of a packet with their law
+FALSE_ALARM = 1e-5  # least p of a test that counts as agreement
 
 
 @dataclass(frozen=True, eq=False)
 class CopyResult:
-    """What one copy (or the nominal board, or the mean of the copies) answered by each route that was run.
+    """Results of one copy, of the nominal board, or of the mean of the copies, by every route that was run.
 
-    `agrees`, of single copies: the exact covariance equals the Lyapunov solution of the copy's own values to 1e-6, so
-    do the solutions of a resistive board G⁻¹ (its settling, and the readings of charges, to 1e-4), and the χ² of the
-    sampled covariance, of its kurtoses and of what breaks detailed balance are no rarer than FALSE_ALARM. `budget` says
-    where its error comes from: that of the solution, or of the exact and the sampled inverse.
+    `agrees`, for single copies: the exact covariance equals the Lyapunov solution of the drawn values to 1e-6, the
+    solutions of a resistive board equal G⁻¹ to 1e-6 (settling, and readings of charges, to 1e-4), and the p of the χ²
+    of the sampled covariance, of the kurtoses and of detailed balance are not below FALSE_ALARM. `budget` holds the
+    error budget of the solution, or those of the exact and of the sampled inverse.
     """
 
     name: str
@@ -72,7 +72,7 @@ class CopyResult:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The matrix, its inverse by numpy, and its condition number as it is and as programmed."""
+    """The target matrix, its inverse by numpy, and condition numbers of the target and of the programmed matrix."""
 
     matrix: ArrayField
     inverse: ArrayField
@@ -83,10 +83,10 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Verification:
-    """Everything a verification found at `ambient` [°C]; `recipe` is how sampled runs were made.
+    """Results of a verification at `ambient` [°C]; `recipe` is the way sampled runs were made.
 
-    `recorded` tells of readings of physical boards, `population` of freshly drawn copies, `temperature` of the copies
-    from cold to hot, `charge` of the charge readout, `left_out` what a circuit of this size has not got.
+    `recorded` summarizes readings of physical boards; `population`: freshly drawn copies; `temperature`: the copies
+    against ambient temperature; `charge`: charge readout; `left_out` names analyses for which the circuit is too large.
     """
 
     name: str
@@ -179,7 +179,7 @@ def verify_recorded(
 
 
 def describe_verification(verification: Verification) -> dict[str, Any]:
-    """The content of verification.json, but for its provenance; what was not run is left out."""
+    """Content of verification.json without the provenance; analyses that were not run are absent."""
     content = TypeAdapter(Verification).dump_python(verification, mode="json", exclude_none=True)
     for record, summary in zip(content.get("recorded", ()), verification.recorded or (), strict=True):
         record["remarks"] = list(summary.remarks)
@@ -192,6 +192,7 @@ def _target(design: Design, rule: Inversion) -> Target:
 
 
 def _agrees(copy: CopyResult) -> bool:
+    """Whether a copy agrees with its law by every route that was run, charge readout aside."""
     found = copy.exact
     exact = found is None or max(found.difference_to_lyapunov, found.difference_to_noise or 0) <= EXACT_AGREEMENT
     sampled = copy.sampled is None or min(_p_values(copy.sampled)) >= FALSE_ALARM
@@ -202,7 +203,7 @@ def _agrees(copy: CopyResult) -> bool:
 
 
 def _p_values(sampled: SampledResult) -> list[float]:
-    """p of every test of a record that is long enough for it: its χ², kurtoses, detailed balance."""
+    """p of every test for which the record is long enough: joint χ², kurtoses, detailed balance; 1 at least."""
     found = sampled.equilibrium
     every = (sampled.p_value, *([found.kurtosis_p, found.asymmetry_p] if found else []))
     return [1.0, *(p for p in every if p is not None)]
@@ -217,7 +218,7 @@ def _budgets(
     found: Deviations | None,
     estimate: RecordEstimate | None,
 ) -> tuple[Budget, ...]:
-    """A budget for every route that was run, as far as the deviations are of it."""
+    """Budgets of every route that was run; none without deviations."""
     if found is None:
         return ()
     if solve:

@@ -1,4 +1,4 @@
-"""Run folder of a verification: what `tngd verify` reads from a design's folder and writes into it."""
+"""Run folder of a verification: `tngd verify` reads the folder of a design and writes its results into it."""
 
 import shutil
 from dataclasses import dataclass
@@ -26,17 +26,18 @@ from circuits.verification.compare import describe_verification, verify_recorded
 from circuits.verification.compare import verify as compare
 from circuits.verification.population import COPIES
 
-MOST_START_UP = 2_000_000  # readings of one chunk that are thrown away: some three minutes
+MOST_START_UP = 2_000_000  # readings discarded at the start of one chunk: some three minutes
 MOST_COPIES = 100_000
 
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """What a verification is to find out.
+    """Options of a verification.
 
-    `method` is exact, sampled or both; `samples` readings a copy, or as many as bring the statistical error of every
-    copy down to `target_error`; `charge`: the charge readout too; `ambient` [°C]; `copies` freshly drawn ones for the
-    population and the `bound` they are judged by; `measured`: recorded readings in place of ngspice.
+    `method`: exact, sampled or both. `samples`: readings a copy; with `target_error`, as many as bring the statistical
+    error of every copy down to it. `charge`: charge readout too. `ambient` [°C]: temperature of the copies. `copies`:
+    number of fresh copies of the population; `bound`: largest error of a good copy. `measured`: file of recorded
+    readings, used in place of ngspice.
     """
 
     method: str = "both"
@@ -51,65 +52,66 @@ class VerifyOptions:
 
 
 def verify_folder(
-    folder: Path, inquiry: VerifyOptions, force: bool = False, progress: Progress = silent
+    folder: Path, options: VerifyOptions, force: bool = False, progress: Progress = silent
 ) -> dict[str, Any]:
     """Run every copy in ngspice and write verification.json and statistics.npz.
 
-    From recorded readings measured.json is written instead, without ngspice.
+    With recorded readings, measured.json is written instead, without ngspice. InputError if an option or the folder is
+    wrong, SimulationError if ngspice fails.
     """
-    _check(inquiry)
+    _check(options)
     made, decks = load_design(folder)
     with locked(folder):
-        if inquiry.measured:
-            return _verify_recorded(made, folder, inquiry, force)
+        if options.measured:
+            return _verify_recorded(made, folder, options, force)
         for file in ("verification.json", "statistics.npz"):
             refuse_existing(folder / file, force)
-        return _verify(made, decks, folder, inquiry, progress)
+        return _verify(made, decks, folder, options, progress)
 
 
-def _check(inquiry: VerifyOptions) -> None:
-    if inquiry.method not in ("exact", "sampled", "both"):
-        raise InputError(f"--method is exact, sampled or both, got {inquiry.method!r}")
-    check_samples(inquiry.samples)
-    if inquiry.seed < 0:
-        raise InputError(f"a seed is a whole number >= 0, got {inquiry.seed}")
-    if not COLDEST <= inquiry.ambient <= HOTTEST:
-        raise InputError(f"--ambient is from {COLDEST:g} to {HOTTEST:g} °C, got {inquiry.ambient:g}")
-    if not 3 <= inquiry.copies <= MOST_COPIES:
-        raise InputError(f"--copies is from 3 to {MOST_COPIES} for a population, got {inquiry.copies}")
-    for option, value in (("--target-error", inquiry.target_error), ("--bound", inquiry.bound)):
+def _check(options: VerifyOptions) -> None:
+    if options.method not in ("exact", "sampled", "both"):
+        raise InputError(f"--method is exact, sampled or both, got {options.method!r}")
+    check_samples(options.samples)
+    if options.seed < 0:
+        raise InputError(f"a seed is a whole number >= 0, got {options.seed}")
+    if not COLDEST <= options.ambient <= HOTTEST:
+        raise InputError(f"--ambient is from {COLDEST:g} to {HOTTEST:g} °C, got {options.ambient:g}")
+    if not 3 <= options.copies <= MOST_COPIES:
+        raise InputError(f"--copies is from 3 to {MOST_COPIES} for a population, got {options.copies}")
+    for option, value in (("--target-error", options.target_error), ("--bound", options.bound)):
         if value is not None and not 0 < value < np.inf:
             raise InputError(f"{option} is a relative error above 0 (0.01 is one per cent), got {value:g}")
-    if inquiry.measured and (inquiry.charge or inquiry.target_error):
+    if options.measured and (options.charge or options.target_error):
         raise InputError("readings that are recorded already need no --charge or --target-error")
 
 
 def _verify(
-    made: Design, decks: dict[str, str], folder: Path, inquiry: VerifyOptions, progress: Progress
+    made: Design, decks: dict[str, str], folder: Path, options: VerifyOptions, progress: Progress
 ) -> dict[str, Any]:
-    sampled = inquiry.method != "exact"
+    sampled = options.method != "exact"
     if sampled and discarded(made.program) > MOST_START_UP:
         raise InputError(
             f"sampling would discard {discarded(made.program):,} readings of start-up, because the slowest mode takes "
             f"{made.program.settling:.3g} s; use --method exact, or design with a larger --damping or a --precondition"
         )
-    if inquiry.charge and made.board.inputs:
+    if options.charge and made.board.inputs:
         raise InputError("charges are read on capacitive boards; a resistive one solves by its bias currents")
-    conditions = Conditions(inquiry.ambient)
+    conditions = Conditions(options.ambient)
     circuits = {
         copy.name: decks[copy.name]
-        if inquiry.ambient == REFERENCE_CELSIUS
+        if options.ambient == REFERENCE_CELSIUS
         else circuit_text(made.board, made.program, copy, conditions)
         for copy in specimens(made)
     }
-    samples = _samples(made, inquiry) if sampled else 0
-    plan = Plan(inquiry.method != "sampled", samples, inquiry.seed, inquiry.charge, inquiry.ambient)
+    samples = _samples(made, options) if sampled else 0
+    plan = Plan(options.method != "sampled", samples, options.seed, options.charge, options.ambient)
     measured = measure(made, circuits, plan, chunks=folder / "chunks", progress=progress)
-    found = compare(made, measured, ambient=inquiry.ambient, copies=inquiry.copies, bound=inquiry.bound)
+    found = compare(made, measured, ambient=options.ambient, copies=options.copies, bound=options.bound)
     result = describe_verification(found)
     result["provenance"] = provenance(
         board_sha256=sha256((folder / "board.json").read_bytes()),
-        seed=inquiry.seed,
+        seed=options.seed,
         ngspice=ngspice_version(find_ngspice()),
     )
     save_measurements(folder / "statistics.npz", measured)
@@ -118,27 +120,27 @@ def _verify(
     return result
 
 
-def _samples(made: Design, inquiry: VerifyOptions) -> int:
-    """How many readings a copy takes, by the error that is wanted if one is."""
-    if inquiry.target_error is None:
-        return inquiry.samples
-    one = error_of_one(made, inversion_rule(made), inquiry.ambient)
-    if one / inquiry.target_error > MOST_SAMPLES**0.5:
+def _samples(made: Design, options: VerifyOptions) -> int:
+    """Readings of a copy: as given, or as needed for the target error; InputError if that takes too many."""
+    if options.target_error is None:
+        return options.samples
+    one = error_of_one(made, inversion_rule(made), options.ambient)
+    if one / options.target_error > MOST_SAMPLES**0.5:
         raise InputError(
-            f"a statistical error of {inquiry.target_error:g} takes more than {MOST_SAMPLES:,} readings a copy; "
+            f"a statistical error of {options.target_error:g} takes more than {MOST_SAMPLES:,} readings a copy; "
             f"--target-error {two_digits(one / MOST_SAMPLES**0.5, up=True):.2g} would do"
         )
-    return max(int(np.ceil((one / inquiry.target_error) ** 2 / BLOCK)), 1) * BLOCK
+    return max(int(np.ceil((one / options.target_error) ** 2 / BLOCK)), 1) * BLOCK
 
 
-def _verify_recorded(made: Design, folder: Path, inquiry: VerifyOptions, force: bool) -> dict[str, Any]:
+def _verify_recorded(made: Design, folder: Path, options: VerifyOptions, force: bool) -> dict[str, Any]:
     refuse_existing(folder / "measured.json", force)
-    recorded = read_recorded(inquiry.measured, made, ambient=inquiry.ambient)
-    result = describe_verification(verify_recorded(made, recorded, copies=inquiry.copies, bound=inquiry.bound))
+    recorded = read_recorded(options.measured, made, ambient=options.ambient)
+    result = describe_verification(verify_recorded(made, recorded, copies=options.copies, bound=options.bound))
     result["provenance"] = provenance(
         board_sha256=sha256((folder / "board.json").read_bytes()),
-        readings=inquiry.measured.name,
-        readings_sha256=file_sha256(inquiry.measured),
+        readings=options.measured.name,
+        readings_sha256=file_sha256(options.measured),
     )
     write_json(folder / "measured.json", result)
     return result

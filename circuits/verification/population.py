@@ -1,10 +1,10 @@
-"""Many copies: how the error of the inverse is spread, how many meet a bound, what matters, and what averaging gains.
+"""Errors of a population of fresh copies: their spread, yield, causes by role of part, and the gain of averaging.
 
-Fresh copies are drawn and solved by the Lyapunov equation (a resistive board by its mean), with all causes on. A
-circuit of too many states for that is drawn without its parasitics, and what they do to the nominal board is added to
-every copy; their own spread is left out. Independent errors of first order average: the mean of three copies has an
-error smaller by sqrt(3), as a law over many triples (one proves nothing: the mean beats a single copy in about three
-of four).
+Fresh copies are drawn and solved by the Lyapunov equation (a resistive board by the mean), with all causes on. If the
+circuit has too many states, copies are drawn without parasitics, and the effect of the parasitics on the nominal board
+is added to every copy; the spread of the parasitics is neglected. To first order errors are independent and average:
+the root mean square error of the mean of three copies is smaller by sqrt(3). This is tested over many triples (a single
+triple shows little: its mean is better than a single copy in about three of four cases).
 """
 
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ from circuits.synthesis.sensitivity import expected_error, part_sensitivities
 
 COPIES = 600
 POPULATION_SEED = 10_000_019  # added to the design's seed: never the copies themselves
-LARGE = 120  # states of a copy, from which parasitics are taken from the nominal board
-BOUND = 0.01  # relative error by which copies are judged if nobody says otherwise
+LARGE = 120  # most states of a copy with parasitics of its own; above, their effect is that on the nominal board
+BOUND = 0.01  # default bound of the relative error of a good copy
 ON, NOMINAL, OFF = "on", "as on the nominal board", "left out"
 BATCH = 4e6  # entries of a batch of state matrices
 CONFIDENCE = 0.95  # of the interval of a yield
@@ -31,7 +31,7 @@ CONFIDENCE = 0.95  # of the interval of a yield
 
 @dataclass(frozen=True)
 class Averaging:
-    """`gain` is rms(single)/rms(mean of three), with its standard error by the jackknife over triples."""
+    """Gain rms(single)/rms(mean of three), expected and found, and standard error by the jackknife over triples."""
 
     triples: int
     gain_expected: float
@@ -43,7 +43,7 @@ class Averaging:
 
 @dataclass(frozen=True)
 class Yield:
-    """Share of copies whose inverse is off by at most `bound`, with its interval (Clopper and Pearson, CONFIDENCE)."""
+    """Share of copies with a relative error up to `bound`, and interval (Clopper and Pearson, CONFIDENCE)."""
 
     bound: float
     share: float
@@ -52,7 +52,7 @@ class Yield:
 
 @dataclass(frozen=True)
 class Contribution:
-    """A role of parts: how many there are, and their share of the mean square error, to first order."""
+    """Number of parts of a role, and their share of the mean square error to first order."""
 
     role: str
     parts: int
@@ -61,10 +61,10 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Population:
-    """Sorted errors of `copies` drawn copies; `unstable` of them run away and have none.
+    """Sorted relative errors of `copies` drawn copies; `unstable` copies have no error.
 
-    `parasitics` says how they were taken into account. `expected` is the root mean square error that first-order
-    sensitivities give, `rms` that of the copies. With no two triples left there is no averaging.
+    `parasitics` says how parasitics were taken into account. `expected` is the root mean square error by first-order
+    sensitivities, `rms` that of the copies. `averaging` is None with fewer than two triples of stable copies.
     """
 
     copies: int
@@ -86,7 +86,7 @@ def draw_population(
     bound: float | None = None,
     ambient: float = REFERENCE_CELSIUS,
 ) -> Population:
-    """Draw `copies` fresh copies, look at them at `ambient` [°C], judge them by `bound` (None: BOUND)."""
+    """Draw `copies` fresh copies and find their errors at `ambient` [°C] and their yield at `bound` (None: BOUND)."""
     parasitics = _parasitics(design)
     inverses, stable = _draw(design, rule, copies, ambient, parasitics)
     errors = np.sort(rule.error(inverses))
@@ -105,7 +105,7 @@ def draw_population(
 
 
 def yield_at(errors: np.ndarray, copies: int, bound: float) -> Yield:
-    """Share of `copies` whose error is at most `bound`; those without an error (unstable) are not."""
+    """Share of `copies` with an error of at most `bound`; unstable copies, without an error, count as bad."""
     good = int((errors <= bound).sum())
     outside = (1 - CONFIDENCE) / 2
     low = special.betaincinv(good, copies - good + 1, outside) if good else 0.0
@@ -125,7 +125,7 @@ def contributions(design: Design) -> tuple[Contribution, ...]:
 
 
 def _bounds(errors: np.ndarray, bound: float) -> list[float]:
-    """The bound that was asked for, then those of a curve from the smallest to the largest error."""
+    """The bound of the yield, then the bounds of a curve from the smallest to the largest error."""
     return [bound, *(np.quantile(errors, np.linspace(0.05, 1, 20)).tolist() if len(errors) else [])]
 
 
@@ -139,7 +139,7 @@ def _parasitics(design: Design) -> str:
 def _draw(
     design: Design, rule: Inversion, copies: int, ambient: float, parasitics: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Inverses (stable copies, n, n), and which copies are stable."""
+    """Inverses (stable copies, n, n), and a mask (copies,) of the stable copies."""
     board, program = design.board, design.program
     off = frozenset() if parasitics == ON else ideal_conditions(board).off
     gains = draw_gains(board, design.seed + POPULATION_SEED, copies)
@@ -165,7 +165,7 @@ def _batches(gains: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 
 def _averaging(rule: Inversion, inverses: np.ndarray, stable: np.ndarray) -> Averaging | None:
-    """What means of three gain, over the triples whose copies are all stable."""
+    """Gain of means of three copies, over the triples whose copies are all stable; None with fewer than two."""
     place = np.cumsum(stable) - 1
     whole = len(stable) // 3 * 3
     triples = place[:whole].reshape(-1, 3)[stable[:whole].reshape(-1, 3).all(axis=1)]

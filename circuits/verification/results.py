@@ -1,8 +1,8 @@
-"""What sampled readings say of an inverse, and what they can say: errors against samples, law, interval, joint χ².
+"""Results of this stage, route by route: inverses from sampled readings, from AC runs, and from means.
 
-The law of an estimate comes from the copy's own values, never from a fit: lagged covariances under the recipe's noise.
-
-What the routes without sampling say of an inverse: the covariance of AC runs, and the mean of a resistive board.
+Sampled readings: errors against samples, the law of the estimate, an interval for the error, a joint χ². The law comes
+from the drawn values of the copy, never from a fit: lagged covariances under the noise of the recipe. Without sampling:
+the inverse from the covariance of AC runs, and on a resistive board from the mean of the readings.
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,19 @@ import numpy as np
 from circuits.board import Conditions, Design
 from circuits.files import ArrayField
 from circuits.nodal import Circuit, nominal_circuit
-from circuits.ou import lagged_covariances, predicted_columns, predicted_settling, reading_covariance
+from circuits.ou import (
+    lagged_covariances,
+    nominal_hold_correction,
+    predicted_columns,
+    predicted_settling,
+    reading_covariance,
+)
 from circuits.simulation.noise import NoiseRun
 from circuits.simulation.runs import Run
 from circuits.simulation.transient import chunks_lags, chunks_law
 from circuits.statistics.equilibrium import Equilibrium, judge_equilibrium, pairs_of_records
 from circuits.statistics.estimators import EstimateLaw, effective_samples, joint_chi_square
-from circuits.statistics.inversion import Inversion, hold_correction, solved_inverse
+from circuits.statistics.inversion import Inversion, solved_inverse
 from circuits.statistics.moments import Moments, chunk_sizes, running
 from circuits.statistics.recorded import Recorded, recorded_law
 from circuits.verification.budget import total_interval
@@ -28,7 +34,7 @@ CURVE_POINTS = 40
 
 @dataclass(frozen=True)
 class Curve:
-    """Error and expected error against samples per copy."""
+    """Relative error of an inverse, and root mean square error of its law, against samples per copy."""
 
     samples: tuple[int, ...]
     relative_error: tuple[float, ...]
@@ -37,13 +43,13 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class SampledResult:
-    """An inverse (n, n) read from `samples` readings; the last six are of single copies only.
+    """An inverse (n, n) read from `samples` readings; the last six fields exist for single copies only.
 
     `expected_error` is the root mean square error of the law, `expected_floor` its limit for endless samples,
-    `statistical_error` what sampling alone adds; in 95 of 100 records the error is within `interval`.
-    `effective_samples` are the independent ones in the slowest direction; with too few there is no χ². `residuals`
-    (n, n) are the entries of the covariance less their law's mean, in its standard deviations; `equilibrium` judges
-    kurtosis and detailed balance.
+    `statistical_error` the part due to sampling; in 95 of 100 records the error is within `interval`.
+    `effective_samples` counts independent samples in the slowest direction; if there are too few, χ² is None.
+    `residuals` (n, n) are the entries of the covariance less the mean of their law, in standard deviations of the law;
+    `equilibrium` holds the tests of kurtosis and detailed balance.
     """
 
     relative_error: float
@@ -65,7 +71,7 @@ class SampledResult:
 
 @dataclass(frozen=True, eq=False)
 class RecordEstimate:
-    """Second moments of a record, the law of their mean, and what is added to a covariance before it is read [V²]."""
+    """Second moments of a record, the law of their mean, and the `correction` [V²] (n, n) added before inversion."""
 
     moments: Moments
     law: EstimateLaw
@@ -74,9 +80,12 @@ class RecordEstimate:
 
 
 def estimates(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[RecordEstimate]:
-    """The estimate of every copy, and last that of their mean, whose law is that of independent copies."""
+    """Estimates of all copies, and last the estimate of their mean, by the law of independent copies."""
     recipe, period = runs[0].recipe, design.program.period
-    correction = np.zeros((len(design.board.cells),) * 2) if recipe.stepped else hold_correction(design)
+    if recipe.stepped:
+        correction = np.zeros((len(design.board.cells),) * 2)
+    else:
+        correction = nominal_hold_correction(nominal_circuit(design.board, design.program), period)
     laws = [
         chunks_law(recipe, circuit, period, run.moments.samples) for circuit, run in zip(circuits, runs, strict=True)
     ]
@@ -88,7 +97,7 @@ def estimates(design: Design, circuits: list[Circuit], runs: list[Run]) -> list[
 
 
 def recorded_estimate(design: Design, recorded: Recorded) -> RecordEstimate:
-    """The estimate of a physical board, by the law of the nominal one; about the sample mean a covariance lacks V."""
+    """Estimate of a physical board, by the law of the nominal board; its correction is V, lost to the sample mean."""
     moments, law, balance = Moments(recorded.block_readings, recorded.moments), recorded_law(design, recorded), None
     if recorded.sums:
         circuit = nominal_circuit(design.board, design.program, Conditions(recorded.summary.ambient))
@@ -99,10 +108,7 @@ def recorded_estimate(design: Design, recorded: Recorded) -> RecordEstimate:
 
 
 def mean_estimate(found: list[RecordEstimate]) -> RecordEstimate:
-    """The estimate that is the mean of those of copies.
-
-    Of records of different lengths one block is left.
-    """
+    """Mean of the estimates of independent copies; one block if their records differ in length."""
     lengths = {tuple(each.moments.readings) for each in found}
     moments = Moments(
         found[0].moments.readings if len(lengths) == 1 else np.array([min(each.moments.samples for each in found)]),
@@ -117,7 +123,7 @@ def mean_estimate(found: list[RecordEstimate]) -> RecordEstimate:
 
 
 def sampled_result(rule: Inversion, estimate: RecordEstimate, of_mean: int | None = None) -> SampledResult:
-    """What an estimate says; that of a single copy has a joint χ², that of a mean took `of_mean` readings in all."""
+    """Result of an estimate: of a single copy, with a joint χ², or of a mean that took `of_mean` readings in all."""
     moments, law, correction = estimate.moments, estimate.law, estimate.correction
     samples, partial = running(moments, CURVE_POINTS)
     B = rule.read(partial + correction)
@@ -163,9 +169,9 @@ def _of_copy(covariance: np.ndarray, law: EstimateLaw) -> dict[str, object]:
 
 @dataclass(frozen=True, eq=False)
 class ExactResult:
-    """An inverse (n, n) read without sampling; the last four are of single copies only.
+    """An inverse (n, n) read without sampling; the last four fields exist for single copies only.
 
-    `difference_to_noise` is the largest relative one of a few variances from those of ngspice's own noise analysis.
+    `difference_to_noise` is the largest relative difference of a few variances to those of ngspice's noise analysis.
     """
 
     relative_error: float
@@ -179,10 +185,10 @@ class ExactResult:
 
 @dataclass(frozen=True, eq=False)
 class SolveResult:
-    """An inverse (n, n) read column by column from the mean of a resistive board; the last two are of boards only.
+    """An inverse (n, n) read column by column from the mean of a resistive board.
 
-    `difference_to_law` is that of the columns from H G⁻¹ of the copy's own values, `settling_difference` the largest
-    of the settling from (I - e^{-At}) G⁻¹, both relative.
+    Only for single copies: `difference_to_law` is the relative difference of the columns to H G⁻¹ of the copy,
+    `settling_difference` the largest relative difference of the settling to (I - e^{-At}) G⁻¹ of the copy.
     """
 
     relative_error: float
@@ -192,7 +198,7 @@ class SolveResult:
 
 
 def exact_results(rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> list[ExactResult]:
-    """One result a copy, and last that of their mean."""
+    """Results of all copies by AC runs, and last the result of their mean covariance."""
     results = []
     for circuit, run in zip(circuits, runs, strict=True):
         found, predicted = run.exact.covariance, reading_covariance(circuit)
@@ -210,7 +216,7 @@ def exact_results(rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> 
 
 
 def solve_results(design: Design, rule: Inversion, circuits: list[Circuit], runs: list[Run]) -> list[SolveResult]:
-    """One result a copy of a resistive board, and last that of their mean."""
+    """Results of all copies of a resistive board by their means, and last the result of the mean over copies."""
     results = []
     for circuit, run in zip(circuits, runs, strict=True):
         found = run.solve
@@ -231,13 +237,13 @@ def solve_results(design: Design, rule: Inversion, circuits: list[Circuit], runs
 
 
 def solve_result(design: Design, rule: Inversion, columns: np.ndarray, bias: float, **of_copy: float) -> SolveResult:
-    """The inverse that columns (n, n) [V] of readings for a bias [A] say."""
+    """Result of columns (n, n) [V] of readings for a bias [A] into each cell."""
     B = solved_inverse(design.board, design.program, columns, bias)
     return SolveResult(float(rule.error(B)), B, **of_copy)
 
 
 def exact_result(rule: Inversion, covariance: np.ndarray, **of_copy: float) -> ExactResult:
-    """The inverse that a covariance (n, n) [V²] says."""
+    """Result of a covariance (n, n) [V²] found without sampling."""
     B = rule.read(covariance)
     return ExactResult(float(rule.error(B)), rule.scale_free_error(B), B, **of_copy)
 

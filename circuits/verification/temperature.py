@@ -1,12 +1,13 @@
-"""Error against ambient temperature, and what calibrating at one or two temperatures would buy.
+"""Error against ambient temperature: as it is, and after a calibration at one or two temperatures.
 
 Parts and sources follow their temperature coefficients. With the deviation Δ(T) = B(T) - P⁻¹ of a copy at T,
 
     as it is                ||Δ(T)||
     known at T₁             ||Δ(T) - Δ(T₁)||
-    known at T₁ and T₂      ||Δ(T) - (1 - u) Δ(T₁) - u Δ(T₂)||,   u = (T - T₁)/(T₂ - T₁):
+    known at T₁ and T₂      ||Δ(T) - (1 - u) Δ(T₁) - u Δ(T₂)||,   u = (T - T₁)/(T₂ - T₁)
 
-the least that is left, for a calibration that errs itself leaves more. B by the Lyapunov equation, or by the mean.
+The last two are for an exact calibration; a calibration with errors leaves a larger deviation. B is computed from the
+Lyapunov equation, on a resistive board from the mean.
 """
 
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ KNOWN_AT_BOTH = (10.0, 60.0)
 
 @dataclass(frozen=True)
 class Sweep:
-    """Relative errors of the copies at `ambient` [°C]: of each (copies, T), and root mean squares over the copies.
+    """Relative errors at the temperatures `ambient` (T,) [°C]: of each copy (copies, T), and rms over the copies (T,).
 
-    `known_once` and `known_twice` are what is left when every copy is known at one or at two temperatures.
+    `known_once` and `known_twice` are the rms errors when every copy is known at one or at two temperatures.
     """
 
     ambient: tuple[float, ...]
@@ -41,7 +42,7 @@ class Sweep:
 
 
 def sweep(design: Design, rule: Inversion) -> Sweep | None:
-    """Deviations of the design's copies from COLDEST to HOTTEST; None if the circuit has too many states."""
+    """Errors of the copies of a design from COLDEST to HOTTEST; None if the circuit has too many states."""
     if states(nominal_circuit(design.board, design.program, Conditions())) > MOST_STATES:
         return None
     ambient = np.linspace(COLDEST, HOTTEST, STEPS)
@@ -62,11 +63,11 @@ def sweep(design: Design, rule: Inversion) -> Sweep | None:
 
 
 def _deviations(design: Design, rule: Inversion, ambient: float) -> np.ndarray:
-    """Δ(T), (copies, n, n)."""
+    """Deviations Δ(T), (copies, n, n), at T = `ambient` [°C]."""
     circuits = assemble_many(design.board, design.program, design.copies, Conditions(ambient))
     return circuit_inverses(design, rule, circuits) - rule.inverse
 
 
 def _size(rule: Inversion, deviations: np.ndarray) -> np.ndarray:
-    """Relative Frobenius norm, (copies,)."""
+    """Relative Frobenius norms (copies,) of deviations (copies, n, n)."""
     return np.linalg.norm(deviations, axis=(-2, -1)) / np.linalg.norm(rule.inverse)

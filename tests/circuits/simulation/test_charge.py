@@ -18,11 +18,11 @@ from circuits.board import Conditions
 from circuits.copies import specimens
 from circuits.errors import InputError
 from circuits.netlist.spice import circuit_text
-from circuits.nodal import assemble
-from circuits.ou import held_covariance, lagged_covariances
+from circuits.nodal import assemble, nominal_circuit
+from circuits.ou import held_covariance, lagged_covariances, nominal_hold_correction
 from circuits.simulation.charge import ChargeRun, charge_law, charge_run
 from circuits.statistics.estimators import estimate_law
-from circuits.statistics.inversion import hold_correction, inversion_rule
+from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import BoardOptions, Parasitics
 from circuits.verification.charge_readout import ChargeReadout, judge_charges
@@ -269,7 +269,8 @@ def test_noise_of_the_same_board_time_is_judged_by_the_law_of_its_estimate(name)
     assert found.samples == samples
     for result, copy in zip((found.nominal, *found.copies), specimens(design), strict=True):
         circuit = assemble(design.board, design.program, copy, Conditions())
-        mean = rule.read(held_covariance(circuit, period) + hold_correction(design))
+        correction = nominal_hold_correction(nominal_circuit(design.board, design.program), period)
+        mean = rule.read(held_covariance(circuit, period) + correction)
         floor = np.linalg.norm(mean - rule.inverse) / np.linalg.norm(rule.inverse)
         assert result.covariance_floor == pytest.approx(floor, rel=1e-6, abs=1e-12)
         # The law of the estimate by the double sum over all pairs of readings, and every entry of B = mapᵀ S map.

@@ -14,13 +14,13 @@ from circuits.board import Conditions
 from circuits.copies import draw_copies, nominal_copy
 from circuits.netlist.export import write_design
 from circuits.netlist.spice import circuit_text
-from circuits.nodal import assemble, readout_matrix
-from circuits.ou import reading_covariance, spectrum
+from circuits.nodal import assemble, nominal_circuit, readout_matrix
+from circuits.ou import nominal_hold_correction, reading_covariance, spectrum
 from circuits.simulation.ac import exact_run
 from circuits.simulation.ngspice import run_deck
 from circuits.simulation.transient import chunk_deck, run_chunk
 from circuits.statistics.estimators import estimate_law, joint_chi_square
-from circuits.statistics.inversion import hold_correction, inversion_rule
+from circuits.statistics.inversion import inversion_rule
 from circuits.statistics.moments import BLOCK, CHUNK
 from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.options import BoardOptions, Parasitics
@@ -157,7 +157,7 @@ def test_outsider_rebuilds_the_measurement_from_deck_and_board_file(tmp_path):
     )
     assert len(readings) in (CHUNK, CHUNK + 1)
     # Against the copy's own inverse nothing but the spread of the law is left: the discretisation is taken out.
-    own = rule.read(law.mean + hold_correction(made))
+    own = rule.read(law.mean + nominal_hold_correction(nominal_circuit(made.board, made.program), made.program.period))
     error, spread = np.linalg.norm(inverse - own) / np.linalg.norm(own), rule.spread(law)
     # The square of the error is a sum of 36 squares; three times its mean is beyond 1e-5.
     assert error < np.sqrt(3) * spread

@@ -12,11 +12,11 @@ from circuits.board import Conditions
 from circuits.copies import nominal_copy
 from circuits.netlist.deck import circuit_of
 from circuits.netlist.export import decks
-from circuits.nodal import assemble
-from circuits.ou import reading_covariance
+from circuits.nodal import assemble, nominal_circuit
+from circuits.ou import nominal_hold_correction, reading_covariance
 from circuits.simulation.measurement import Plan, measure
 from circuits.statistics.estimators import EstimateLaw, estimate_law
-from circuits.statistics.inversion import hold_correction, inversion_rule
+from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import BoardOptions, Parasitics
 from circuits.verification.budget import (
@@ -135,7 +135,7 @@ def test_sampled_totals_fall_into_their_interval_as_often_as_stated():
     i, j = np.triu_indices(8)
     for samples in (2_000, 200_000):
         law = estimate_law(circuit, made.program.period, samples)
-        correction = hold_correction(made)
+        correction = nominal_hold_correction(nominal_circuit(made.board, made.program), made.program.period)
         low, high = total_interval(rule, rule.read(law.mean + correction), law)
         S = np.repeat(law.mean[None], draws, axis=0)
         S[:, i, j] += rng.normal(size=(draws, len(i))) @ np.linalg.cholesky(law.covariance).T
@@ -151,7 +151,8 @@ def test_sampling_is_what_is_left_and_holding_what_the_nominal_correction_leaves
     rule = inversion_rule(made)
     (found,) = deviations(made, rule, made.copies)
     circuit = assemble(made.board, made.program, made.copies[0], Conditions())
-    law, correction = estimate_law(circuit, made.program.period, 10_000), hold_correction(made)
+    law = estimate_law(circuit, made.program.period, 10_000)
+    correction = nominal_hold_correction(nominal_circuit(made.board, made.program), made.program.period)
     off = EstimateLaw(law.mean, law.covariance, law.samples)
     measured = rule.read(1.01 * law.mean + correction)
     budget = sampled_budget("copy", rule, found, measured, off, correction)

@@ -16,12 +16,12 @@ from circuits.model.device import draw_device
 from circuits.netlist.export import write_design
 from circuits.netlist.folder import load_design
 from circuits.nodal import assemble_gains, assemble_many, nominal_circuit
-from circuits.ou import reading_covariances
+from circuits.ou import nominal_hold_correction, reading_covariances
 from circuits.simulation.measurement import Plan, measure
 from circuits.simulation.runs import load_measurements, save_measurements
 from circuits.simulation.transient import run_chunk
 from circuits.statistics.estimators import estimate_law
-from circuits.statistics.inversion import hold_correction, inversion_rule
+from circuits.statistics.inversion import inversion_rule
 from circuits.statistics.moments import chunk_seed, chunk_sizes
 from circuits.synthesis.design import make_design
 from circuits.verification import folder as verification_folder
@@ -163,9 +163,10 @@ def test_preconditioning_makes_the_error_ten_times_smaller():
 def test_hold_correction_removes_the_discretisation_from_the_nominal_board():
     made = make_design(FAIR)
     rule = inversion_rule(made)
-    law = estimate_law(nominal_circuit(made.board, made.program), made.program.period, 1000)
+    nominal, period = nominal_circuit(made.board, made.program), made.program.period
+    law = estimate_law(nominal, period, 1000)
     assert rule.error(rule.read(law.mean)) > 0.02
-    assert rule.error(rule.read(law.mean + hold_correction(made))) < 1e-11
+    assert rule.error(rule.read(law.mean + nominal_hold_correction(nominal, period))) < 1e-11
 
 
 def test_expected_error_is_the_root_mean_square_error_of_drawn_estimates():
