@@ -1,9 +1,9 @@
-"""The bill of materials: the columns JLCPCB reads, and those a buyer needs.
+"""Bill of materials: the columns that JLCPCB reads, and those that a buyer needs.
 
-Equal parts share a line: those of one kind and tolerance whose values print the same in the Comment. It has four
-digits, and more where the tolerance asks for them, so that rounding to it moves a value by no more than a tenth of its
-tolerance; Value is the mean of what the line holds, to nine digits. Part numbers are nobody's to invent: those columns
-stay empty until a buyer fills them.
+Equal parts share a line: parts of one kind and tolerance whose values print alike in the Comment. The Comment has four
+digits, and more where the tolerance needs them, so that rounding changes a value by no more than a tenth of its
+tolerance; Value is the mean value of the parts of a line, to nine digits. Columns for part numbers stay empty until
+a buyer fills them.
 """
 
 import csv
@@ -33,7 +33,7 @@ FOOTPRINTS = {
     "C": "Capacitor_SMD:C_0603_1608Metric",
     "J": "Connector_PinHeader_2.54mm:PinHeader_1x02_P2.54mm_Vertical",
     "S": "",  # one of several in an analog switch of the designer's choice
-    "N": "",  # an active element of several parts: its own sheet
+    "N": "",  # an active element of several parts, on a sheet of its own
     "M": "",
 }
 UNITS = {"R": "Ω", "L": "H", "C": "F", "N": "F", "M": "Ω", "S": "Ω"}
@@ -41,7 +41,7 @@ UNITS = {"R": "Ω", "L": "H", "C": "F", "N": "F", "M": "Ω", "S": "Ω"}
 
 @dataclass(frozen=True)
 class Line:
-    """Equal parts: kind, SI value in the mean, and who they are.
+    """Equal parts: kind, mean value in SI units (None: an input), tolerance, and designators.
 
     Kinds: R, L, C, N and M for negative capacitance and resistance, S for a switch, J for an input of noise or bias.
     """
@@ -53,7 +53,7 @@ class Line:
 
     @property
     def comment(self) -> str:
-        """The value in words, as printed on a schematic."""
+        """Value in words, as printed on a schematic."""
         if self.value is None:
             return "bias input" if self.designators[0].startswith("IB") else "noise input"
         text = engineering(self.value, UNITS[self.kind], digits(self.tolerance))
@@ -62,18 +62,18 @@ class Line:
 
     @property
     def footprint(self) -> str:
-        """KiCad footprint, empty for what is not one part."""
+        """KiCad footprint, empty for an element that is not one part."""
         return FOOTPRINTS[self.kind]
 
 
 @lru_cache(maxsize=4)
 def soldered_parts(board: Board, program: Program) -> tuple[tuple[Part, float], ...]:
-    """`populated_parts`, once for all that is handed over."""
+    """`populated_parts` with their values, computed once for all files of an export."""
     return tuple(populated_parts(board, program))
 
 
 def bill_lines(board: Board, program: Program) -> list[Line]:
-    """All populated parts and noise inputs, equal ones together, in the order of the board."""
+    """Lines of all populated parts and of the inputs of noise and bias, in the order of the board."""
     groups: dict[tuple[str, str, float], list[tuple[str, float]]] = {}
     for part, value in soldered_parts(board, program):
         kind = "S" if part.bit else part.kind if value > 0 else {"C": "N", "R": "M"}[part.kind]
@@ -90,7 +90,7 @@ def bill_lines(board: Board, program: Program) -> list[Line]:
 
 
 def bill_text(board: Board, program: Program) -> str:
-    """The bill as CSV with COLUMNS."""
+    """Bill as CSV with the columns COLUMNS."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -103,7 +103,7 @@ def bill_text(board: Board, program: Program) -> str:
 
 
 def digits(tolerance: float) -> int:
-    """How many digits a value of this tolerance is printed with, 4 to 9: half of the last is a tenth of it or less.
+    """Digits, 4 to 9, printed of a value: half a unit of the last digit is a tenth of the tolerance or less.
 
     >>> digits(0.01), digits(0.001), digits(0.0)
     (4, 5, 9)
@@ -114,7 +114,7 @@ def digits(tolerance: float) -> int:
 
 @lru_cache(maxsize=2**16)
 def engineering(value: float, unit: str, digits: int = 4) -> str:
-    """A value as engineers print it.
+    """Value with an SI prefix and a unit.
 
     >>> engineering(7.3516e-10, "F"), engineering(100.0, "Ω"), engineering(-5.86e-10, "F")
     ('735.2 pF', '100 Ω', '-586 pF')

@@ -1,6 +1,6 @@
 """Decks: a header of comments, the circuit, the line ANALYSIS, and an analysis that plain `ngspice -b` runs.
 
-Runs that need another analysis keep everything above the line.
+A run with another analysis keeps everything above the line ANALYSIS.
 """
 
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from circuits.nodal import assemble
 from circuits.ou import held_covariance
 
 ANALYSIS = "* === analysis: everything above this line is the board ==="
-WIDEST = 16  # cells whose expected covariance still fits a header
-WIDEST_BANKED = 8  # of a board with banks, whose every closed switch is a node
-START_UP = 15.0  # slowest time constants discarded before the first reading: e^-30 of the variance is missing
-CHANNELS = 31  # of one noise file: ngspice reads lines of at most 511 characters
+WIDEST = 16  # most cells whose expected covariance is written into the header
+WIDEST_BANKED = 8  # the same for a board with banks, where every closed switch is a node
+START_UP = 15.0  # slowest time constants discarded before the first reading; relative error of the variance e^-30
+CHANNELS = 31  # most channels of one noise file: ngspice reads lines of at most 511 characters
 
 
 def deck_text(board: Board, program: Program, copy: Copy, conditions: Conditions, samples: int) -> str:
-    """A whole deck that plain `ngspice -b` runs: it records `samples` readings to <copy>.raw."""
+    """Whole deck of a copy for plain `ngspice -b`, which records `samples` readings to <copy>.raw."""
     circuit = circuit_text(board, program, copy, conditions)
     header = _header(board, program, copy, conditions, samples)
     return header + circuit + ANALYSIS + "\n" + sampled_analysis(board, program, conditions.seed, samples, copy.name)
 
 
 def circuit_of(text: str) -> str:
-    """The part of a deck above its analysis."""
+    """Part of a deck above the line ANALYSIS; InputError if the deck lacks the line."""
     circuit, line, _ = text.partition(ANALYSIS)
     if not line:
         raise InputError(f"the deck lacks the line {ANALYSIS!r}; write it again with `tngd design --force`")
@@ -40,8 +40,8 @@ def circuit_of(text: str) -> str:
 def sampled_analysis(board: Board, program: Program, seed: int, samples: int, output: str) -> str:
     """Transient analysis: start-up discarded, then `samples` readings at multiples of the period to <output>.raw.
 
-    chgtol = 1 C switches the local truncation error control off, harmless for a linear circuit whose step is set by
-    the noise; interp puts the points exactly on the grid, where the held-noise law holds.
+    chgtol = 1 C switches off the control of the local truncation error, harmless for a linear circuit whose step is set
+    by the noise; interp puts the points exactly on the grid, where the law of held noise applies.
     """
     h = program.period
     skip = discarded(program)
@@ -57,9 +57,9 @@ def sampled_analysis(board: Board, program: Program, seed: int, samples: int, ou
 
 
 def file_widths(channels: int) -> list[int]:
-    """How many channels each noise file has.
+    """Number of channels of each noise file, always odd.
 
-    Never an even number: with some of those ngspice 39 writes one number past the memory it keeps a long file in.
+    With some even numbers ngspice 39 writes one number beyond the memory in which it keeps a long file.
     """
     left, widths = channels, []
     while left:
@@ -69,10 +69,10 @@ def file_widths(channels: int) -> list[int]:
 
 
 def file_sources(channels: Sequence[tuple[str, float]], period: float) -> str:
-    """XSPICE sources of a current into each node, of so many amperes for 1 in its column of noise<k>.txt.
+    """XSPICE sources of a current into each node; a channel is a node and the current [A] of one unit in noise<k>.txt.
 
-    Line k of a file holds from half a period before to half a period after k periods, so at the grid points in the
-    middle no rounding of time matters. Unlike a source of SPICE it makes no break points.
+    Line k of a file is valid from half a period before to half a period after k periods, so at the grid points in the
+    middle rounding of time does not matter. Unlike a source of SPICE, an XSPICE source makes no break points.
     """
     lines, start = [], 0
     for number, width in enumerate(file_widths(len(channels)), start=1):
@@ -91,10 +91,10 @@ def file_sources(channels: Sequence[tuple[str, float]], period: float) -> str:
 def stepped_analysis(
     nodes: Sequence[str], period: float, skip: int, samples: int, output: str, options: str = ""
 ) -> str:
-    """Transient analysis whose own points are multiples of the period, no others: `samples` (and one) from `skip` on.
+    """Transient analysis with one step a period: `samples` readings (and one more) after `skip` periods.
 
-    chgtol = 1 C leaves the step to its limit, the period. It starts with a hundredth of the first number (if the run
-    is longer than a hundred periods) and doubles, so it meets the period itself after seven times.
+    With chgtol = 1 C the step is its upper limit, the period. The first step is a hundredth of the first number of
+    `.tran` (if the run is longer than a hundred periods); steps double, so the seventh doubling gives the period.
     """
     saved = " ".join(f"v({node})" for node in nodes)
     first = 100 / 128 * period
@@ -109,7 +109,7 @@ def stepped_analysis(
 
 
 def exact_analysis(board: Board, low: float, high: float, points: int, output: str) -> str:
-    """One AC run per noise source, unit current, `points` per decade from `low` to `high` Hz, all to <output>.raw."""
+    """AC analyses, one per noise source at unit current, `points` per decade from `low` to `high` Hz: <output>.raw."""
     saved = " ".join(f"v({node})" for node in board.nodes)
     steps = ["set appendwrite"]
     for source in board.sources:
@@ -124,16 +124,17 @@ def exact_analysis(board: Board, low: float, high: float, points: int, output: s
 
 
 def discarded(program: Program) -> int:
-    """Samples of start-up that are thrown away: 15 time constants of the slowest mode of the nominal board."""
+    """Samples discarded at the start: START_UP time constants of the slowest mode of the nominal board."""
     return int(np.ceil(START_UP * program.settling / program.period))
 
 
 def control(lines: list[str]) -> list[str]:
-    """The end of a deck that runs these commands."""
+    """Lines at the end of a deck that run these commands."""
     return [".control", *lines, "quit", ".endc", ".end", ""]
 
 
 def _header(board: Board, program: Program, copy: Copy, conditions: Conditions, samples: int) -> str:
+    """Comments at the head of a deck: board, target, law of the readings, how to run it, expected covariance."""
     factor = board.nodes_per_cell
     readings = " ".join(
         f"v({reading.plus})" if reading.minus is None else f"v({reading.plus})-v({reading.minus})"
@@ -161,7 +162,7 @@ def _header(board: Board, program: Program, copy: Copy, conditions: Conditions, 
 
 
 def _solving(board: Board) -> list[str]:
-    """What the mean of a resistive board's readings is good for."""
+    """Law of the mean of the readings of a resistive board, as lines of the header; none for a capacitive board."""
     if not board.inputs:
         return []
     into = ", ".join(f"{entry.share:g} b{entry.cell + 1} into {entry.name}" for entry in board.inputs[:2])
@@ -172,7 +173,7 @@ def _solving(board: Board) -> list[str]:
 
 
 def _expected(board: Board, program: Program, copy: Copy, conditions: Conditions) -> list[str]:
-    """The covariance that this copy's own values give, as rows of numbers; too wide to read beyond WIDEST cells."""
+    """Covariance by the law of the copy, as lines of the header; the formula alone for boards above WIDEST cells."""
     if len(board.cells) > (WIDEST_BANKED if board.banks else WIDEST):
         return [
             f"Expected covariance of the recorded readings: {board.nodes_per_cell} kT/c M^-1 - K on the nominal board."

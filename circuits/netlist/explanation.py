@@ -1,4 +1,4 @@
-"""The derivation of a board, typeset with its numbers: what `tngd design --explain` prints."""
+"""Derivation of a board, typeset with its numbers, as printed by `tngd design --explain`."""
 
 import sympy as sp
 
@@ -16,7 +16,7 @@ d_i (<U> d)_i = g_i, and takes up what rounding to codes leaves of it."""
 
 
 def explanation_text(board: Board, program: Program) -> str:
-    """Nodal equations, what the readings see, the solved elements, and the values of this board."""
+    """Nodal equations, the matrix in the voltages of the readings, the solved elements, and the values of a board."""
     law = cell_law(board.kind)
     between = "v_1, v_2" if board.kind == "plain" else "p_1, n_1, p_2, n_2"
     capacitive = board.coupling == "capacitive"
@@ -40,6 +40,7 @@ def explanation_text(board: Board, program: Program) -> str:
 
 
 def _solutions(board: Board) -> str:
+    """Equations of the elements, solved for an entry of M."""
     law = cell_law(board.kind)
     rows = [sp.Eq(STRAIGHT, law.straight)]
     if board.kind == "differential":
@@ -49,7 +50,7 @@ def _solutions(board: Board) -> str:
 
 
 def _numbers(board: Board, program: Program) -> str:
-    """One line an element: the entry of M it comes from, its value, and its code."""
+    """Lines of the elements: entry of M, element, value, and code."""
     M = program.matrix
     held, lines = codes(board, program), []
     code_of = {name: (bank.bits, held[bank.name]) for bank in board.banks for name in bank.elements}

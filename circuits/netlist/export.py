@@ -1,16 +1,15 @@
-"""What the verbs that make boards do with files: read and check inputs, compute, write outputs whole.
+"""Export of a design: inputs read and checked, boards designed, and the run folder written whole or not at all.
 
-Every verb refuses to replace a result without `force`, and every result says what it was made from: hashes of the
-inputs, seeds, versions, the ngspice that ran.
+A result is replaced only with `force`, and names its origin: hashes of the inputs, seeds, versions. The run folder:
 
-Everything a designer takes further, written to a run folder in one step.
-
-board.json               the records, and what a reader needs to rebuild the measurement
-netlists/*.cir           decks of the nominal board and of every copy, plain numbers
-lib/spu_cells.lib        the cell and coupling subcircuits, as KiCad simulation models
-bom.csv, board.net       what to buy and how it is connected
-codes.csv                what to set the switches of a board with banks to
-schematic.svg, design.md what to look at and what to discuss
+board.json          the records, and the constants for rebuilding the measurement
+netlists/*.cir      decks of the nominal board and of every copy, plain numbers
+lib/spu_cells.lib   subcircuits of cells, couplings and bits, as KiCad simulation models
+bom.csv             bill of materials
+board.net           PCB netlist for KiCad
+codes.csv           codes of the switches of a board with banks
+schematic.svg       one cell, its couplings, and the all-to-all arrangement
+design.md           summary for a design review
 """
 
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ from circuits.synthesis.target import check_target
 
 @dataclass(frozen=True)
 class DesignOptions:
-    """What board is wanted, in how many copies."""
+    """Options of a design: the board, and the number, tolerance and seed of its copies."""
 
     copies: int = 3
     tolerance: float = 0.01
@@ -49,7 +48,10 @@ class DesignOptions:
 
 
 def design_folder(place: TargetOptions, request: DesignOptions, out: Path, force: bool = False) -> Design:
-    """Design boards for a named data set or a matrix file and write the run folder."""
+    """Design boards for a named data set or a matrix file and write the run folder.
+
+    InputError if an option is wrong, the target cannot be held, or `out` exists without `force`.
+    """
     check_copies(request.copies, request.tolerance, request.seed)
     choices = check_options(request.choices)
     refuse_existing(out, force)
@@ -79,7 +81,8 @@ def reuse_folder(
 ) -> Design:
     """Program a target onto the board and the copies of the design in `folder` and write a run folder for it.
 
-    `coupling` may say again what the board has; everything else about boards and copies is that of `folder`.
+    `coupling` may only repeat that of the board. InputError if any other option of a board is given, the board cannot
+    hold the target, or `out` exists without `force`.
     """
     old, _ = load_design(folder)
     refuse_existing(out, force)
@@ -104,7 +107,7 @@ def reuse_folder(
 
 
 def write_design(design: Design, folder: Path, force: bool = False) -> None:
-    """Write the run folder, all or nothing."""
+    """Write the run folder whole or not at all; InputError if it exists without `force`."""
     board, program = design.board, design.program
     with new_folder(folder, force, "board.json") as fresh, ThreadPoolExecutor(1) as other:
         pcb = other.submit(pcb_netlist, board, program)  # a process of its own, beside the rest
@@ -130,7 +133,7 @@ def decks(design: Design) -> Iterator[tuple[str, str]]:
 
 
 def codes_text(board: Board, program: Program) -> str:
-    """codes.csv: every bank with its code, its bits (highest first), which way it is switched, and what it holds."""
+    """Text of codes.csv: code, bits (highest first), direction of the switches, and value of every bank."""
     unit = board.element_unit
     rows = [f"Bank,Cells,Code,Bits,Switched,Value [{unit}],Full scale [{unit}]"]
     held = codes(board, program)

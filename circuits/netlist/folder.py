@@ -19,7 +19,7 @@ SCHEMA = "tngd.board/3"
 
 
 def describe(design: Design, hashes: dict[str, str]) -> dict[str, Any]:
-    """The content of board.json, sealed by its own hash: what a reader needs first, then the records."""
+    """Content of board.json, sealed by its own hash: nodes, sources and constants first, then the records."""
     board, program = design.board, design.program
     content = {
         "schema": SCHEMA,
@@ -42,7 +42,7 @@ def describe(design: Design, hashes: dict[str, str]) -> dict[str, Any]:
 
 
 def load_design(folder: Path) -> tuple[Design, dict[str, str]]:
-    """The design in `folder` and the text of each of its decks; InputError if anything is missing or changed."""
+    """Design in `folder`, and the circuit part of each of its decks; InputError if a file is missing or changed."""
     content = read_json(folder / "board.json", "design")
     if not isinstance(content, dict) or content.get("schema") != SCHEMA:
         raise InputError(f"{folder / 'board.json'} does not say schema {SCHEMA}; make it again with `tngd design`")
@@ -70,11 +70,12 @@ def load_design(folder: Path) -> tuple[Design, dict[str, str]]:
 
 
 def _content_hash(content: dict[str, Any]) -> str:
+    """Hash of the content of board.json without its seal."""
     return sha256(json.dumps(content, sort_keys=True))
 
 
 def _cells(board: Board, program: Program) -> list[dict[str, Any]]:
-    """For every cell its nodes, reading, noise sources and scaling."""
+    """Nodes, reading, noise sources and scaling of every cell."""
     return [
         {
             "name": cell.name,
@@ -92,7 +93,7 @@ def _cells(board: Board, program: Program) -> list[dict[str, Any]]:
 
 
 def _scale(board: Board, program: Program) -> dict[str, Any]:
-    """What turns recorded readings into an inverse."""
+    """Constants and the law by which recorded readings become an inverse."""
     return {
         "capacitance_F": board.capacitance,
         "energy_kT_J": program.energy,
@@ -106,6 +107,7 @@ def _scale(board: Board, program: Program) -> dict[str, Any]:
 
 
 def _read_deck(folder: Path, name: str, hashes: dict[str, str]) -> str:
+    """Circuit part of the deck of a copy; InputError if the deck is missing or changed."""
     path = folder / "netlists" / f"{name}.cir"
     try:
         text = path.read_text()

@@ -1,4 +1,4 @@
-"""The board as a KiCad PCB netlist: every soldered part and every input, under the names it has in the decks.
+"""PCB netlist of a board for KiCad: every soldered part and every input, under its name in the decks.
 
 Written by skidl, in a process of its own.
 """
@@ -18,7 +18,7 @@ TIMEOUT = 300.0  # s; a board of 64 cells takes some two
 
 
 def pcb_netlist(board: Board, program: Program) -> str:
-    """Text of the netlist; SimulationError if skidl does not deliver."""
+    """Text of the netlist; SimulationError if skidl fails."""
     nodes = {part.name: part.nodes for part, _ in soldered_parts(board, program)}
     nodes |= {entry.name: (entry.node, GROUND) for entry in (*board.sources, *board.inputs)}
     parts: list[dict] = []
@@ -31,15 +31,15 @@ def pcb_netlist(board: Board, program: Program) -> str:
 
 
 @lru_cache(maxsize=64)
-def _written(request: str) -> str:
-    """What the writer makes of a request; the same request is the same netlist."""
+def _written(parts: str) -> str:
+    """Text that kicad_writer.py prints for parts as JSON, kept: the same parts give the same netlist."""
     writer = Path(__file__).with_name("kicad_writer.py")
     with tempfile.TemporaryDirectory(prefix="tngd-") as folder:
         try:
-            # -P keeps this package's folder off the path, where module names of ours would hide others.
+            # -P keeps the folder of this package off the path, where its modules would hide others of the same name.
             done = subprocess.run(
                 [sys.executable, "-P", str(writer)],
-                input=request,
+                input=parts,
                 cwd=folder,
                 capture_output=True,
                 text=True,

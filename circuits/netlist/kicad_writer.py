@@ -1,7 +1,7 @@
-"""Reads parts as JSON on standard input and prints a KiCad netlist made by skidl. A program, not for import.
+"""Program, not for import: reads parts as JSON on standard input and prints a KiCad netlist made by skidl.
 
-skidl writes log files where it is imported, warns about symbol libraries it does not need here, and keeps global
-state; so it gets a process and a folder of its own (see circuits.netlist.kicad).
+skidl writes log files where it is imported, warns about symbol libraries that are not needed here, and keeps global
+state; so it runs in a process and a folder of its own (see circuits.netlist.kicad).
 
 Input: {"title": text, "parts": [{"ref", "kind", "value", "footprint", "nodes": [a, b]}, …]}.
 """
@@ -21,21 +21,21 @@ from simp_sexp import Sexp  # noqa: E402
 
 
 def main() -> None:
-    """Write the netlist of standard input to standard output."""
-    gc.disable()  # what is made here lives to the end; looking for garbage among it would take a tenth of the time
-    _spare_skidl()
-    request = json.load(sys.stdin)
+    """Print the netlist of the parts on standard input."""
+    gc.disable()  # all objects live to the end of the program; collecting garbage would take a tenth of the time
+    _speed_up_skidl()
+    given = json.load(sys.stdin)
     circuit = skidl.Circuit()
     circuit.no_files, circuit.track_src = True, False
-    for node, pins in _placed(request["parts"], circuit).items():
+    for node, pins in _placed(given["parts"], circuit).items():
         skidl.Net(node, circuit, *pins)  # all pins at once: skidl traverses the net after each connection
     text = str(circuit.generate_netlist(tool="kicad9"))
     text = re.sub(r'\(date "[^"]*"\)', '(date "")', text)  # the same board gives the same bytes
-    sys.stdout.write(re.sub(r'\(source "[^"]*"\)', lambda _: f'(source "{request["title"]}")', text))
+    sys.stdout.write(re.sub(r'\(source "[^"]*"\)', lambda _: f'(source "{given["title"]}")', text))
 
 
 def _placed(parts: list[dict], circuit: skidl.Circuit) -> dict[str, list[skidl.Pin]]:
-    """Puts the parts into the circuit; the pins at each node."""
+    """Put the parts into the circuit; return the pins at each node."""
     templates: dict[str, skidl.Part] = {}
     nodes: dict[str, list[skidl.Pin]] = {}
     for part in parts:
@@ -51,23 +51,24 @@ def _placed(parts: list[dict], circuit: skidl.Circuit) -> dict[str, list[skidl.P
 
 
 def _template(kind: str) -> skidl.Part:
+    """Part of two passive pins, from which all parts of a kind are made."""
     pins = [skidl.Pin(num=str(k), name=str(k), func=skidl.Pin.types.PASSIVE) for k in (1, 2)]
     return skidl.Part(name=kind, ref_prefix=kind, dest=skidl.TEMPLATE, tool=skidl.SKIDL, tag=kind, pins=pins)
 
 
-def _spare_skidl() -> None:
-    """Replaces two inner functions of skidl that take most of its time on a large board; no option turns them off.
+def _speed_up_skidl() -> None:
+    """Replace two inner functions of skidl that take most of the time on a large board and that no option turns off.
 
-    For each part and net skidl reads the source line of every call on the stack, which goes into the netlist with
-    track_src only. And its S-expressions lay out the text of every bracket anew, character by character, at each
-    bracket around it.
+    For each part and net skidl reads the source line of every call on the stack, although the lines enter the netlist
+    only with track_src. And the text of a bracket of an S-expression is laid out again, character by character, for
+    every bracket around it.
     """
     skidl.circuit.get_skidl_trace = list  # no calls
     Sexp.to_str = _laid_out
 
 
 def _laid_out(expression: Sexp, level: int = 1) -> str:
-    """The text of an S-expression as Sexp.to_str lays it out: each bracket within it on a line of its own."""
+    """Text of an S-expression as laid out by Sexp.to_str: each inner bracket on a line of its own."""
     start = "\n" + "  " * level
     words = [
         start + _laid_out(item, level + 1) if isinstance(item, list) else " " + str(item).replace("\n", "")

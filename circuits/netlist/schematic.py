@@ -1,7 +1,7 @@
-"""The schematic by schemdraw: one cell, its couplings, and the all-to-all arrangement, with designators and values.
+"""Schematic by schemdraw: one cell, one coupling, and the all-to-all arrangement, with designators and values.
 
-Drawn for the board at hand: the first cell that has parts of every kind, the first coupling, and a triangle in which
-cell i stands on the diagonal and the coupling of i and j where row and column meet.
+Drawn are the first cell with parts of every kind, the first coupling, and a triangle with cell i on the diagonal and
+the coupling of cells i and j where row i and column j meet.
 """
 
 import sys
@@ -10,7 +10,7 @@ from circuits.board import Bank, Board, Program
 from circuits.copies import codes
 from circuits.netlist.bill import UNITS, engineering, soldered_parts
 
-# schemdraw does without its matplotlib backend where that cannot be imported; drawing SVG needs none, and importing it
+# schemdraw works without its matplotlib backend if the backend cannot be imported; SVG does not need it, and the import
 # takes longer than drawing. None makes the import of this one module fail.
 sys.modules.setdefault("schemdraw.backends.mpl", None)
 
@@ -21,13 +21,13 @@ CELLS = {
     "capacitive": (("R", elm.Resistor), ("L", elm.Inductor2), ("CG", elm.Capacitor)),
     "resistive": (("C", elm.Capacitor), ("RG", elm.Resistor)),
 }
-LARGEST = 16  # cells whose arrangement is still legible
+LARGEST = 16  # most cells whose arrangement is legible
 BOX = (2.5, 1.3)  # width and height of a field of the arrangement
 FONT = "sans-serif"
 
 
 def schematic_svg(board: Board, program: Program) -> str:
-    """The drawing as SVG text."""
+    """Drawing as SVG text."""
     values = {part.name: engineering(value, UNITS[part.kind]) for part, value in soldered_parts(board, program)}
     schemdraw.use("svg")
     with schemdraw.Drawing(show=False, fontsize=10, font=FONT, unit=2.2) as drawing:
@@ -42,7 +42,7 @@ def _text(drawing: schemdraw.Drawing, words: str, at: tuple[float, float], size:
 
 
 def _cell(drawing: schemdraw.Drawing, board: Board, values: dict[str, str]) -> None:
-    """One cell: per node its parts to ground and its inputs; the negative element between the nodes."""
+    """Draw one cell: the parts to ground and the inputs of each node, and the negative element between the nodes."""
     negatives = [f"{board.element_kind}N{k}" for k in range(1, len(board.cells) + 1)]
     number = next((k for k, name in enumerate(negatives) if name in values), 0)
     cell, negative = board.cells[number], negatives[number]
@@ -73,7 +73,7 @@ def _cell(drawing: schemdraw.Drawing, board: Board, values: dict[str, str]) -> N
 
 
 def _coupling(drawing: schemdraw.Drawing, board: Board, program: Program, values: dict[str, str]) -> None:
-    """The first populated coupling, part by part, or the highest bit of its bank."""
+    """Draw the first populated coupling part by part, or the highest bit of its bank."""
     element = next((e for e in board.elements if len(e.cells) == 2 and e.name in program.values), None)
     top = 3.4 - 5.4 * len(board.cells[0].nodes) - 0.8
     if element is None:
@@ -99,7 +99,7 @@ def _coupling(drawing: schemdraw.Drawing, board: Board, program: Program, values
 def _highest_bit(
     drawing: schemdraw.Drawing, board: Board, bank: Bank, values: dict[str, str], symbol: type, top: float
 ) -> None:
-    """A part per near node, and from its inner node a switch to each far node."""
+    """Draw the highest bit of a bank: a part for each near node, and from its inner node a switch to each far node."""
     switches = [part for part in board.parts if part.bit and part.bit.bank == bank.name]
     switches = [part for part in switches if part.bit.number == bank.bits - 1]
     for row, inner in enumerate(dict.fromkeys(part.nodes[0] for part in switches)):
@@ -114,7 +114,7 @@ def _highest_bit(
 
 
 def _arrangement(drawing: schemdraw.Drawing, board: Board, program: Program, values: dict[str, str]) -> None:
-    """Cells on the diagonal, couplings above it."""
+    """Draw cells on the diagonal and couplings above it."""
     n = len(board.cells)
     left, top = 15.5, 3.4
     _text(drawing, "All to all", (left, top), 13)
@@ -149,6 +149,7 @@ def _arrangement(drawing: schemdraw.Drawing, board: Board, program: Program, val
 
 
 def _field(drawing: schemdraw.Drawing, x: float, y: float, words: list[str], colour: str) -> None:
+    """Draw one field of the arrangement, with a line of text for each of `words`."""
     width, height = BOX
     drawing += elm.Rect(corner1=(0, 0), corner2=(width - 0.15, -(height - 0.15)), fill=colour, lw=0.8).at((x, y))
     for k, word in enumerate(words):

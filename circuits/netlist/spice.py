@@ -1,10 +1,10 @@
-"""The circuit of a copy in SPICE, written through PySpice: a subcircuit for every kind of cell, coupling and bit.
+"""Circuit of a copy in SPICE, written by PySpice: a subcircuit for every kind of cell, coupling and bit.
 
-The noise currents are `trrandom(2 h 0 σ 0)`: Gaussian samples held for h, which obey `.option seed`, with
-σ = sqrt(2 kT g / h).
+The noise currents are `trrandom(2 h 0 σ 0)`: Gaussian samples held for h, with σ = sqrt(2 kT g / h), which follow
+`.option seed`.
 
-This is the only module that touches PySpice. Names are checked before they come near a deck, because SPICE
-`.control` lines can run a shell.
+No other module uses PySpice. Names are checked before they are written into a deck, because SPICE `.control` lines can
+run a shell.
 """
 
 from importlib.metadata import version
@@ -22,10 +22,10 @@ OPEN = 1e12  # ohm, of an open switch
 
 
 def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditions) -> str:
-    """The circuit of one copy: subcircuits, cells, couplings, banks and parasitics, sources; no analysis.
+    """Circuit of one copy: subcircuits, cells, couplings, banks and parasitics, sources; no analysis.
 
-    What is on the nodes of its cell, and on nothing else, is an instance of a subcircuit, and so is a bit that has a
-    node to itself; the rest is written part by part. Open switches are resistors of OPEN ohm.
+    Parts that touch only nodes of their cells are written as an instance of a subcircuit, and so are the parts of a bit
+    whose inner node touches no others; all other parts are written one by one. Open switches are resistors of OPEN ohm.
     """
     gains = gains_of(board, [copy])[0]
     placed = _placed(board, program, gains, conditions)
@@ -59,7 +59,7 @@ def circuit_text(board: Board, program: Program, copy: Copy, conditions: Conditi
 
 
 def library_text(board: Board) -> str:
-    """The subcircuits of a kind of board, cells and couplings or the bits of banks, for KiCad's simulator."""
+    """Library for the simulator of KiCad: the subcircuits of a kind of board, cells and couplings or bits of banks."""
     subcircuits = _subcircuits(board, _kinds(board))
     lines = [
         f"SPU cells: subcircuits of a board of {board.kind} cells, written by tngd " + version("tngd"),
@@ -77,7 +77,7 @@ def library_text(board: Board) -> str:
 
 
 def _cell_parts(board: Board) -> dict[str, str]:
-    """Beginning of the names of a cell's own parts: parameter of its subcircuit."""
+    """Parameter of the subcircuit of a cell, by the beginning of the name of the part to ground."""
     own = {"C": "cap", "RG": "res"} if board.coupling == "resistive" else {"R": "res", "L": "ind", "CG": "cap"}
     return own
 
@@ -85,7 +85,7 @@ def _cell_parts(board: Board) -> dict[str, str]:
 def _placed(
     board: Board, program: Program, gains: np.ndarray, conditions: Conditions
 ) -> dict[str, tuple[float, tuple[str, str]]]:
-    """Value and nodes of every part that goes into the deck; a switch that is open has OPEN ohm."""
+    """Value [SI] and nodes of every part in the deck, by name; an open switch has OPEN ohm."""
     values = part_values(board, program, gains, conditions)
     wired = wiring(board, program, conditions)
     names = (*wired.nodes, GROUND)
@@ -100,13 +100,14 @@ def _placed(
 
 
 def _is_direct(board: Board, placed: dict[str, tuple[float, tuple[str, str]]], name: str) -> bool:
-    """Whether a cell's part fits its subcircuit: it is between a node of the cell and ground, and shares no flux."""
+    """Whether a part fits the subcircuit of its cell: between a node of a cell and ground, without shared flux."""
     shared = {inductor for mutual in board.mutuals for inductor in mutual.inductors}
     _, (node, other) = placed.get(name, (0.0, ("", "")))
     return node in board.nodes and other == GROUND and name not in shared
 
 
 def _place(spice: SpiceCircuit, name: str, value: float, ends: tuple[str, str]) -> None:
+    """Write one resistor, inductor or capacitor."""
     place = {"R": spice.R, "L": spice.L, "C": spice.C}[name[0]]
     place(name[1:], *(spice.gnd if node == GROUND else node for node in ends), repr(value))
 
@@ -114,7 +115,7 @@ def _place(spice: SpiceCircuit, name: str, value: float, ends: tuple[str, str]) 
 def _place_couplings(
     spice: SpiceCircuit, board: Board, program: Program, placed: dict[str, tuple[float, tuple[str, str]]]
 ) -> set[str]:
-    """Instances of all elements that are on the nodes of their cells; the names of their parts."""
+    """Write instances of all elements that touch only nodes of their cells; return the names of their parts."""
     written: set[str] = set()
     parts_of = _parts_of(board)
     for element in board.elements:
@@ -132,7 +133,7 @@ def _place_couplings(
 
 
 def _whole_bits(board: Board, placed: dict[str, tuple[float, tuple[str, str]]]) -> dict[str, list[str]]:
-    """Instance name and parts (part, switches, pad) of every bit whose inner node has these parts and no others."""
+    """Parts (part, switches, pad), by instance name, of every bit whose inner node touches no other parts."""
     meeting: dict[str, list[str]] = {}
     for name, (_, ends) in placed.items():
         for node in ends:
@@ -151,7 +152,7 @@ def _place_bits(
     placed: dict[str, tuple[float, tuple[str, str]]],
     bits: dict[str, list[str]],
 ) -> set[str]:
-    """Instances of whole bits; the names of their parts."""
+    """Write instances of whole bits; return the names of their parts."""
     for bit, names in bits.items():
         part, *switches, _ = names
         nodes = [placed[part][1][0], *(placed[name][1][1] for name in switches)]
@@ -161,12 +162,13 @@ def _place_bits(
 
 
 def _bit_parameters(board: Board) -> list[str]:
-    """What holds the value, the switches (straight, crossed) and the pad of a bit."""
+    """Parameters of the subcircuit of a bit: value, switches (straight, crossed), pad."""
     ways = ["rs"] if board.kind == "plain" else ["rs", "rx"]
     return [board.element_kind.lower() + "b", *ways, "cp"]
 
 
 def _place_sources(spice: SpiceCircuit, board: Board, program: Program, ratios: np.ndarray) -> None:
+    """Write the noise sources, with power `ratios` to nominal ones (sources,), and the bias inputs."""
     for source, ratio in zip(board.sources, ratios, strict=True):
         sigma = noise_amplitude(board, program, source.name) * float(np.sqrt(ratio))
         noise = f"dc 0 ac 0 trrandom(2 {program.period!r} 0 {sigma!r} 0)"
@@ -176,7 +178,7 @@ def _place_sources(spice: SpiceCircuit, board: Board, program: Program, ratios: 
 
 
 def _parts_of(board: Board) -> dict[str, list[str]]:
-    """Names of the parts that hold each element."""
+    """Names of the parts of each element."""
     found: dict[str, list[str]] = {}
     for part in board.parts:
         if part.element:
@@ -185,7 +187,7 @@ def _parts_of(board: Board) -> dict[str, list[str]]:
 
 
 def _kinds(board: Board, program: Program | None = None) -> set[str]:
-    """Kinds of elements that are subcircuits, of a program or (None) of all that the board can have."""
+    """Kinds of elements that are subcircuits, of a program, or (None) of all programs of the board."""
     if board.banks:
         return {"bit"}
     elements = [element for element in board.elements if program is None or element.name in program.values]
@@ -193,7 +195,7 @@ def _kinds(board: Board, program: Program | None = None) -> set[str]:
 
 
 def _subcircuits(board: Board, used: set[str]) -> list[SubCircuit]:
-    """The subcircuit kinds a program uses; parameters have no sensible default, so instances give all of them."""
+    """Subcircuits of the kinds in use; their defaults mean nothing, as instances give all parameters."""
     plain = board.kind == "plain"
     nodes = ["v"] if plain else ["p", "n"]
     own = _cell_parts(board)
@@ -218,6 +220,7 @@ def _subcircuits(board: Board, used: set[str]) -> list[SubCircuit]:
 
 
 def _coupling(board: Board, kind: str, nodes: list[str], pairs: list[tuple[str, str]]) -> SubCircuit:
+    """Subcircuit of an element with one part between each pair of nodes."""
     letter = board.element_kind.lower()
     made = SubCircuit(f"spu_{kind}_{board.kind}", *nodes, **{f"{letter}{k}": "1" for k in range(1, len(pairs) + 1)})
     for k, (a, b) in enumerate(pairs, start=1):
@@ -226,7 +229,10 @@ def _coupling(board: Board, kind: str, nodes: list[str], pairs: list[tuple[str, 
 
 
 def _bit(board: Board) -> SubCircuit:
-    """From the near node a part to an inner node, whence a switch leads to each far node; its pad there is one."""
+    """Subcircuit of a bit: a part from the near node to an inner node, and from there a switch to each far node.
+
+    The pads of the switches are one capacitor from the inner node to ground.
+    """
     far = ["far"] if board.kind == "plain" else ["straight", "crossed"]
     value, *ways, pad = _bit_parameters(board)
     made = SubCircuit(f"spu_bit_{board.kind}", "near", *far, "gnd", **dict.fromkeys([value, *ways, pad], "1"))
@@ -238,7 +244,7 @@ def _bit(board: Board) -> SubCircuit:
 
 
 def _annotated(circuit: str, parts_of: dict[str, list[str]]) -> str:
-    """Headings above every section, and the names of the parts behind every element."""
+    """Circuit with a heading above every section, and the names of its parts after every coupling."""
     section, inside = None, False
     lines = []
     for line in circuit.splitlines():
@@ -253,7 +259,7 @@ def _annotated(circuit: str, parts_of: dict[str, list[str]]) -> str:
 
 
 def _section(line: str) -> str | None:
-    """Which heading a line of the circuit belongs under."""
+    """Heading of the section of a line of the circuit; None for a line without a section."""
     if line.startswith("X"):
         return "cells" if line.startswith("Xcell") else "couplings"
     if line.startswith("I"):
