@@ -1,19 +1,19 @@
-"""The summary a design review needs, as Markdown: `design.md` of a run folder.
+"""Summary for a design review, as Markdown: `design.md` of a run folder.
 
-What is not ideal about a board of exact parts: what it has besides its elements, and elements hardly there.
+It lists the circuit, the parts and their sensitivities, and
+* parasitics of the nominal board and elements below layout strays, and what they cost the inverse;
+* numbers for bring-up: measurements at the nodes of a board without noise, and with one noise source at a time.
 
-Nothing of it is left out of a design. A designer is told what it costs the inverse.
-
-Numbers for bringing a board up: what can be measured at its nodes without noise, and with one source at a time.
-
-In an all-to-all network no part can be measured by itself once it is soldered: whatever is put across it, R, L and
-every coupling of its nodes answer too. What can be measured is the impedance of a node to ground, all others open,
+In an all-to-all network no soldered part can be measured by itself, because R, L and every coupling of its nodes are in
+parallel with it. The impedance of a node to ground can be measured, all other nodes open,
 
     Z_ii(s) of Z(s) = (G + s C + E (s L + R)⁻¹ Eᵀ)⁻¹,
 
-and with noise at one node alone the spread of its cell's reading, from the modes V of the nominal board: the
-covariance V [2 kT g V_ia V_ib / (g (c_a + c_b) + Γ (c_a - c_b)²/(2 g))] Vᵀ, on a resistive one with the denominator
-c (λ_a + λ_b).
+and, with noise at node i alone, the rms reading of its cell. By the modes V of the nominal board the covariance is
+
+    V [2 kT g V_ia V_ib / (g (c_a + c_b) + Γ (c_a - c_b)²/(2 g))] Vᵀ,
+
+on a resistive board with the denominator c (λ_a + λ_b).
 """
 
 from dataclasses import dataclass
@@ -37,23 +37,23 @@ from circuits.synthesis.elements import held_matrix
 from circuits.synthesis.options import SMALLEST_PART
 from circuits.synthesis.sensitivity import PartSensitivity, differentiated, expected_error, part_sensitivities
 
-WORST = 10
-WORST_LISTED = 3  # on the screen
-MOST_NODES = 16  # whose measurements are listed
+WORST = 10  # parts of largest contribution that are listed
+WORST_LISTED = 3  # the same on the screen
+MOST_NODES = 16  # most nodes whose measurements are listed
 KINDS = {"R": "resistors", "L": "inductors", "C": "capacitors"}
 
-MOST_RELAXING = 1500  # nodes of a circuit without inductors, whose Lyapunov equation is an eigenvalue problem
-# Below these an element is as small as what no layout is without: strays of 0.2 pF, leakage of 100 MΩ.
+MOST_RESISTIVE_NODES = 1500  # nodes of a circuit without inductors, whose Lyapunov equation is an eigenvalue problem
+# Elements below these are below layout strays: 0.2 pF of stray capacitance, 100 MΩ of leakage.
 STRAY = {"F": 0.2e-12, "S": 1e-8}
-UNAVOIDABLE = {"F": "layout strays", "S": "leakage"}
-MATTERS = 1e-3  # relative change of the inverse
+STRAY_CAUSE = {"F": "layout strays", "S": "leakage"}
+MATTERS = 1e-3  # relative change of the inverse from which a board depends on its small elements
 
-MOST_COLUMNS = 600  # of a circuit whose impedances are taken with every parasitic in it
-MOST_COPIES = 3  # that are compared with the nominal board
+MOST_COLUMNS = 600  # most nodes of a circuit whose impedances are computed with all parasitics
+MOST_COPIES = 3  # most copies that are compared with the nominal board
 
 
 def review_text(design: Design) -> str:
-    """The review of a design."""
+    """Text of design.md."""
     environment = Environment(
         loader=PackageLoader("circuits.netlist", "."),
         undefined=StrictUndefined,
@@ -62,19 +62,20 @@ def review_text(design: Design) -> str:
         keep_trailing_newline=True,
     )  # Markdown, so nothing is escaped; names were checked
     plan = _frequencies(design)
-    measured = np.sort(plan["corners"]) * ([0, 1, 1] if design.board.inputs else 1)  # an ohmmeter does without coils
+    # A board without coils can be measured with an ohmmeter too, at zero frequency.
+    measured = np.sort(plan["corners"]) * ([0, 1, 1] if design.board.inputs else 1)
     numbers = bringup(design, measured, plan["bias_current"])
     return environment.get_template("design.md.j2").render(
-        **_what(design), **plan, **_measurements(numbers), kinds=part_counts(design), worst=worst_parts(design)
+        **_facts(design), **plan, **_measurements(numbers), kinds=part_counts(design), worst=worst_parts(design)
     )
 
 
 def review_lines(design: Design) -> list[str]:
-    """The review in a few lines: why, what would avoid it, parts, expected error and the parts it comes from."""
+    """Review in a few lines: reason for the circuit, ways without negative elements, parts, error, worst parts."""
     lines = [f"why: {design.program.reason}"]
     if any(value < 0 for value in design.program.values.values()):
         lines.append(f"without negative elements: {avoiding_negative(design)}")
-    if unwelcome(design.board, design.program):
+    if parasitic_lines(design.board, design.program):
         imperfect = errors_in_words(nominal_errors(design))
         lines += [f"exact parts, with switches and parasitics: {imperfect}"] if imperfect else []
     if design.rounding:
@@ -92,7 +93,7 @@ def review_lines(design: Design) -> list[str]:
 
 
 def part_counts(design: Design) -> list[dict[str, Any]]:
-    """Soldered parts by kind, with their number and range; switches and negative elements count apart."""
+    """Number and range of the soldered parts by kind; switches and negative elements are kinds of their own."""
     parts = soldered_parts(design.board, design.program)
     solid = [(part, value) for part, value in parts if not part.bit]
     groups = {KINDS[kind]: [value for part, value in solid if part.kind == kind and value > 0] for kind in KINDS}
@@ -113,34 +114,35 @@ def part_counts(design: Design) -> list[dict[str, Any]]:
 
 
 def worst_parts(design: Design) -> list[PartSensitivity]:
-    """The ten parts that the error of the inverse comes from, or with exact parts those that it depends on most."""
+    """The WORST parts by contribution to the error of the inverse, or by sensitivity if parts are exact."""
     every = [entry for entry in part_sensitivities(design.board, design.program) if entry.value > 0]
-    # Parts of a matched pair are equal but for rounding; so that they come in one order everywhere, six digits count.
+    # Parts of a matched pair differ by rounding only; sorted by six digits, they have the same order on every machine.
     return sorted(every, key=lambda entry: (-float(f"{entry.contribution:.6g}"), -float(f"{entry.value:.6g}")))[:WORST]
 
 
 def avoiding_negative(design: Design) -> str:
-    """What would do without negative elements, in words: the whole --damping, or a factor; "" if there are none."""
+    """How to avoid negative elements, in words: a value of --damping, or a factor; "" if there are none."""
     if not any(value < 0 for value in design.program.values.values()):
         return ""
     return " or ".join(without_negative(design.program.target, design.program.congruence, design.damping))
 
 
 def _rounded(cost: RoundingCost) -> str:
-    """What rounding costs, in words."""
+    """Cost of rounding, in words."""
     nearest = "are not even stable" if cost.error_nearest is None else f"give {100 * cost.error_nearest:.2g} %"
     return f"{100 * cost.error:.2g} % error of the nominal inverse, where the nearest values {nearest}"
 
 
 def _counted(row: dict[str, Any]) -> str:
-    """A row of part counts in words."""
+    """Row of `part_counts` in words."""
     one = {"switches": "switch"}.get(row["kind"], row["kind"].removesuffix("s"))
     return f"{row['count']} {row['kind'] if row['count'] > 1 else one}"
 
 
-def _what(design: Design) -> dict[str, Any]:
+def _facts(design: Design) -> dict[str, Any]:
+    """Target, circuit, copies, rounding and parasitics of a design, for the template."""
     board, program = design.board, design.program
-    causes = unwelcome(board, program)
+    causes = parasitic_lines(board, program)
     nodes = [f"{reading.plus} {reading.minus or ''}".strip() for reading in board.readings]
     inputs = " and every bias input" if board.inputs else ""
     return {
@@ -176,6 +178,7 @@ def _what(design: Design) -> dict[str, Any]:
 
 
 def _frequencies(design: Design) -> dict[str, Any]:
+    """Unit, frequencies, times, noise and readings of a design, for the template."""
     board, program = design.board, design.program
     circuit = nominal_circuit(board, program)
     capacitive = board.coupling == "capacitive"
@@ -218,11 +221,11 @@ def _frequencies(design: Design) -> dict[str, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Bringup:
-    """What a designer measures on the nominal board.
+    """Values that a designer measures on the nominal board.
 
-    `impedances` (nodes, frequencies) [ohm] at `frequencies` [Hz]; `spread`, the largest relative difference of the
-    drawn copies' from them; `alone` (nodes,) [V], rms of the cell's reading with the noise of that node alone;
-    `columns` (n, n) [V], readings for `bias` [A] into each cell, of a resistive board.
+    `impedances` (nodes, frequencies) [ohm] at `frequencies` [Hz]; `spread`: largest relative difference of the drawn
+    copies to `impedances`; `alone` (nodes,) [V]: rms reading of the cell with the noise source of that node alone;
+    `columns` (n, n) [V]: readings of a resistive board for `bias` [A] into each cell, a column for each cell.
     """
 
     nodes: tuple[str, ...]
@@ -235,7 +238,7 @@ class Bringup:
 
 
 def _measurements(numbers: Bringup) -> dict[str, Any]:
-    """What to measure, in words: the first nodes, and all readings for a bias into the first cell."""
+    """Measurements in words: of the first nodes, and all readings for a bias into the first cell."""
     columns = [] if numbers.columns is None else numbers.columns
     poles = len(numbers.nodes) // max(len(columns), 1)
     nodes = [
@@ -257,7 +260,7 @@ def _measurements(numbers: Bringup) -> dict[str, Any]:
 
 
 def _common_mode(nodes_per_cell: int, capacitance: np.ndarray) -> float:
-    """Smallest eigenvalue [F] of what the means of the cells' nodes see."""
+    """Smallest eigenvalue [F or 1/ohm] of the matrix in the means of the nodes of each cell."""
     cells = len(capacitance) // nodes_per_cell
     mean = np.kron(np.eye(cells), np.ones((1, nodes_per_cell)) / nodes_per_cell)
     return float(np.linalg.eigvalsh(mean @ capacitance @ mean.T * nodes_per_cell)[0])
@@ -265,9 +268,10 @@ def _common_mode(nodes_per_cell: int, capacitance: np.ndarray) -> float:
 
 @lru_cache(maxsize=4)
 def nominal_errors(design: Design) -> dict[str, float]:
-    """Relative error of the inverse on the nominal board with all that is not ideal, by how it is read.
+    """Relative errors of the inverse on the nominal board with switches and parasitics, by the way it is read.
 
-    From the "covariance", and on a resistive board from the "mean" too; what would take too long is left out.
+    The inverse is read from the "covariance", and on a resistive board from the "mean" too. An error whose computation
+    would take too long is absent.
     """
     board, program = design.board, design.program
     circuit = nominal_circuit(board, program, Conditions())
@@ -275,14 +279,14 @@ def nominal_errors(design: Design) -> dict[str, float]:
     found = {}
     if board.inputs:
         found["mean"] = float(rule.error(circuit_inverses(design, rule, circuit)))
-    if size <= (MOST_RELAXING if board.inputs else MOST_STATES):
-        covariance = _relaxing_covariance(circuit) if board.inputs else reading_covariance(circuit)
+    if size <= (MOST_RESISTIVE_NODES if board.inputs else MOST_STATES):
+        covariance = _resistive_covariance(circuit) if board.inputs else reading_covariance(circuit)
         found["covariance"] = float(rule.error(rule.read(covariance)))
     return found
 
 
 def errors_in_words(errors: dict[str, float]) -> str:
-    """Errors of the inverse by how it is read."""
+    """Errors of the inverse, by the way it is read, in words."""
     if not errors:
         return ""
     first, *others = (f"{100 * error:.2g} %" for error in errors.values())
@@ -291,8 +295,8 @@ def errors_in_words(errors: dict[str, float]) -> str:
     return f"{first} error of the inverse from the mean" + "".join(f", {other} from the covariance" for other in others)
 
 
-def unwelcome(board: Board, program: Program) -> list[str]:
-    """Parasitics by cause: how many parts, and their value."""
+def parasitic_lines(board: Board, program: Program) -> list[str]:
+    """Parasitics as lines of text: the number of parts and their value, by cause."""
     found: dict[str, list] = {}
     for part in board.parts:
         there = part.beside is None or part.beside in program.values
@@ -311,13 +315,13 @@ def unwelcome(board: Board, program: Program) -> list[str]:
 
 
 def small_elements(design: Design) -> str:
-    """Elements that are as small as what no layout is without, and how much the inverse depends on them, in words."""
+    """Elements below layout strays, and how much the inverse depends on them, in words; "" if there are none."""
     board, program = design.board, design.program
     unit = board.element_unit
     word = engineering(STRAY[unit], unit)
     if board.banks:
         bits = [part.nominal if part.kind == "C" else 1 / part.nominal for part in board.parts if part.role == "bit"]
-        words = f"the lowest bits hold {engineering(min(bits), unit)}; below {word}, as small as {UNAVOIDABLE[unit]}"
+        words = f"the lowest bits hold {engineering(min(bits), unit)}; below {word}, as small as {STRAY_CAUSE[unit]}"
         return words if min(bits) < STRAY[unit] else ""
     small = {name: value for name, value in program.values.items() if abs(value) < STRAY[unit]}
     if not small:
@@ -325,13 +329,13 @@ def small_elements(design: Design) -> str:
     name = min(small, key=lambda name: abs(small[name]))
     nowhere = ", which no part is" if abs(small[name]) < SMALLEST_PART[unit] else ""
     return (
-        f"{len(small)} of {len(program.values)} elements are below {word}, as small as {UNAVOIDABLE[unit]} "
+        f"{len(small)} of {len(program.values)} elements are below {word}, as small as {STRAY_CAUSE[unit]} "
         f"({name} is {engineering(small[name], unit)}{nowhere}); {_dependence(board, program, small)}"
     )
 
 
 def _dependence(board: Board, program: Program, small: dict[str, float]) -> str:
-    """What leaving these elements out would cost, in words."""
+    """Cost of leaving these elements out, in words."""
     M = program.matrix - held_matrix(board, small) / board.unit
     lost = "the board depends on them: without them no inverse is left; use a larger --damping or a --precondition"
     if np.linalg.eigvalsh(M)[0] <= 0:
@@ -344,7 +348,7 @@ def _dependence(board: Board, program: Program, small: dict[str, float]) -> str:
     return f"{depends}left out, they cost {100 * error:.2g} % of the inverse"
 
 
-def _relaxing_covariance(circuit: Circuit) -> np.ndarray:
+def _resistive_covariance(circuit: Circuit) -> np.ndarray:
     """Covariance (n, n) [V²] of the readings without inductors: G Σ C + C Σ G = 2 Q, by the modes of (G, C)."""
     rates, V = eigh(circuit.conductance, circuit.capacitance)
     modes = 2 * V.T @ circuit.noise @ V / (rates[:, None] + rates)
@@ -353,7 +357,7 @@ def _relaxing_covariance(circuit: Circuit) -> np.ndarray:
 
 
 def bringup(design: Design, frequencies: np.ndarray, bias: float) -> Bringup:
-    """The numbers of a design at these frequencies [Hz] and for this bias current [A]."""
+    """Bring-up values of a design at these frequencies [Hz] and for this bias current [A]."""
     board, program = design.board, design.program
     nominal = nominal_circuit(board, program)
     conditions, circuit = Conditions(), nominal_circuit(board, program, Conditions())
@@ -375,7 +379,7 @@ def bringup(design: Design, frequencies: np.ndarray, bias: float) -> Bringup:
 
 
 def _impedances(circuit: Circuit, frequencies: np.ndarray) -> np.ndarray:
-    """|Z_ii|, (frequencies, m) [ohm]."""
+    """Impedances |Z_ii| of all nodes to ground, (frequencies, m) [ohm]."""
     found = []
     for s in 2j * np.pi * frequencies:
         Y = circuit.conductance + s * circuit.capacitance
@@ -388,7 +392,7 @@ def _impedances(circuit: Circuit, frequencies: np.ndarray) -> np.ndarray:
 
 
 def _alone(circuit: Circuit, nodes_per_cell: int) -> np.ndarray:
-    """Rms (m,) [V] of the reading of each node's cell with the source of that node alone, under white noise."""
+    """Rms readings (m,) [V] of the cell of each node with the source of this node alone, under white noise."""
     rlc = circuit.inverse_inductance.size > 0
     values, V = np.linalg.eigh(circuit.capacitance if rlc else circuit.conductance)
     a, b = values[:, None], values[None, :]
