@@ -24,13 +24,12 @@ from circuits.nodal import Circuit, lag_of, nominal_circuit, readout_matrix
 from circuits.ou import held_covariance, lagged_covariances, reading_covariance
 from circuits.simulation.ngspice import find_ngspice, ngspice_version, run_deck
 from circuits.statistics.equilibrium import Sums, sums_of
-from circuits.statistics.estimators import EstimateLaw, estimate_law
+from circuits.statistics.estimators import EstimateLaw, law_of_records, record_lengths
 from circuits.statistics.moments import BLOCK, CHUNK
 from circuits.statistics.trapezoidal import (
     UNIT,
     alternating_currents,
     memory,
-    stepped_estimate_law,
     stepped_lagged_covariances,
 )
 
@@ -136,8 +135,7 @@ def chunks_lags(recipe: Recipe, circuit: Circuit, period: float) -> np.ndarray:
 
 def chunks_law(recipe: Recipe, circuit: Circuit, period: float, samples: int) -> EstimateLaw:
     """Law of the sample covariance of `samples` readings of a circuit, taken in chunks by this recipe."""
-    law = stepped_estimate_law if recipe.stepped else estimate_law
-    return law(circuit, period, samples, min(samples, CHUNK))
+    return law_of_records(chunks_lags(recipe, circuit, period), record_lengths(samples, min(samples, CHUNK)))
 
 
 def chunks_covariance(recipe: Recipe, circuit: Circuit, period: float) -> np.ndarray:

@@ -25,7 +25,6 @@ import numpy as np
 
 from circuits.nodal import Circuit
 from circuits.ou import MEMORY, drift, stationary_covariance
-from circuits.statistics.estimators import EstimateLaw, law_of_records, record_lengths
 
 UNIT = 4096  # steps of the integers g in one standard deviation: rounding changes their variance by 5e-9, relative
 
@@ -41,11 +40,6 @@ def stepped_lagged_covariances(circuit: Circuit, period: float) -> np.ndarray:
         rho[k] = H @ state
         state = transition @ state
     return rho
-
-
-def stepped_estimate_law(circuit: Circuit, period: float, samples: int, record: int | None = None) -> EstimateLaw:
-    """Law of the sample covariance of `samples` readings in independent records of `record` each (default: one)."""
-    return law_of_records(stepped_lagged_covariances(circuit, period), record_lengths(samples, record))
 
 
 def memory(circuit: Circuit, period: float) -> float:

@@ -37,13 +37,12 @@ from circuits.simulation.transient import (
     run_chunk,
 )
 from circuits.statistics import moments as circuits_moments
-from circuits.statistics.estimators import joint_chi_square
+from circuits.statistics.estimators import joint_chi_square, law_of_records
 from circuits.statistics.moments import BLOCK
 from circuits.statistics.trapezoidal import (
     UNIT,
     alternating_currents,
     memory,
-    stepped_estimate_law,
     stepped_lagged_covariances,
 )
 from circuits.synthesis.design import board_and_program
@@ -241,7 +240,7 @@ def test_sampled_run_follows_the_law_of_its_copy(name, factor, samples):
     board, program, text, circuit = specimen(name, factor)
     moments = run_chunk(board, program, chunk_deck(board, program, text, 17, samples, STEPPED), samples).moments
     assert moments.shape == (samples // BLOCK, len(board.cells), len(board.cells))
-    law = stepped_estimate_law(circuit, program.period, samples)
+    law = law_of_records(stepped_lagged_covariances(circuit, program.period), np.array([samples]))
     assert joint_chi_square(moments.mean(axis=0), law)[2] > FALSE_ALARM
 
 
@@ -265,7 +264,7 @@ def test_a_long_record_shows_the_variance_under_white_noise():
     board, program, text, circuit = specimen("1x1")
     samples = 400_000
     found = run_chunk(board, program, chunk_deck(board, program, text, 5, samples, STEPPED), samples).moments.mean()
-    law = stepped_estimate_law(circuit, program.period, samples)
+    law = law_of_records(stepped_lagged_covariances(circuit, program.period), np.array([samples]))
     bound = NORMAL_BOUND * np.sqrt(law.covariance[0, 0])
     assert abs(found - reading_covariance(circuit)[0, 0]) < bound
     assert abs(found - held_covariance(circuit, program.period)[0, 0]) > bound
