@@ -13,7 +13,7 @@ import numpy as np
 
 from circuits.board import Board, Program, RoundingCost
 from circuits.synthesis.design import board_and_program
-from circuits.synthesis.options import BoardOptions
+from circuits.synthesis.options import BoardOptions, BoardRequest
 from circuits.synthesis.rounding import round_to_grid, round_to_series
 
 TARGETS = 12
@@ -43,7 +43,8 @@ def stale_factor(P: np.ndarray, seed: int) -> np.ndarray:
 def rounded(P: np.ndarray, seed: int, grid: str, exact: tuple[Board, Program]) -> RoundingCost:
     """What the search and the nearest values cost."""
     if "banks" in grid:
-        return board_and_program(P, stale_factor(P, seed), choices=BoardOptions(bank_bits=BITS))[1].rounding
+        request = BoardRequest(options=BoardOptions(bank_bits=BITS))
+        return board_and_program(P, stale_factor(P, seed), request)[1].rounding
     if grid[0] == "E":
         return round_to_series(*exact, grid, np.zeros_like(P)).rounding
     return round_to_grid(*exact, bank_grid(exact[1]), grid).cost

@@ -24,6 +24,7 @@ from circuits.simulation.transient import HELD, STEPPED, chunk_deck, chunks_law,
 from circuits.statistics.estimators import effective_samples
 from circuits.statistics.moments import BLOCK, CHUNK, chunk_seed
 from circuits.synthesis.design import board_and_program
+from circuits.synthesis.options import BoardRequest
 
 SIZES = (8, 16, 32, 64)
 READINGS = {8: 20_000, 16: 10_000, 32: 4000, 64: 1000}
@@ -75,7 +76,7 @@ def _watch(stop: threading.Event, peaks: list[int]) -> None:
 
 
 def compare(size: int, kind: str, readings: int, repeats: int) -> dict:
-    board, program = board_and_program(target(size, kind), cells=kind)
+    board, program = board_and_program(target(size, kind), request=BoardRequest(cells=kind))
     text, circuit = circuit_text(board, program, nominal_copy(board), Conditions()), nominal_circuit(board, program)
     chosen = recipe_for(board, program)
     other = HELD if chosen.stepped else STEPPED

@@ -27,6 +27,7 @@ from circuits.simulation.transient import HELD, STEPPED, chunk_deck, chunks_law,
 from circuits.statistics.estimators import effective_samples
 from circuits.statistics.moments import CHUNK, chunk_seed
 from circuits.synthesis.design import board_and_program
+from circuits.synthesis.options import BoardRequest
 from tngd.device.paths import draws_of
 from tngd.device.process import circuit_process, reading_law, stationary_law
 
@@ -43,7 +44,7 @@ def engine(circuit, seed: int) -> float:
 
 def compare(size: int, repeats: int) -> Iterator[dict]:
     """A row for each recipe."""
-    board, program = board_and_program(target(size, "plain"), cells="plain")
+    board, program = board_and_program(target(size, "plain"), request=BoardRequest(cells="plain"))
     copy = draw_copies(board, 0, 1)[0]
     circuit = assemble(board, program, copy, Conditions())
     text, chosen = circuit_text(board, program, copy, Conditions()), recipe_for(board, program)

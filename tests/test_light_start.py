@@ -48,10 +48,10 @@ def test_matrix_file_needs_no_data_set(tmp_path):
     """The libraries of the named sets, and matplotlib, are not what a board of a matrix file waits for."""
     (tmp_path / "matrix.csv").write_text("2,-1\n-1,3\n")
     code = (
-        "from pathlib import Path\nfrom circuits.netlist import DesignOptions, design_folder\n"
-        "from circuits.synthesis import TargetOptions\n"
+        "from pathlib import Path\nfrom circuits.netlist import design_folder\n"
+        "from circuits.synthesis import BoardRequest, TargetOptions\n"
         "target = TargetOptions('matrix.csv')\n"
-        "design_folder(target, DesignOptions(), Path('board'))"
+        "design_folder(target, BoardRequest(), Path('board'))"
     )
     code = f"import os; os.chdir({str(tmp_path)!r})\n{code}"
     assert not loaded(code) & {"sklearn", "statsmodels", "pandas", "matplotlib", "torch"}

@@ -165,7 +165,7 @@ def design(
     force: Force = False,
 ) -> None:
     """Board, copies, netlists and what a designer takes further."""
-    choices = BoardOptions(
+    options = BoardOptions(
         coupling=coupling or BOARD.coupling,
         unit_capacitance=unit_capacitance,
         unit_conductance=unit_conductance,
@@ -183,12 +183,12 @@ def design(
         pad_capacitance=pad_capacitance,
         source_tolerance=source_tolerance,
     )
-    request = netlist.DesignOptions(
+    request = synthesis.BoardRequest(
         copies=copies,
         tolerance=tolerance,
         seed=seed,
         cells=cells,
-        choices=choices,
+        options=options,
         parasitics=Parasitics(winding, self_resonance, esr, coupled_coils, stray),
     )
     place = synthesis.TargetOptions(target, at, precondition, damping, name)

@@ -24,7 +24,7 @@ from circuits.simulation.ngspice import find_ngspice
 from circuits.synthesis import fisher
 from circuits.synthesis import fisher as synthesis_fisher
 from circuits.synthesis.design import check_copies
-from circuits.synthesis.options import DATA_SETS
+from circuits.synthesis.options import DATA_SETS, BoardRequest
 from circuits.verification import folder as verification_folder
 from tngd.report import page
 from tngd.training import small_tasks
@@ -148,7 +148,7 @@ def _designing(
     def work(_: Progress) -> None:
         try:
             place = fisher.TargetOptions(str(matrix), precondition=precondition, name=options.name)
-            request = export.DesignOptions(options.copies, options.tolerance, options.seed, cells="active")
+            request = BoardRequest(options.copies, options.tolerance, options.seed, cells="active")
             export.design_folder(place, request, folder)
         except UnstableCopyError as error:
             if precondition is not None:

@@ -3,7 +3,6 @@ from .bill import engineering as engineering
 from .deck import circuit_of as circuit_of
 from .deck import deck_text as deck_text
 from .explanation import explanation_text as explanation_text
-from .export import DesignOptions as DesignOptions
 from .export import decks as decks
 from .export import design_folder as design_folder
 from .export import reuse_folder as reuse_folder
@@ -23,7 +22,6 @@ __all__ = [
     "deck_text",
     # run folder of a design
     "load_design",
-    "DesignOptions",
     "decks",
     "design_folder",
     "reuse_folder",

@@ -14,7 +14,7 @@ design.md           summary for a design review
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from circuits.board import Board, Conditions, Design, Program
@@ -29,55 +29,31 @@ from circuits.netlist.review import review_text
 from circuits.netlist.schematic import schematic_svg
 from circuits.netlist.spice import library_text
 from circuits.statistics.moments import CHUNK, chunk_seed
-from circuits.synthesis.design import check_copies, check_size, holds, make_design, reuse_design, takes
+from circuits.synthesis.design import check_copies, check_size, design_requested, holds, reuse_design, takes
 from circuits.synthesis.fisher import TargetOptions, congruence_of, target_of
-from circuits.synthesis.options import BoardOptions, Parasitics, check_options
+from circuits.synthesis.options import BoardOptions, BoardRequest, check_options
 from circuits.synthesis.target import check_target
 
 
-@dataclass(frozen=True)
-class DesignOptions:
-    """Options of a design: the board, and the number, tolerance and seed of its copies."""
-
-    copies: int = 3
-    tolerance: float = 0.01
-    seed: int = 0
-    cells: str = "auto"
-    choices: BoardOptions = field(default_factory=BoardOptions)
-    parasitics: Parasitics = field(default_factory=Parasitics)
-
-
-def design_folder(place: TargetOptions, request: DesignOptions, out: Path, force: bool = False) -> Design:
+def design_folder(place: TargetOptions, request: BoardRequest, out: Path, force: bool = False) -> Design:
     """Design boards for a named data set or a matrix file and write the run folder.
 
     InputError if an option is wrong, the target cannot be held, or `out` exists without `force`.
     """
     check_copies(request.copies, request.tolerance, request.seed)
-    choices = check_options(request.choices)
+    check_options(request.options)
     refuse_existing(out, force)
     name, matrix, source = target_of(place)
-    check_size(len(matrix), bool(choices.bank_bits))
+    check_size(len(matrix), bool(request.options.bank_bits))
     T = congruence_of(place.precondition, place.target, len(matrix), place.damping)
-    options = (request.copies, request.tolerance, request.seed, request.cells, choices, request.parasitics)
-    made = make_design(
-        check_target(matrix, place.damping, holds=lambda P: holds(P, T, *options)),
-        T,
-        name=name,
-        copies=request.copies,
-        tolerance=request.tolerance,
-        seed=request.seed,
-        damping=place.damping,
-        source=source,
-        cells=request.cells,
-        choices=choices,
-        parasitics=request.parasitics,
-    )
+    target = check_target(matrix, place.damping, holds=lambda P: holds(P, T, request))
+    made = design_requested(target, T, request, name=name, damping=place.damping, source=source)
     write_design(made, out, force)
     return made
 
 
 def reuse_folder(
-    place: TargetOptions, request: DesignOptions, folder: Path, coupling: str | None, out: Path, force: bool = False
+    place: TargetOptions, request: BoardRequest, folder: Path, coupling: str | None, out: Path, force: bool = False
 ) -> Design:
     """Program a target onto the board and the copies of the design in `folder` and write a run folder for it.
 
@@ -92,7 +68,7 @@ def reuse_folder(
         raise InputError(
             f"the board in {folder} is {old.board.coupling}, not {coupling}; leave out --coupling, or design another"
         )
-    if replace(request, choices=replace(request.choices, coupling=BoardOptions().coupling)) != DesignOptions():
+    if replace(request, options=replace(request.options, coupling=BoardOptions().coupling)) != BoardRequest():
         raise InputError(
             f"board, parts and copies are those of {folder}; with --reuse leave out every option but "
             "--at, --precondition, --damping and --name"

@@ -10,6 +10,7 @@ from .fisher import target_of as target_of
 from .fisher import write_fisher as write_fisher
 from .options import DATA_SETS as DATA_SETS
 from .options import BoardOptions as BoardOptions
+from .options import BoardRequest as BoardRequest
 from .options import Parasitics as Parasitics
 from .sensitivity import expected_error as expected_error
 from .target import check_target as check_target
@@ -25,6 +26,7 @@ __all__ = [
     "named_fisher",
     "DATA_SETS",
     "BoardOptions",
+    "BoardRequest",
     "Parasitics",
     "check_target",
     "inverse_factor",

@@ -34,6 +34,7 @@ from circuits.synthesis.elements import LoadError, element_values, static_load, 
 from circuits.synthesis.options import (
     BoardError,
     BoardOptions,
+    BoardRequest,
     Parasitics,
     check_options,
     check_parasitics,
@@ -56,7 +57,7 @@ SMALLEST_PIVOT = 1e-13  # of M, relative to its largest eigenvalue: below it rou
 MOST_TRIALS = 24
 MOST_CHANGES = 3  # at a time: more are another board
 
-Make = Callable[[BoardOptions, Parasitics], object]
+Make = Callable[[BoardRequest], object]
 
 
 def make_design(
@@ -74,22 +75,36 @@ def make_design(
     parasitics: Parasitics | None = None,
 ) -> Design:
     """Design board and copies for a checked target (damping already in it); InputError if a copy would run away."""
+    request = BoardRequest(copies, tolerance, seed, cells, choices or BoardOptions(), parasitics or Parasitics())
+    return design_requested(target, congruence, request, name=name, damping=damping, source=source)
+
+
+def design_requested(
+    target: np.ndarray,
+    congruence: np.ndarray | None,
+    request: BoardRequest,
+    *,
+    name: str = "board",
+    damping: float = 0.0,
+    source: str = "matrix",
+) -> Design:
+    """Design the board of a request, and its copies, like make_design."""
     check_name(name)
-    check_copies(copies, tolerance, seed)
-    made, extra = check_options(choices or BoardOptions()), check_parasitics(parasitics or Parasitics())
-    board, program = board_and_program(target, congruence, name, tolerance, cells, made, extra, damping)
+    check_copies(request.copies, request.tolerance, request.seed)
+    check_options(request.options)
+    check_parasitics(request.parasitics)
+    board, program = board_and_program(target, congruence, request, name=name, damping=damping)
     _check_nominal(board, program)
-    drawn = draw_copies(board, seed, copies)
+    drawn = draw_copies(board, request.seed, request.copies)
     definite = _stable(board, program, gains_of(board, drawn))
-    fraction = float(_stable(board, program, draw_gains(board, seed, YIELD_DRAWS)).mean())
+    fraction = float(_stable(board, program, draw_gains(board, request.seed, YIELD_DRAWS)).mean())
     if not definite.all():
         failed = drawn[int(np.argmin(definite))].name
-        remedies = _remedies(board, program, copies, tolerance, seed, damping, cells, made, extra)
         raise UnstableCopyError(
-            f"{failed} is not positive definite: at ±{tolerance:.3g} parts {fraction:.0%} of the copies hold this "
-            f"target; {remedies} would do"
+            f"{failed} is not positive definite: at ±{request.tolerance:.3g} parts {fraction:.0%} of the copies hold "
+            f"this target; {_suggestions(board, program, request, damping)} would do"
         )
-    return Design(board, program, drawn, seed, tolerance, damping, fraction, source)
+    return Design(board, program, drawn, request.seed, request.tolerance, damping, fraction, source)
 
 
 def reuse_design(
@@ -124,22 +139,13 @@ def check_copies(copies: int, tolerance: float, seed: int) -> None:
         raise InputError(f"a seed is a whole number >= 0, got {seed}")
 
 
-def holds(
-    target: np.ndarray,
-    congruence: np.ndarray | None,
-    copies: int,
-    tolerance: float,
-    seed: int,
-    cells: str,
-    choices: BoardOptions | None = None,
-    parasitics: Parasitics | None = None,
-) -> bool:
+def holds(target: np.ndarray, congruence: np.ndarray | None, request: BoardRequest) -> bool:
     """Whether the drawn copies, and 99 % of all, hold a checked target."""
     try:
-        board, program = board_and_program(target, congruence, "board", tolerance, cells, choices, parasitics)
+        board, program = board_and_program(target, congruence, request)
     except InputError:
         return False
-    return _all_hold(board, program, draw_gains(board, seed, max(copies, YIELD_DRAWS)), copies)
+    return _all_hold(board, program, _gains_to_test(board, request), request.copies)
 
 
 def _stable(board: Board, program: Program, gains: np.ndarray) -> np.ndarray:
@@ -166,19 +172,14 @@ def _all_hold(board: Board, program: Program, gains: np.ndarray, copies: int) ->
     return bool(definite[:copies].all() and definite[:YIELD_DRAWS].mean() >= GOOD_YIELD)
 
 
-def _remedies(
-    board: Board,
-    program: Program,
-    copies: int,
-    tolerance: float,
-    seed: int,
-    damping: float,
-    cells: str,
-    choices: BoardOptions,
-    parasitics: Parasitics,
-) -> str:
-    """What would do in words: the tolerance and the damping at which these copies and 99 % of all hold this target."""
-    gains = draw_gains(board, seed, max(copies, YIELD_DRAWS))
+def _gains_to_test(board: Board, request: BoardRequest) -> np.ndarray:
+    """Gains (copies, parts) of the requested copies, and of as many more as the yield is estimated from."""
+    return draw_gains(board, request.seed, max(request.copies, YIELD_DRAWS))
+
+
+def _suggestions(board: Board, program: Program, request: BoardRequest, damping: float) -> str:
+    """Suggestions in words: the tolerance and the damping at which these copies and 99 % of all hold this target."""
+    gains, copies, tolerance = _gains_to_test(board, request), request.copies, request.tolerance
     # Parts that come with others, and sources, keep the spread they have whatever the tolerance is.
     soldered = np.array(
         [not part.cause and part.role != "input" for part in board.parts] + [False] * len(board.sources)
@@ -189,8 +190,7 @@ def _remedies(
     n = len(program.target)
     raw = program.target - damping * np.eye(n)
     first = damping + 1e-6 * float(np.trace(program.target)) / n
-    wanted = (program.congruence, copies, tolerance, seed, cells, choices, parasitics)
-    larger = least_damping(raw, first, lambda P: holds(P, *wanted))
+    larger = least_damping(raw, first, lambda P: holds(P, program.congruence, request))
     found = (("--tolerance", smaller), ("--damping", larger))
     words = [f"{option} {value:.2g}" for option, value in found if value is not None]
     return " or ".join(filter(None, [", ".join(words), suggest_precondition(program.congruence)]))
@@ -199,41 +199,39 @@ def _remedies(
 def board_and_program(
     target: np.ndarray,
     congruence: np.ndarray | None = None,
+    request: BoardRequest | None = None,
+    *,
     name: str = "board",
-    tolerance: float = 0.01,
-    cells: str = "auto",
-    choices: BoardOptions | None = None,
-    parasitics: Parasitics | None = None,
     damping: float = 0.0,
 ) -> tuple[Board, Program]:
     """Board and program for a checked target P (n, n), n <= 64, and a checked congruence T (default: identity).
 
-    InputError says what would do where no such board can be made: changes of the choices that were tried, or a damping
-    of which `damping` is in the target already.
+    Where no such board can be made InputError suggests changes of options that were tried, or a larger damping, of
+    which `damping` is in the target already.
     """
-    given, unwelcome = choices or BoardOptions(), parasitics or Parasitics()
+    given = request or BoardRequest()
     n = len(target)
-    check_size(n, bool(given.bank_bits))
-    if given.bank_bits and n == 1:
+    check_size(n, bool(given.options.bank_bits))
+    if given.options.bank_bits and n == 1:
         raise InputError("a board of one cell has no coupling to switch; leave out --bank-bits")
     T = np.eye(n) if congruence is None else congruence
 
-    def make(choices: BoardOptions, parasitics: Parasitics, target: np.ndarray = target) -> tuple[Board, Program]:
-        return _attempt(target, T, name, tolerance, cells, choices, parasitics, damping)
+    def make(request: BoardRequest, target: np.ndarray = target) -> tuple[Board, Program]:
+        return _attempt(target, T, request, name, damping)
 
-    def holds(P: np.ndarray) -> bool:
+    def can_be_made(P: np.ndarray) -> bool:
         try:
-            make(given, unwelcome, P)
+            make(given, P)
         except InputError:
             return False
         return True
 
     try:
-        return make(given, unwelcome)
+        return make(given)
     except BoardError as error:
         first = damping + 1e-6 * float(np.trace(target)) / n
-        larger = partial(least_damping, target - damping * np.eye(n), first, holds)
-        raise refused(error, given, unwelcome, make, larger) from None
+        larger = partial(least_damping, target - damping * np.eye(n), first, can_be_made)
+        raise refused(error, given, make, larger) from None
 
 
 def reprogram(
@@ -348,49 +346,38 @@ def levelled(board: Board, draft: Program, circuit: Circuit | None = None) -> Pr
 
 
 def _attempt(
-    target: np.ndarray,
-    congruence: np.ndarray,
-    name: str,
-    tolerance: float,
-    cells: str,
-    choices: BoardOptions,
-    parasitics: Parasitics,
-    damping: float,
+    target: np.ndarray, congruence: np.ndarray, request: BoardRequest, name: str, damping: float
 ) -> tuple[Board, Program]:
     """Board and program by the cheapest plan, or where that leaves no ground element to take a load from, grounded."""
-    chosen = plan_cells(target, congruence, cells, negative=not choices.bank_bits, damping=damping)
+    negative = not request.options.bank_bits
+    chosen = plan_cells(target, congruence, request.cells, negative=negative, damping=damping)
     try:
-        return _made(target, congruence, chosen, name, tolerance, choices, parasitics)
+        return _made(target, congruence, chosen, request, name)
     except LoadError as error:
         try:
-            grounded = plan_cells(target, congruence, cells, negative=False, grounded=True)
-            return _made(target, congruence, grounded, name, tolerance, choices, parasitics)
+            grounded = plan_cells(target, congruence, request.cells, negative=False, grounded=True)
+            return _made(target, congruence, grounded, request, name)
         except InputError:
             raise error from None
 
 
 def _made(
-    target: np.ndarray,
-    congruence: np.ndarray,
-    chosen: CellPlan,
-    name: str,
-    tolerance: float,
-    choices: BoardOptions,
-    parasitics: Parasitics,
+    target: np.ndarray, congruence: np.ndarray, chosen: CellPlan, request: BoardRequest, name: str
 ) -> tuple[Board, Program]:
     """Board and program by a plan; BoardError says which changes may do."""
-    reach = choices.bank_range
-    if choices.bank_bits and reach is None:
+    options = request.options
+    reach = options.bank_range
+    if options.bank_bits and reach is None:
         reach = needed_range(_programmed(target, chosen.scaling[:, None] * congruence))
-    board = build_board(len(target), chosen.kind, tolerance, choices, reach or 1.0)
+    board = build_board(len(target), chosen.kind, request.tolerance, options, reach or 1.0)
     check_limits(board, _soldered_for_good(board))
-    if choices.series:
-        board = round_fixed(board, choices.series)
-    board = with_parasitics(board, parasitics)
+    if options.series:
+        board = round_fixed(board, options.series)
+    board = with_parasitics(board, request.parasitics)
     try:
-        return board, program(board, target, congruence, chosen, name, choices.series)
+        return board, program(board, target, congruence, chosen, name, options.series)
     except CoarseBankError as error:
-        more = range(choices.bank_bits + 1, MOST_BITS + 1)
+        more = range(options.bank_bits + 1, MOST_BITS + 1)
         raise BoardError(str(error), *({"bank_bits": bits} for bits in more)) from None
 
 
@@ -421,14 +408,12 @@ def _programmed(target: np.ndarray, mapping: np.ndarray) -> np.ndarray:
     return (M + M.T) / 2
 
 
-def refused(
-    error: BoardError, choices: BoardOptions, parasitics: Parasitics, make: Make, damping: Callable[[], float | None]
-) -> InputError:
-    """The error with the first change in its sentence that makes a board, and with what it proposes otherwise.
+def refused(error: BoardError, request: BoardRequest, make: Make, damping: Callable[[], float | None]) -> InputError:
+    """The same error with suggestions: the first change with which a board is made, and the error's own ones.
 
     Where no change does, `damping` finds one that does.
     """
-    found = _change(error, choices, parasitics, make)
+    found = _change(error, request, make)
     larger = None if found else damping()
     words = [" with ".join(f"{option(name)} {value:.6g}" for name, value in found.items())] if found else []
     words += [f"--damping {larger:.2g}"] if larger else []
@@ -436,7 +421,7 @@ def refused(
     return InputError(f"{error}; {' or '.join(words) or 'a --precondition'} would do")
 
 
-def _change(error: BoardError, choices: BoardOptions, parasitics: Parasitics, make: Make) -> dict[str, float] | None:
+def _change(error: BoardError, request: BoardRequest, make: Make) -> dict[str, float] | None:
     """The first change, the fewest at a time, with which `make` makes a board; None if none does."""
     queue = deque(error.changes)
     tried: list[dict[str, float]] = []
@@ -446,7 +431,7 @@ def _change(error: BoardError, choices: BoardOptions, parasitics: Parasitics, ma
             continue
         tried.append(change)
         try:
-            make(*_changed(choices, parasitics, change))
+            make(_changed(request, change))
         except BoardError as another:
             further = ({**change, **more} for more in another.changes)
             queue.extend(more for more in further if len(more) <= MOST_CHANGES)
@@ -457,10 +442,13 @@ def _change(error: BoardError, choices: BoardOptions, parasitics: Parasitics, ma
     return None
 
 
-def _changed(
-    choices: BoardOptions, parasitics: Parasitics, change: dict[str, float]
-) -> tuple[BoardOptions, Parasitics]:
+def _changed(request: BoardRequest, change: dict[str, float]) -> BoardRequest:
+    """The request with other options and parasitics; InputError if they are out of range."""
     own = {field.name for field in fields(BoardOptions)}
-    of_choices = {name: value for name, value in change.items() if name in own}
-    others = {name: value for name, value in change.items() if name not in own}
-    return check_options(replace(choices, **of_choices)), check_parasitics(replace(parasitics, **others))
+    of_options = {name: value for name, value in change.items() if name in own}
+    of_parasitics = {name: value for name, value in change.items() if name not in own}
+    return replace(
+        request,
+        options=check_options(replace(request.options, **of_options)),
+        parasitics=check_parasitics(replace(request.parasitics, **of_parasitics)),
+    )

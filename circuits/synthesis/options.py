@@ -187,6 +187,21 @@ class Parasitics:
     stray: float = 0.0
 
 
+@dataclass(frozen=True)
+class BoardRequest:
+    """A board wanted for a target: kind of its `cells`, options, parasitics, and copies to be drawn.
+
+    Every part is off by at most ±`tolerance` (a fraction), `copies` of the board are drawn with `seed`.
+    """
+
+    copies: int = 3
+    tolerance: float = 0.01
+    seed: int = 0
+    cells: str = "auto"
+    options: BoardOptions = BoardOptions()
+    parasitics: Parasitics = Parasitics()
+
+
 def check_parasitics(parasitics: Parasitics) -> Parasitics:
     """Return the parasitics if they make sense, or raise InputError."""
     ranges = {

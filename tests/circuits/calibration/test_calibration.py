@@ -32,7 +32,7 @@ from circuits.simulation.operating_point import SolveRun
 from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions
+from circuits.synthesis.options import BoardOptions, BoardRequest
 from circuits.synthesis.topology import build_board
 from circuits.verification import folder
 from circuits.verification.folder import VerifyOptions
@@ -123,7 +123,7 @@ def test_fit_carries_over_to_targets_it_never_saw():
         rng = np.random.default_rng(k)
         size = rng.uniform(0.02, 0.1, (8, 8))
         target = np.where(np.eye(8, dtype=bool), 1.0, signs * (size + size.T) / 2)
-        board, program = synthesise(target, cells="active")
+        board, program = synthesise(target, request=BoardRequest(cells="active"))
         assert board == made.board
         rule = np.linalg.inv(program.matrix)
         scale = board.unit / (2 * program.energy)
@@ -230,7 +230,7 @@ def test_device_file_round_trips_exactly(tmp_path):
 
 def test_reduced_circuit_of_the_ideal_device_holds_the_matrix():
     for target in (random_target(8, 1e4, 3), FAIR):
-        board, program = synthesise(target, cells="active")
+        board, program = synthesise(target, request=BoardRequest(cells="active"))
         circuit = predict(ideal_device(board), 0, program)
         assert_close(circuit.capacitance / board.unit, program.matrix, 1e-12)
 

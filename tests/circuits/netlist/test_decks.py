@@ -20,7 +20,7 @@ from circuits.netlist.export import decks
 from circuits.nodal import assemble
 from circuits.ou import held_covariance
 from circuits.synthesis.design import board_and_program, make_design
-from circuits.synthesis.options import BoardOptions
+from circuits.synthesis.options import BoardOptions, BoardRequest
 
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 NETLISTS = Path(__file__).parents[3] / "netlists"
@@ -31,7 +31,9 @@ REFERENCE_DECKS = runpy.run_path(str(NETLISTS / "write_netlists.py"))["reference
 @pytest.mark.parametrize("name", TARGETS)
 def test_deck_and_assembly_agree(name):
     target, congruence, _ = TARGETS[name]
-    board, program = board_and_program(target, congruence, choices=BoardOptions(source_tolerance=0.1))
+    board, program = board_and_program(
+        target, congruence, request=BoardRequest(options=BoardOptions(source_tolerance=0.1))
+    )
     for copy, ambient in ((nominal_copy(board), 27.0), (draw_copies(board, 4, 1)[0], 70.0)):
         conditions = Conditions(ambient)
         read = read_deck(circuit_of(deck_text(board, program, copy, conditions, 1000)))

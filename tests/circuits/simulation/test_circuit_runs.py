@@ -23,7 +23,7 @@ from circuits.statistics.estimators import estimate_law, joint_chi_square
 from circuits.statistics.inversion import inversion_rule
 from circuits.statistics.moments import BLOCK, CHUNK
 from circuits.synthesis.design import board_and_program, make_design
-from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.synthesis.options import BoardOptions, BoardRequest, Parasitics
 
 pytestmark = needs_ngspice
 SAMPLES = 20_000
@@ -54,7 +54,9 @@ def test_nominal_boards_of_random_targets_invert_them(size, condition):
 @pytest.mark.parametrize("name", [name for name in TARGETS if "1e6" not in name and "breast-cancer, raw" not in name])
 def test_exact_run_of_a_copy_is_the_lyapunov_solution_of_its_own_values(name):
     target, congruence, _ = TARGETS[name]
-    board, program = board_and_program(target, congruence, tolerance=0.001 if "1e4" in name else 0.01)
+    board, program = board_and_program(
+        target, congruence, request=BoardRequest(tolerance=0.001 if "1e4" in name else 0.01)
+    )
     copy = draw_copies(board, 2, 1)[0]
     run = exact_run(board, program, circuit_text(board, program, copy, Conditions()), np.array([8e5, 1.6e6]))
     circuit = assemble(board, program, copy, Conditions())

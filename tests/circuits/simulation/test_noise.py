@@ -19,7 +19,7 @@ from circuits.ou import reading_covariance
 from circuits.simulation.ac import exact_run
 from circuits.simulation.noise import noise_run
 from circuits.synthesis.design import board_and_program
-from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.synthesis.options import BoardOptions, BoardRequest, Parasitics
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 HARD = TARGETS["random, condition 1e4"][0]
@@ -52,7 +52,13 @@ BOARDS = {
 def drawn(target, congruence, choices=None, parasitics=None):
     """Board, program, the circuit of its first copy, its matrices, and the power of its sources."""
     tolerance = 0.001 if target is HARD else 0.01
-    board, program = board_and_program(target, congruence, tolerance=tolerance, choices=choices, parasitics=parasitics)
+    board, program = board_and_program(
+        target,
+        congruence,
+        request=BoardRequest(
+            tolerance=tolerance, options=choices or BoardOptions(), parasitics=parasitics or Parasitics()
+        ),
+    )
     copy = draw_copies(board, 2, 1)[0]
     text = circuit_text(board, program, copy, Conditions())
     power = source_power(board, program, gains_of(board, [copy])[0], Conditions())

@@ -24,7 +24,7 @@ from circuits.statistics.estimators import estimate_law, joint_chi_square
 from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import board_and_program, make_design
 from circuits.synthesis.equations import cell_law, maxwell_matrix, resistive_residuals
-from circuits.synthesis.options import BoardOptions
+from circuits.synthesis.options import BoardOptions, BoardRequest
 from circuits.synthesis.sensitivity import part_sensitivities
 
 RESISTIVE = BoardOptions(coupling="resistive")
@@ -53,7 +53,7 @@ def test_mean_and_covariance_of_three_cells_hold_symbolically():
 @pytest.mark.parametrize("name", TARGETS)
 def test_board_holds_the_matrix_solves_with_it_and_has_its_covariance(name):
     target, congruence, step = TARGETS[name]
-    board, program = board_and_program(target, congruence, choices=RESISTIVE)
+    board, program = board_and_program(target, congruence, request=BoardRequest(options=RESISTIVE))
     assert program.step.startswith(step)
     assert not any(part.kind == "L" for part in board.parts)
     condition = max(np.linalg.cond(target), 100)
@@ -74,7 +74,7 @@ def test_board_holds_the_matrix_solves_with_it_and_has_its_covariance(name):
 @pytest.mark.parametrize("condition", [10, 1e4])
 def test_large_boards_hold_their_targets(size, condition):
     target = random_target(size, condition, size)
-    board, program = board_and_program(target, choices=RESISTIVE)
+    board, program = board_and_program(target, request=BoardRequest(options=RESISTIVE))
     found = solved_inverse(board, program, nominal_circuit(board, program))
     assert_close(found, np.linalg.inv(target), 1e-12 * max(1, condition))
 
@@ -82,7 +82,7 @@ def test_large_boards_hold_their_targets(size, condition):
 @pytest.mark.parametrize("name", [name for name in TARGETS if "1e" not in name])
 def test_deck_and_assembly_agree(name):
     target, congruence, _ = TARGETS[name]
-    board, program = board_and_program(target, congruence, choices=RESISTIVE)
+    board, program = board_and_program(target, congruence, request=BoardRequest(options=RESISTIVE))
     copy = draw_copies(board, 4, 1)[0]
     read = read_deck(circuit_of(deck_text(board, program, copy, Conditions(), 1000)))
     circuit = assemble(board, program, copy, Conditions())
@@ -111,7 +111,7 @@ def test_sensitivities_are_the_finite_differences_of_the_solution():
 
 
 def test_settling_prediction_is_the_matrix_exponential():
-    board, program = board_and_program(FAIR, choices=RESISTIVE)
+    board, program = board_and_program(FAIR, request=BoardRequest(options=RESISTIVE))
     circuit = assemble(board, program, draw_copies(board, 1, 1)[0], Conditions())
     times = np.linspace(0, 3e-6, 7)[1:]
     A = np.linalg.solve(circuit.capacitance, circuit.conductance)
@@ -125,7 +125,7 @@ def test_settling_prediction_is_the_matrix_exponential():
 @pytest.mark.parametrize("name", TARGETS)
 def test_nominal_board_solves_its_system_in_ngspice(name):
     target, congruence, _ = TARGETS[name]
-    board, program = board_and_program(target, congruence, choices=RESISTIVE)
+    board, program = board_and_program(target, congruence, request=BoardRequest(options=RESISTIVE))
     run = solve_run(board, program, circuit_text(board, program, nominal_copy(board), Conditions()))
     X = program.mapping
     found = X.T @ (board.unit / run.bias * run.columns) @ X
@@ -138,7 +138,7 @@ def test_nominal_board_solves_its_system_in_ngspice(name):
 @pytest.mark.parametrize("name", ["1x1", "M-matrix", "fair, raw", "fair, preconditioned", "wine, preconditioned"])
 def test_copy_solves_and_settles_as_its_own_values_say(name):
     target, congruence, _ = TARGETS[name]
-    board, program = board_and_program(target, congruence, choices=RESISTIVE)
+    board, program = board_and_program(target, congruence, request=BoardRequest(options=RESISTIVE))
     copy = draw_copies(board, 2, 1)[0]
     text, circuit = circuit_text(board, program, copy, Conditions()), assemble(board, program, copy, Conditions())
     run = solve_run(board, program, text)
@@ -153,7 +153,7 @@ def test_copy_solves_and_settles_as_its_own_values_say(name):
 
 @needs_ngspice
 def test_sampled_run_follows_the_law_of_its_copy():
-    board, program = board_and_program(FAIR, FAIR_FACTOR, choices=RESISTIVE)
+    board, program = board_and_program(FAIR, FAIR_FACTOR, request=BoardRequest(options=RESISTIVE))
     copy, samples = draw_copies(board, 3, 1)[0], 20_000
     moments = run_chunk(
         board,

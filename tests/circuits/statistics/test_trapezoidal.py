@@ -46,7 +46,7 @@ from circuits.statistics.trapezoidal import (
     stepped_lagged_covariances,
 )
 from circuits.synthesis.design import board_and_program
-from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.synthesis.options import BoardOptions, BoardRequest, Parasitics
 
 RESISTIVE, BANKS = BoardOptions(coupling="resistive"), BoardOptions(bank_bits=3)
 NO_CAPACITOR = Parasitics(winding=0.5, coupled_coils=0.05, stray=3e-12)  # between winding and inductor there is none
@@ -78,7 +78,11 @@ def specimen(name: str, factor: float = 1.0):
     The period is made `factor` times as long once the deck is written: its sources say a density, not a period.
     """
     target, congruence, choices, parasitics = BOARDS[name]
-    board, program = board_and_program(target, congruence, choices=choices, parasitics=parasitics)
+    board, program = board_and_program(
+        target,
+        congruence,
+        request=BoardRequest(options=choices or BoardOptions(), parasitics=parasitics or Parasitics()),
+    )
     copy = draw_copies(board, 3, 1)[0]
     text = circuit_text(board, program, copy, Conditions())
     program = replace(program, period=factor * program.period)
@@ -326,7 +330,7 @@ def test_recipe_for_the_installed_ngspice():
     assert recipe_for(*small) == HELD
     assert recipe_for(*large).stepped
     # The resistance of a capacitor and the input beside it make modes a million times faster than a period.
-    stiff = board_and_program(m_matrix(32), parasitics=Parasitics(esr=0.05))
+    stiff = board_and_program(m_matrix(32), request=BoardRequest(parasitics=Parasitics(esr=0.05)))
     assert recipe_for(*stiff) == Recipe("held trrandom, as parasitics are too fast for filesource")
     text = circuit_text(*stiff, nominal_copy(stiff[0]), Conditions())
     with pytest.raises(InputError, match="parasitics too fast for the recipe 'filesource'"):

@@ -28,7 +28,7 @@ from circuits.simulation.transient import chunk_deck, run_chunk
 from circuits.statistics.estimators import estimate_law, joint_chi_square
 from circuits.statistics.inversion import inversion_rule
 from circuits.synthesis.design import board_and_program, make_design, reprogram, reuse_design
-from circuits.synthesis.options import BoardOptions
+from circuits.synthesis.options import BoardOptions, BoardRequest
 from circuits.synthesis.rounding import row_sum_scaling
 from circuits.synthesis.target import inverse_factor
 from circuits.synthesis.topology import build_board
@@ -238,7 +238,7 @@ def test_resistive_banks_solve_in_ngspice_as_their_codes_say():
 
 @needs_ngspice
 def test_sampled_run_with_switches_follows_the_law_of_its_copy():
-    board, program = board_and_program(M_MATRIX, choices=BoardOptions(bank_bits=4))
+    board, program = board_and_program(M_MATRIX, request=BoardRequest(options=BoardOptions(bank_bits=4)))
     copy, samples = draw_copies(board, 3, 1)[0], 20_000
     text = circuit_text(board, program, copy, Conditions())
     moments = run_chunk(board, program, chunk_deck(board, program, text, 17, samples), samples).moments

@@ -12,7 +12,7 @@ from cases import TARGETS
 from circuits.errors import InputError
 from circuits.netlist.folder import load_design
 from circuits.synthesis.design import holds, make_design, reuse_design
-from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.synthesis.options import BoardOptions, BoardRequest, Parasitics
 from circuits.synthesis.rounding import needed_range
 from circuits.synthesis.target import check_congruence, check_target, inverse_factor
 
@@ -237,8 +237,8 @@ def test_text_that_is_no_matrix_names_the_row(content, says, here, refused):
 def test_board_is_judged_with_its_parasitics_before_a_damping_is_advised(here, refused, works):
     # Coils whose own capacitance is more than a cell's ground element: only a larger diagonal leaves room for them.
     coils = Parasitics(self_resonance=2.2e6)
-    assert holds(CHAIN[:2, :2], None, 3, 0.01, 0, "auto")
-    assert not holds(CHAIN[:2, :2], None, 3, 0.01, 0, "auto", None, coils)
+    assert holds(CHAIN[:2, :2], None, BoardRequest())
+    assert not holds(CHAIN[:2, :2], None, BoardRequest(parasitics=coils))
     np.save("indefinite.npy", CHAIN[:2, :2] - np.eye(2) * 1.1)
     given = ["design", "indefinite.npy", "--self-resonance", "2.2e6", "--out", "x"]
     works(*given, "--damping", re.search(rf"--damping ({NUMBER})", refused(*given))[1])

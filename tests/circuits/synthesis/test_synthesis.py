@@ -23,6 +23,7 @@ from circuits.synthesis.equations import (
     maxwell_matrix,
     stationary_residual,
 )
+from circuits.synthesis.options import BoardRequest
 
 
 @pytest.mark.parametrize("kind", ["plain", "differential"])
@@ -83,7 +84,7 @@ def test_only_negative_elements_are_negative_and_only_active_boards_have_them(na
 
 def test_matrix_entries_give_their_elements_by_brute_arithmetic():
     M = np.array([[1.0, -0.2, 0.3], [-0.2, 1.0, 0.1], [0.3, 0.1, 0.35]])
-    board, _ = board_and_program(np.eye(3) + 0.2, cells="active")
+    board, _ = board_and_program(np.eye(3) + 0.2, request=BoardRequest(cells="active"))
     values = element_values(board, M)
     pF = {name: value / board.unit for name, value in values.items()}
     expected = {

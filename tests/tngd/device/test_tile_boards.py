@@ -20,7 +20,7 @@ from circuits.nodal import nominal_circuit
 from circuits.ou import reading_covariance
 from circuits.synthesis.cells import plan_cells
 from circuits.synthesis.design import board_and_program, program
-from circuits.synthesis.options import BoardOptions
+from circuits.synthesis.options import BoardOptions, BoardRequest
 from circuits.synthesis.topology import build_board
 from tngd.device.tile_solve import ReadAt, tile_answers
 from tngd.device.tiles import code_tiles, held_tiles, hold_tiles, invert_tiles, row_sum_scalings, tile_banks, tile_board
@@ -156,7 +156,7 @@ def test_noise_of_a_resistive_tile_follows_the_law_of_its_copy():
 def test_codes_hold_what_the_circuit_of_the_board_holds(coupling):
     unit = {"unit_conductance": 1e-5} if coupling == "resistive" else {}
     board, draft = board_and_program(
-        GOOD, cells="differential", choices=BoardOptions(bank_bits=5, coupling=coupling, **unit)
+        GOOD, request=BoardRequest(cells="differential", options=BoardOptions(bank_bits=5, coupling=coupling, **unit))
     )
     rng = np.random.default_rng(0)
     banks = tile_banks(rough(board, 0.05))
@@ -184,7 +184,9 @@ def test_codes_hold_what_the_circuit_of_the_board_holds(coupling):
 
 
 def test_codes_on_a_copy_are_its_whole_law_but_for_what_switches_do():
-    board, draft = board_and_program(GOOD, cells="differential", choices=BoardOptions(bank_bits=6))
+    board, draft = board_and_program(
+        GOOD, request=BoardRequest(cells="differential", options=BoardOptions(bank_bits=6))
+    )
     device = rough(board, 0.02)
     made = tile_board(device)
     held = codes(board, draft)
@@ -205,7 +207,7 @@ def test_coded_tiles_are_as_good_as_the_nearest_codes_of_synthesis():
     stacked = torch.tensor(np.array(targets)).movedim(0, -1).contiguous()
     choices = BoardOptions(bank_bits=8, coupling="resistive", unit_conductance=1e-5, bank_range=1.0)
     for k, target in enumerate(targets):
-        made, own = board_and_program(target, cells="differential", choices=choices)
+        made, own = board_and_program(target, request=BoardRequest(cells="differential", options=choices))
         board = tile_board(ideal_device(made))
         held = hold_tiles(board, stacked, torch.zeros(3, dtype=torch.long))
         assert held.possible.all()
@@ -217,7 +219,9 @@ def test_coded_tiles_are_as_good_as_the_nearest_codes_of_synthesis():
 
 
 def test_banks_refuse_what_they_cannot_hold_tile_by_tile():
-    board, _ = board_and_program(GOOD, cells="differential", choices=BoardOptions(bank_bits=6, bank_range=0.2))
+    board, _ = board_and_program(
+        GOOD, request=BoardRequest(cells="differential", options=BoardOptions(bank_bits=6, bank_range=0.2))
+    )
     hopeless, wide = random_target(8, 1e4, 0), np.eye(8)
     wide[0, 1] = wide[1, 0] = 0.6
     U = torch.tensor(np.array([np.eye(8), wide, hopeless / np.sqrt(np.outer(*[np.diag(hopeless)] * 2))])).movedim(0, -1)

@@ -15,7 +15,7 @@ from circuits.model.device import Device, draw_device, ideal_device
 from circuits.model.device_file import load_device
 from circuits.model.fitted_copy import Estimate
 from circuits.synthesis.design import board_and_program
-from circuits.synthesis.options import BoardOptions
+from circuits.synthesis.options import BoardOptions, BoardRequest
 from tngd.device import small_matrices
 from tngd.device.converters import read_law
 from tngd.device.tile_solve import tile_answers
@@ -99,7 +99,7 @@ def test_tiles_are_read_as_the_device_is(adc, dtype):
 
 
 def test_full_scale_of_a_board_with_banks_is_that_of_the_nominal_board_with_the_same_codes():
-    board, _ = board_and_program(GOOD, cells="differential", choices=BoardOptions(bank_bits=5))
+    board, _ = board_and_program(GOOD, request=BoardRequest(cells="differential", options=BoardOptions(bank_bits=5)))
     adc, copies, targets = Converter(8, 2.0), torch.zeros(8, dtype=torch.long), torch.tensor(GOOD)[..., None]
     rms = []
     for device in (ideal_device(board), rough(board, 0.1)):

@@ -15,6 +15,7 @@ from circuits.model.device import Device, draw_device, ideal_device, predict
 from circuits.nodal import assemble
 from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.design import make_design
+from circuits.synthesis.options import BoardRequest
 from circuits.synthesis.topology import build_board
 from tngd.device.tiles import invert_tiles, tile_board
 
@@ -26,7 +27,7 @@ TARGETS = [np.eye(8), FAIR, FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T] + [
 
 def inverse_by_numpy(device: Device, copy: int, target: np.ndarray) -> np.ndarray:
     """The same tile through synthesis, the reduced circuit and the Lyapunov equation."""
-    board, program = synthesise(target, cells="active")
+    board, program = synthesise(target, request=BoardRequest(cells="active"))
     scale = board.unit / (2 * program.energy)
     X = program.mapping
     return X.T @ (scale * ou.reading_covariance(predict(device, copy, program))) @ X
@@ -45,7 +46,7 @@ def test_tiles_need_negative_elements_exactly_where_synthesis_says_so():
     board = tile_board(ideal_device(build_board(8, "differential")))
     targets = torch.tensor(np.array(TARGETS))
     passive = invert_tiles(board, targets, torch.zeros(len(TARGETS), dtype=torch.long)).passive
-    steps = [synthesise(target, cells="active")[1].step for target in TARGETS]
+    steps = [synthesise(target, request=BoardRequest(cells="active"))[1].step for target in TARGETS]
     assert passive.tolist() == ["negative" not in step for step in steps]
     assert 0 < int(passive.sum()) < len(TARGETS)
 
