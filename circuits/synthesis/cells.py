@@ -1,4 +1,4 @@
-"""The ladder: the cheapest cells that hold a target, each step taken only if the one before does not do.
+"""Decision for cells: the cheapest that hold a target, each step taken only if the one before does not do.
 
 With U the target T P Tᵀ scaled to unit diagonal and <U> its comparison matrix (same diagonal, off-diagonals -|U_ij|):
 
@@ -7,7 +7,8 @@ With U the target T P Tᵀ scaled to unit diagonal and <U> its comparison matrix
 2. differential cells, straight or crossed by the sign of the entry, if <U> is positive definite: the same scaling.
 3. differential cells with a negative element wherever a row is not dominant: every positive definite target.
 
-Two things avoid step 3: damping, which makes <U + λ…> positive definite, and a congruence T from an older matrix.
+Step 3 is avoided by a damping λ, with which <U> of P + λI is positive definite, or by a congruence T from an older
+matrix.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ BISECTIONS = 30
 
 @dataclass(frozen=True, eq=False)
 class CellPlan:
-    """Which cells a target needs: kind, signed scaling d (n,), the step in words, and why no cheaper one."""
+    """Cells that a target needs: kind, signed scaling d (n,), the step in words, and why no cheaper one."""
 
     kind: str
     scaling: np.ndarray
@@ -41,20 +42,19 @@ def plan_cells(
     grounded: bool = False,
     damping: float = 0.0,
 ) -> CellPlan:
-    """The cheapest plan that holds T P Tᵀ; `cells` other than "auto" leaves only that kind.
-
-    Without `negative` elements (switched banks hold none) only passive plans are left. A `grounded` plan scales where
-    it need not, so that every ground element is there: a row sum of zero leaves nothing to take a load from.
+    """Choose the cheapest plan that holds T P Tᵀ; `cells` other than "auto" allows only that kind.
 
     "plain" and "differential" are passive, "active" is differential with negative elements where they are needed.
-    InputError says what would do if the kind asked for does not hold the target, `damping` being in it already.
+    Without `negative` elements (switched banks hold none) only passive plans are considered. A `grounded` plan is
+    always scaled to dominance, so that every ground element is there: a static load cannot be taken from a row sum of
+    zero.
+
+    InputError with suggestions if the kind asked for does not hold the target, which contains `damping` already.
     """
     if cells not in CELLS:
         raise InputError(f"--cells is one of {', '.join(CELLS)}, got {cells!r}")
     M = congruence @ target @ congruence.T
-    unit = np.diag(M) ** -0.5
-    U = unit[:, None] * M * unit
-    np.fill_diagonal(U, 1.0)
+    unit, U = unit_diagonal(M)
     if cells in ("auto", "plain"):
         found = _plain(U, unit, M, grounded)
         if found:
@@ -73,7 +73,7 @@ def plan_cells(
 
 
 def without_negative(target: np.ndarray, congruence: np.ndarray, damping: float = 0.0) -> list[str]:
-    """What would do without negative elements, in words: the whole damping, `damping` being in it already, and a T."""
+    """Suggestions in words that need no negative elements: the whole damping, `damping` included, and a T."""
     more = passive_damping(target, congruence)
     return ([f"--damping {two_digits(damping + more, up=True):.2g}"] if more else []) + [
         suggest_precondition(congruence)
@@ -81,7 +81,7 @@ def without_negative(target: np.ndarray, congruence: np.ndarray, damping: float 
 
 
 def suggest_precondition(congruence: np.ndarray) -> str:
-    """The factor that would do in words, T (n, n) being the one that is used already."""
+    """Suggestion of a factor in words, T (n, n) being the one that is used already."""
     given = not np.array_equal(congruence, np.eye(len(congruence)))
     return f"a --precondition from {'a matrix nearer to the target' if given else 'an older matrix'}"
 
@@ -89,7 +89,7 @@ def suggest_precondition(congruence: np.ndarray) -> str:
 def passive_damping(target: np.ndarray, congruence: np.ndarray) -> float | None:
     """The smallest λ, to two digits and rounded up, for which passive cells hold T (P + λI) Tᵀ; None if none does.
 
-    Without a congruence some λ always does; with one, λ T Tᵀ itself may be what no passive cells hold.
+    Without a congruence there always is such a λ; with one, λ T Tᵀ itself may need negative elements.
     """
     eye = np.eye(len(target))
 
@@ -107,6 +107,19 @@ def passive_damping(target: np.ndarray, congruence: np.ndarray) -> float | None:
         middle = (low + high) / 2
         low, high = (low, middle) if passive(middle) else (middle, high)
     return two_digits(high, up=True)
+
+
+def unit_diagonal(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scaling u (n,), and U = diag(u) M diag(u), (n, n), whose diagonal is one."""
+    unit = np.diag(matrix) ** -0.5
+    U = unit[:, None] * matrix * unit
+    np.fill_diagonal(U, 1.0)
+    return unit, U
+
+
+def comparison_matrix(matrix: np.ndarray) -> np.ndarray:
+    """<U>, (n, n): the diagonal of U, and -|U_ij| off it."""
+    return 2 * np.diag(np.diag(matrix)) - np.abs(matrix)
 
 
 def reading_signs(matrix: np.ndarray) -> np.ndarray | None:
@@ -157,16 +170,18 @@ def _differential(U: np.ndarray, unit: np.ndarray, M: np.ndarray, cells: str, gr
 
 
 def _undominated(U: np.ndarray) -> str:
-    smallest = np.linalg.eigvalsh(2 * np.eye(len(U)) - np.abs(U))[0]
+    smallest = np.linalg.eigvalsh(comparison_matrix(U))[0]
     return f"no scaling makes it dominant enough (its comparison matrix has the smallest eigenvalue {smallest:.2g})"
 
 
 def _slack(U: np.ndarray) -> np.ndarray:
+    """Row sums of <U>, (n,): what the ground elements hold."""
     return 2 * np.diag(U) - np.abs(U).sum(axis=1)
 
 
 def _dominance(U: np.ndarray) -> np.ndarray | None:
-    comparison = 2 * np.diag(np.diag(U)) - np.abs(U)
+    """w = <U>⁻¹ 1, (n,), which scales U to diagonal dominance; None if <U> is not positive definite."""
+    comparison = comparison_matrix(U)
     if np.linalg.eigvalsh(comparison)[0] <= 0:
         return None
     return np.linalg.solve(comparison, np.ones(len(U)))

@@ -1,20 +1,16 @@
-"""A design: board, program and copies for one target, checked, and the folder that holds it.
+"""Design: board, program and copies for one target, checked, and suggestions where there is no such board.
 
-Folder: `board.json` (the records, and for every cell its nodes, sources and scale), `netlists/nominal.cir` and
-`netlists/copy-k.cir`. A copy whose capacitance matrix is not positive definite is a board that runs away; such a
-design is refused, with the yield and what would do.
+A program sets the elements, the noise level and the sampling period so that the board holds M = X P Xᵀ (X = diag(d) T,
+d from the decision for cells, circuits.synthesis.cells) and P⁻¹ = Xᵀ M⁻¹ X. The law: the Maxwell matrix of the elements
+and of all static loads, in the coordinates of the readings, is `unit` M. Values rounded to a series or to the codes of
+banks are chosen for the smallest error of the inverse.
 
-From a target to a board and a program for it: what every element is, the noise level, the sampling period.
+A copy whose capacitance matrix is not positive definite runs away. A design with such a copy is refused; the error
+gives the yield and suggestions.
 
-The board is to hold M = X P Xᵀ (X = diag(d) T, d from the ladder) so that P⁻¹ = Xᵀ M⁻¹ X. The law: the Maxwell
-matrix of the returned elements and of all static loads, as the readings see it, is `unit` M; rounded to a series or to
-the codes of banks it is as near to that as the inverse allows.
-
-What would do where a board cannot be made: changes of its choices, tried before they are advised.
-
-Where a part fails it is known which choice it depends on, and about how; whether the board is then made is another
-matter, for what brings one part inside its limits may push another out. So every change is tried, and where it leads
-to another failure, what that one proposes is tried on top of it.
+Suggestions are changes of options, and each has been tried. A part outside its limits tells which option to change, and
+roughly to which value, but that change may push another part outside its limits. So every change is tried, and if it
+leads to another failure, the changes proposed by that failure are tried together with it.
 """
 
 from collections import deque
@@ -74,7 +70,10 @@ def make_design(
     choices: BoardOptions | None = None,
     parasitics: Parasitics | None = None,
 ) -> Design:
-    """Design board and copies for a checked target (damping already in it); InputError if a copy would run away."""
+    """Design board and copies for a checked target P + λI, (n, n), λ = `damping`, and a checked congruence T (n, n).
+
+    InputError if an argument is out of range or no board can be made, UnstableCopyError if a copy would run away.
+    """
     request = BoardRequest(copies, tolerance, seed, cells, choices or BoardOptions(), parasitics or Parasitics())
     return design_requested(target, congruence, request, name=name, damping=damping, source=source)
 
@@ -88,7 +87,7 @@ def design_requested(
     damping: float = 0.0,
     source: str = "matrix",
 ) -> Design:
-    """Design the board of a request, and its copies, like make_design."""
+    """Design the board of a request, and its copies; arguments and errors as in make_design."""
     check_name(name)
     check_copies(request.copies, request.tolerance, request.seed)
     check_options(request.options)
@@ -118,7 +117,7 @@ def reuse_design(
 ) -> Design:
     """Program another checked target onto the board and the copies of a design that has banks.
 
-    InputError if its board has none, is of another size, or holds no such target.
+    InputError if its board has no banks, is of another size, or does not hold the target.
     """
     program = reprogram(old.board, target, congruence, check_name(name), damping)
     definite = _stable(old.board, program, gains_of(old.board, old.copies))
@@ -130,7 +129,7 @@ def reuse_design(
 
 
 def check_copies(copies: int, tolerance: float, seed: int) -> None:
-    """Raise InputError unless copies can be drawn with these."""
+    """Raise InputError unless number of copies, tolerance and seed are in range."""
     if not 1 <= copies <= MOST_COPIES:
         raise InputError(f"from 1 to {MOST_COPIES} copies can be drawn, got --copies {copies}")
     if not 0 <= tolerance < 1:
@@ -151,15 +150,15 @@ def holds(target: np.ndarray, congruence: np.ndarray | None, request: BoardReque
 def _stable(board: Board, program: Program, gains: np.ndarray) -> np.ndarray:
     """Whether copies of these gains (copies, parts) are stable, (copies,).
 
-    On a board with banks the ideal circuit says it: there is nothing negative on a capacitive one, and on a resistive
-    one the inner nodes are eliminated.
+    On a board with banks the ideal circuit is tested: a capacitive one has no negative elements, and of a resistive one
+    the inner nodes are eliminated.
     """
     conditions = ideal_conditions(board) if board.banks else Conditions()
     return is_stable(assemble_gains(board, program, gains, conditions))
 
 
 def _check_nominal(board: Board, program: Program) -> None:
-    """Raise InputError if not even exact parts hold the target: a negative element that ESR leaves alone."""
+    """Raise InputError if exact parts do not hold the target: negative elements dominate behind ESR."""
     if not _stable(board, program, gains_of(board, [nominal_copy(board)]))[0]:
         raise InputError(
             "behind their ESR the positive capacitors leave the negative elements alone at high frequencies, and the "
@@ -180,7 +179,7 @@ def _gains_to_test(board: Board, request: BoardRequest) -> np.ndarray:
 def _suggestions(board: Board, program: Program, request: BoardRequest, damping: float) -> str:
     """Suggestions in words: the tolerance and the damping at which these copies and 99 % of all hold this target."""
     gains, copies, tolerance = _gains_to_test(board, request), request.copies, request.tolerance
-    # Parts that come with others, and sources, keep the spread they have whatever the tolerance is.
+    # The spread of parasitics and of sources does not depend on the tolerance.
     soldered = np.array(
         [not part.cause and part.role != "input" for part in board.parts] + [False] * len(board.sources)
     )
@@ -206,8 +205,8 @@ def board_and_program(
 ) -> tuple[Board, Program]:
     """Board and program for a checked target P (n, n), n <= 64, and a checked congruence T (default: identity).
 
-    Where no such board can be made InputError suggests changes of options that were tried, or a larger damping, of
-    which `damping` is in the target already.
+    The target contains `damping` already. InputError if no such board can be made; it suggests changes of options that
+    were tried, or a larger damping.
     """
     given = request or BoardRequest()
     n = len(target)
@@ -237,9 +236,9 @@ def board_and_program(
 def reprogram(
     board: Board, target: np.ndarray, congruence: np.ndarray | None, name: str, damping: float = 0.0
 ) -> Program:
-    """Put another checked target on a board with banks; InputError if it does not go there, with what would.
+    """Program another checked target (n, n), which contains `damping` already, onto a board with banks.
 
-    `damping` is in the target already.
+    InputError with suggestions if the board does not hold the target.
     """
     if not board.banks:
         raise InputError("the board has no banks: its parts are soldered for one target; design one with --bank-bits")
@@ -261,7 +260,7 @@ def reprogram(
 
 
 def takes(board: Board, target: np.ndarray, congruence: np.ndarray | None) -> bool:
-    """Whether a checked target goes on a board with banks."""
+    """Whether a board with banks holds a checked target."""
     T = np.eye(len(target)) if congruence is None else congruence
     try:
         program(board, target, T, plan_cells(target, T, board.kind, negative=False), "board")
@@ -280,10 +279,10 @@ def check_size(size: int, banks: bool = False) -> None:
 def program(
     board: Board, target: np.ndarray, congruence: np.ndarray, chosen: CellPlan, name: str, series: str | None = None
 ) -> Program:
-    """Put a target on a board by a plan of the board's kind: element values, noise level, sampling period.
+    """Program a target onto a board by a plan of the board's kind: element values, noise level, sampling period.
 
-    The noise level makes the largest rms reading the board's limit; the sampling period costs the fastest mode the
-    board's hold bias of its variance, which the discrete law knows.
+    The noise level makes the largest rms reading the board's limit. Noise held for the sampling period lowers the
+    variance of the fastest mode by the board's hold bias, which the discrete law (circuits.ou) accounts for.
     """
     M = _programmed(target, chosen.scaling[:, None] * congruence)
     values = {} if board.banks else element_values(board, M)
@@ -303,9 +302,9 @@ def program(
 
 
 def check_limits(board: Board, values: dict[str, float], at_most: int = 1) -> None:
-    """Raise BoardError that names the value [F or S] farthest outside the board's limits.
+    """Raise BoardError for the largest or else the smallest value [F or S] if it is outside the board's limits.
 
-    One of `at_most` parts is held to the largest only with its share.
+    The limit of the largest value is `at_most` times that of a part, for that many parts in parallel.
     """
     if not values:
         return
@@ -328,9 +327,9 @@ def check_limits(board: Board, values: dict[str, float], at_most: int = 1) -> No
 
 
 def levelled(board: Board, draft: Program, circuit: Circuit | None = None) -> Program:
-    """The program with noise level, sampling period and settling time for the element values it has.
+    """The program with noise level, sampling period and settling time for its element values.
 
-    `circuit` is its nominal one, if that is known already.
+    `circuit` is its nominal circuit (None: assembled here).
     """
     circuit = circuit or nominal_circuit(board, draft)
     H = circuit.readout
@@ -348,7 +347,7 @@ def levelled(board: Board, draft: Program, circuit: Circuit | None = None) -> Pr
 def _attempt(
     target: np.ndarray, congruence: np.ndarray, request: BoardRequest, name: str, damping: float
 ) -> tuple[Board, Program]:
-    """Board and program by the cheapest plan, or where that leaves no ground element to take a load from, grounded."""
+    """Board and program by the cheapest plan, or by a grounded one where a ground element is too small for its load."""
     negative = not request.options.bank_bits
     chosen = plan_cells(target, congruence, request.cells, negative=negative, damping=damping)
     try:
@@ -364,7 +363,7 @@ def _attempt(
 def _made(
     target: np.ndarray, congruence: np.ndarray, chosen: CellPlan, request: BoardRequest, name: str
 ) -> tuple[Board, Program]:
-    """Board and program by a plan; BoardError says which changes may do."""
+    """Board and program by a plan; BoardError with changes to be tried."""
     options = request.options
     reach = options.bank_range
     if options.bank_bits and reach is None:
@@ -382,7 +381,7 @@ def _made(
 
 
 def _changes_of_size(board: Board, ratio: float) -> Iterator[dict[str, float]]:
-    """What makes the parts of a board larger (`ratio` above 1) or smaller."""
+    """Changes that make the parts of a board larger (`ratio` above 1) or smaller."""
     unit = "unit_capacitance" if board.coupling == "capacitive" else "unit_conductance"
     yield {unit: two_digits(board.unit * ratio, up=ratio > 1)}
     if any(element.second for element in board.elements):
@@ -393,12 +392,13 @@ def _changes_of_size(board: Board, ratio: float) -> Iterator[dict[str, float]]:
 
 
 def _soldered_for_good(board: Board) -> dict[str, float]:
-    """What the bits of banks, and what leads to ground beside them, are [F or S], by part; nothing without banks."""
+    """Values [F or S] of the bits of banks and of the ground elements beside them, by part; empty without banks."""
     held = [part for part in board.parts if part.role in ("bit", "ground") and part.nominal is not None]
     return {part.name: part.nominal if part.kind == "C" else 1 / part.nominal for part in held if board.banks}
 
 
 def _programmed(target: np.ndarray, mapping: np.ndarray) -> np.ndarray:
+    """M = X P Xᵀ, (n, n); InputError if M is singular in double precision."""
     M = mapping @ target @ mapping.T
     eigenvalues = np.linalg.eigvalsh(M)
     if not eigenvalues[0] > SMALLEST_PIVOT * eigenvalues[-1]:
@@ -422,7 +422,7 @@ def refused(error: BoardError, request: BoardRequest, make: Make, damping: Calla
 
 
 def _change(error: BoardError, request: BoardRequest, make: Make) -> dict[str, float] | None:
-    """The first change, the fewest at a time, with which `make` makes a board; None if none does."""
+    """The first change with which `make` makes a board, single ones before combinations; None if none does."""
     queue = deque(error.changes)
     tried: list[dict[str, float]] = []
     while queue and len(tried) < MOST_TRIALS:

@@ -1,7 +1,7 @@
-"""What elements have to be for a board to hold a matrix, and what the board holds besides its elements.
+"""Element values with which a board holds a matrix, and the static load besides the elements.
 
-The formulas come from circuits.synthesis.equations. The static load of a board, pads, coils, inputs and what is
-soldered to ground for good, is known, and taken from the ground elements.
+The formulas come from circuits.synthesis.equations. The static load of a board (pads, coils, inputs and parts that are
+soldered to ground for good) is known, and is subtracted from the ground elements.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ GROUND_MINIMUM = 0.1  # of the unit: ground element that keeps the common mode d
 
 
 class LoadError(BoardError):
-    """A ground element is smaller than what loads its cell anyway."""
+    """A ground element is smaller than the static load of its cell."""
 
 
 def element_values(board: Board, matrix: np.ndarray) -> dict[str, float]:
@@ -45,7 +45,7 @@ def element_values(board: Board, matrix: np.ndarray) -> dict[str, float]:
 
 
 def static_load(board: Board, program: Program) -> np.ndarray:
-    """What the readings see besides the elements, (n, n) [F or S]: pads, coils and inputs, switches closed."""
+    """Static load in the coordinates of the readings, (n, n) [F or S]: pads, coils, inputs; switches closed."""
     circuit = nominal_circuit(board, program)
     H = circuit.readout
     nodal = circuit.capacitance if board.coupling == "capacitive" else circuit.conductance
@@ -54,9 +54,9 @@ def static_load(board: Board, program: Program) -> np.ndarray:
 
 
 def unloaded(board: Board, values: dict[str, float], load: np.ndarray) -> dict[str, float]:
-    """The values with the load of every cell (n, n) [F or S] taken from its ground element.
+    """The values with the load (n, n) [F or S] of every cell subtracted from its ground element.
 
-    LoadError if one has less than that.
+    LoadError if a ground element is smaller than the load.
     """
     left = dict(values)
     for element in board.elements:
@@ -77,7 +77,7 @@ def unloaded(board: Board, values: dict[str, float], load: np.ndarray) -> dict[s
 
 
 def _enough(board: Board, cell: Cell, held: float, load: float) -> Iterator[dict[str, float]]:
-    """What makes the ground element large enough, if anything: coils grow with the unit, inputs do not."""
+    """Changes that make the ground element large enough, if any: coils grow with the unit, inputs do not."""
     coil = next((part.nominal for part in board.parts if part.name == f"CW{cell.nodes[0]}"), 0.0)
     rest = load - coil
     if rest > 0 and held > coil:
@@ -89,7 +89,7 @@ def _enough(board: Board, cell: Cell, held: float, load: float) -> Iterator[dict
 
 
 def held_matrix(board: Board, values: dict[str, float]) -> np.ndarray:
-    """What elements of these values hold, (n, n) [F or S]: Σ value s sᵀ."""
+    """Matrix that elements of these values hold, (n, n) [F or S]: Σ value s sᵀ."""
     stamps = element_stamps(board, values)
     return np.einsum("e,ea,eb->ab", np.array(list(values.values())), stamps, stamps, optimize=True)
 

@@ -1,4 +1,8 @@
-"""What a target leaves open, chosen so that a board can be made, and checked where the user chooses otherwise."""
+"""Options of a board, with defaults that can be built, and checks of the values that a user gives.
+
+A target determines the ratios of the elements. Everything else about a board is an option: see BoardOptions, Parasitics
+and BoardRequest.
+"""
 
 from dataclasses import dataclass
 from math import floor, log10, pi, sqrt
@@ -13,15 +17,18 @@ DATA_SETS = ("fair", "wine", "diabetes", "breast-cancer")
 COUPLINGS = ("capacitive", "resistive")
 SERIES = ("E6", "E12", "E24", "E48", "E96")
 LARGEST = {"capacitive": 1e-6, "resistive": 1.0}  # element, F or S
-INDUCTORS, RESISTORS = (1e-9, 1.0), (0.1, 1e8)  # what can be bought, H and ohm
+INDUCTORS, RESISTORS = (1e-9, 1.0), (0.1, 1e8)  # ranges that can be bought, H and ohm
 SMALLEST_PART = {"F": 1e-13, "S": 1e-8}  # a capacitor of 0.1 pF and a resistor of 100 megaohm can be bought
-# What only some boards have. Set on another board, an option would do nothing, so it is refused.
+# Options of some boards only. On another board such an option would have no effect, so it is refused.
 ONLY_WITH_BANKS = ("bank_range", "switch_resistance", "pad_capacitance")
 ONLY_WITH = {"capacitive": ("resonance", "quality"), "resistive": ("unit_conductance",)}
 
 
 class BoardError(InputError):
-    """No board can be made of these choices; `changes` of them, {field: value} each, may do, `otherwise` in words."""
+    """No board can be made with these options.
+
+    `changes`, {field: value} each, are suggestions to be tried; `otherwise` is a suggestion in words.
+    """
 
     def __init__(self, words: str, *changes: dict[str, float], otherwise: str = ""):
         super().__init__(words)
@@ -31,7 +38,7 @@ class BoardError(InputError):
 
 @dataclass(frozen=True)
 class BoardOptions:
-    """What the target leaves open. 1 nF, 10 uH and 100 ohm: a resonance of 1.6 MHz at Q = 1; or 1 nF and 1 kohm.
+    """Options of a board. Defaults: 1 nF, 10 uH and 100 ohm, a resonance of 1.6 MHz at Q = 1; or 1 nF and 1 kohm.
 
     `coupling` is "capacitive" or "resistive". `unit_capacitance` [F] stands for 1 of the matrix (resistive: it is the
     capacitor of every cell): large against strays and pads, small enough to be a C0G part. `unit_conductance` [S]
@@ -66,7 +73,7 @@ class BoardOptions:
 
     @property
     def unit(self) -> float:
-        """What stands for 1 of the matrix, F or S."""
+        """Value that stands for 1 of the matrix, F or S."""
         return self.unit_capacitance if self.coupling == "capacitive" else self.unit_conductance
 
     @property
@@ -102,12 +109,12 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def check_options(choices: BoardOptions) -> BoardOptions:
-    """Return the choices if a board can be made of them, or raise InputError with what would do."""
-    if choices.coupling not in COUPLINGS:
-        raise InputError(f"--coupling is {' or '.join(COUPLINGS)}, got {choices.coupling!r}")
-    if choices.series not in (None, *SERIES):
-        raise InputError(f"--series is one of {', '.join(SERIES)}, got {choices.series!r}")
+def check_options(options: BoardOptions) -> BoardOptions:
+    """Return the options if each is in range, or raise InputError with a suggestion."""
+    if options.coupling not in COUPLINGS:
+        raise InputError(f"--coupling is {' or '.join(COUPLINGS)}, got {options.coupling!r}")
+    if options.series not in (None, *SERIES):
+        raise InputError(f"--series is one of {', '.join(SERIES)}, got {options.series!r}")
     ranges = {
         "largest_element": (1e-15, 1e3, "F or S"),  # first, for it bounds the smallest
         "unit_capacitance": (1e-12, 1e-6, "F"),
@@ -116,7 +123,7 @@ def check_options(choices: BoardOptions) -> BoardOptions:
         "quality": (0.05, 100.0, ""),
         "reading_rms": (1e-6, 100.0, "V"),
         "hold_bias": (1e-6, 0.2, ""),
-        "smallest_element": (0.0, choices.largest, "F or S"),
+        "smallest_element": (0.0, options.largest, "F or S"),
         "parallel": (1, 2, ""),
         "bank_bits": (0, 12, ""),
         "bank_range": (2.0**-10, MOST_RANGE, ""),
@@ -124,44 +131,44 @@ def check_options(choices: BoardOptions) -> BoardOptions:
         "pad_capacitance": (0.0, 1e-9, "F"),
         "source_tolerance": (0.0, 0.9, ""),
     }
-    check_ranges(choices, ranges)
-    _check_used(choices)
-    if choices.bank_bits and (choices.parallel > 1 or choices.series):
+    check_ranges(options, ranges)
+    _check_used(options)
+    if options.bank_bits and (options.parallel > 1 or options.series):
         raise InputError("banks hold every element by themselves; leave out --parallel and --series, or --bank-bits")
-    if choices.coupling == "capacitive":
-        _check_resonator(choices)
-    return choices
+    if options.coupling == "capacitive":
+        _check_resonator(options)
+    return options
 
 
-def _check_used(choices: BoardOptions) -> None:
-    """Raise InputError for an option that this board has no use for."""
-    needs = {} if choices.bank_bits else dict.fromkeys(ONLY_WITH_BANKS, "--bank-bits")
+def _check_used(options: BoardOptions) -> None:
+    """Raise InputError for an option that has no effect on this board."""
+    needs = {} if options.bank_bits else dict.fromkeys(ONLY_WITH_BANKS, "--bank-bits")
     for coupling, names in ONLY_WITH.items():
-        if coupling != choices.coupling:
+        if coupling != options.coupling:
             needs |= dict.fromkeys(names, f"--coupling {coupling}")
     for name, other in needs.items():
-        if getattr(choices, name) != getattr(BoardOptions(), name):
+        if getattr(options, name) != getattr(BoardOptions(), name):
             raise InputError(f"{option(name)} has no effect on a board without {other}; leave it out, or give {other}")
 
 
-def _check_resonator(choices: BoardOptions) -> None:
-    """L falls with the square of the resonance and R in proportion to quality: say which would do."""
+def _check_resonator(options: BoardOptions) -> None:
+    """Raise InputError, with a suggestion, if L, as 1/resonance², or R, as quality, is out of the range on sale."""
     low, high = INDUCTORS
-    L = choices.inductance
+    L = options.inductance
     if not low <= L <= high:
         limit = low if low > L else high
-        would_do = two_digits(float(choices.resonance * sqrt(L / limit)), up=limit < L)
+        suggested = two_digits(float(options.resonance * sqrt(L / limit)), up=limit < L)
         raise InputError(
             f"the inductor of every cell would be {L:.3g} H, beyond the limit of {limit:g} H; "
-            f"--resonance {would_do:.2g} would do"
+            f"--resonance {suggested:.2g} would do"
         )
     low, high = RESISTORS
-    R = choices.resistance
+    R = options.resistance
     if not low <= R <= high:
         limit = low if low > R else high
         raise InputError(
             f"the resistor of every cell would be {R:.3g} ohm, beyond the limit of {limit:g} ohm; "
-            f"--quality {two_digits(choices.quality * limit / R, up=limit > R):.2g} would do"
+            f"--quality {two_digits(options.quality * limit / R, up=limit > R):.2g} would do"
         )
 
 
@@ -175,7 +182,7 @@ def two_digits(value: float, up: bool) -> float:
 
 @dataclass(frozen=True)
 class Parasitics:
-    """How much of each, 0 for none.
+    """Parasitics of a board, 0 for none.
 
     Winding resistance and ESR [ohm], self-resonance [Hz], coupling factor of neighbouring coils, stray capacitance [F].
     """
@@ -189,7 +196,7 @@ class Parasitics:
 
 @dataclass(frozen=True)
 class BoardRequest:
-    """A board wanted for a target: kind of its `cells`, options, parasitics, and copies to be drawn.
+    """Request for a board: kind of its `cells` ("auto": decided by the target), options, parasitics, copies.
 
     Every part is off by at most ±`tolerance` (a fraction), `copies` of the board are drawn with `seed`.
     """

@@ -2,29 +2,26 @@
 
 An element e off by Δ_e moves M by Δ_e/c0 s sᵀ (s its stamp on the cells) and the inverse, to first order, by
 -Δ_e/c0 w wᵀ with w = Xᵀ M⁻¹ s. The digital scaling X is free, exact and costs nothing: X → diag(x) X after rounding
-takes up what it can. So the best rounding is the point of a grid closest to the exact values in the metric of the
-columns w wᵀ, those directions left out that a scaling reaches: a closest-vector problem, in which errors that look
-large part by part cancel where the inverse is sensitive.
+takes up a part of that error. So the best rounding is the point of a grid closest to the exact values in the metric of
+the columns w wᵀ, projected orthogonally to the directions that a scaling reaches: a closest-vector problem, in which
+errors that look large part by part cancel where the inverse is sensitive.
 
-Solved as sphere decoders do: a QR decomposition with the weakest columns first, then a beam over partial choices, last
-column to first, keeping those of the smallest partial distance. The best of the beam and the plain nearest values are
-compared by the exact error with fitted scaling, and the winner improved by exchanging one or two elements while that
-helps. It is therefore never worse than the nearest values.
+The problem is solved as sphere decoders do: a QR decomposition with the weakest columns first, then a beam search over
+partial choices, last column to first, keeping those of the smallest partial distance. The best of the beam and the
+nearest values are compared by the exact error with fitted scaling, and the winner is improved by exchanging one or two
+elements while that lowers the error. The result is therefore never worse than the nearest values.
 
-Codes for a board of switched banks, whose ground elements are soldered for good.
+E series: the grid of an element holds the values near the exact one, of one part or of two in parallel.
 
-A digital scaling d costs nothing, so it is chosen to make the ground elements what they are: with U the target of unit
-diagonal as programmed and <U> its comparison matrix, the row sums of diag(d) <U> diag(d) are to be the loads g,
+Codes of switched banks: the ground elements are soldered for good, and the scaling d is chosen to suit them. With U the
+target of unit diagonal as programmed and <U> its comparison matrix, the row sums of diag(d) <U> diag(d) are to be the
+loads g,
 
     d_i (<U> d)_i = g_i,   the one minimum of ½ dᵀ <U> d - Σ g_i log d_i,   convex if <U> is positive definite.
 
-Every target that passive cells hold therefore goes on the same board, and only couplings are switched. They take codes
-by the closest-vector search of circuits.synthesis.rounding. What the pads load depends, a little, on the codes: a few
-passes.
-
-Elements from an E series: the values near each exact one, held by one part or by two in parallel.
-
-circuits.synthesis.rounding chooses from them.
+Every target that passive cells hold therefore goes on the same board, and only couplings are switched. Their codes are
+found by the same closest-vector search. The load of the pads depends weakly on the codes, so the search is repeated a
+few times.
 """
 
 from dataclasses import dataclass, replace
@@ -35,6 +32,7 @@ import numpy as np
 
 from circuits.board import Bank, Board, Program, RoundingCost
 from circuits.errors import CoarseBankError
+from circuits.synthesis.cells import comparison_matrix, unit_diagonal
 from circuits.synthesis.elements import element_stamps, element_values, static_load
 from circuits.synthesis.options import MOST_RANGE, SMALLEST_PART, BoardError, two_digits
 
@@ -55,7 +53,7 @@ NEAR_VALUES = 4  # values of the grid that are considered for an element
 
 @dataclass(frozen=True, eq=False)
 class Rounding:
-    """Values from a grid [F or S] by element, the scaling d (n,) that goes with them, and what rounding costs."""
+    """Values from a grid [F or S] by element, the scaling d (n,) fitted to them, and the cost of rounding."""
 
     values: dict[str, float]
     scaling: np.ndarray
@@ -67,7 +65,7 @@ class _Problem:
     """Arrays of one rounding: stamps (elements, n) with M = load + Σ value s sᵀ, X, P⁻¹, and its upper triangle."""
 
     stamps: np.ndarray
-    load: np.ndarray  # (n, n), in units, what is not the elements'
+    load: np.ndarray  # (n, n), in units, of everything but the elements
     mapping: np.ndarray
     inverse: np.ndarray
     upper: tuple[np.ndarray, np.ndarray]
@@ -79,7 +77,7 @@ def round_to_grid(
 ) -> Rounding:
     """Choose from grid (elements, choices) [F or S], nearest first, for the populated elements in their order.
 
-    `load` (n, n) [F or S] is what the readings see besides the elements (None: nothing).
+    `load` (n, n) [F or S] is the static load besides the elements (None: zero).
     """
     problem = _problem(board, program, np.zeros((len(board.cells),) * 2) if load is None else load)
     exact = np.array(list(program.values.values()))
@@ -97,7 +95,7 @@ def round_to_grid(
 
 
 def refitted(board: Board, program: Program, load: np.ndarray) -> Rounding:
-    """The values as they are, with the scaling that suits them best under this load."""
+    """The same values with the scaling that fits best under this load (n, n) [F or S]."""
     values = np.array(list(program.values.values()))
     errors, factors = _fitted(_problem(board, program, load), values[None], steps=4 * FIT_STEPS)
     cost = replace(program.rounding, error=float(errors[0]))
@@ -112,7 +110,7 @@ def _problem(board: Board, program: Program, load: np.ndarray) -> _Problem:
 
 
 def _columns(problem: _Problem, program: Program) -> np.ndarray:
-    """First-order change of the inverse for each element, (n (n + 1)/2, elements), without what a scaling takes up."""
+    """First-order change of the inverse for each element, (n (n + 1)/2, elements), orthogonal to that of a scaling."""
     i, j = problem.upper
     K = np.linalg.inv(program.matrix)
     w = problem.mapping.T @ K @ problem.stamps.T
@@ -209,14 +207,14 @@ def _exchanged(problem: _Problem, grid: np.ndarray, values: np.ndarray) -> np.nd
 
 
 def coded(board: Board, draft: Program) -> Program:
-    """The draft with codes, and the scaling that suits them, in place of whatever scaling it had but for the signs.
+    """The draft with codes, and with the scaling fitted to them in place of its own, of which only the signs are kept.
 
     CoarseBankError if no codes near the target hold its inverse better than MOST_ERROR, BoardError beyond a bank's
     reach. Every code gives a positive definite matrix: the ground elements are there, and nothing is negative.
     """
     load = static_load(board, replace(draft, values={}))
     for _ in range(PASSES):
-        exact = _exact(board, draft, np.diag(load) / board.unit)
+        exact = _within_reach(board, scale_to_row_sums(board, draft, np.diag(load) / board.unit))
         found = _rounded(board, exact, load)
         before, load = load, static_load(board, found)
         if np.allclose(before, load, rtol=1e-12, atol=0):
@@ -230,8 +228,8 @@ def needed_range(matrix: np.ndarray) -> float:
 
     For a target without couplings one unit. BoardError if it would be beyond MOST_RANGE.
     """
-    U = np.abs(_unit_diagonal(matrix)[1])
-    d = row_sum_scaling(2 * np.diag(np.diag(U)) - U, np.ones(len(U)))
+    U = np.abs(unit_diagonal(matrix)[1])
+    d = row_sum_scaling(comparison_matrix(U), np.ones(len(U)))
     largest = np.abs(d[:, None] * (U - np.diag(np.diag(U))) * d).max()
     if largest == 0:
         return 1.0
@@ -260,21 +258,17 @@ def row_sum_scaling(comparison: np.ndarray, sums: np.ndarray) -> np.ndarray:
     return d
 
 
-def _unit_diagonal(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scaling (n,) that makes the diagonal one, and the matrix so scaled."""
-    unit = np.diag(matrix) ** -0.5
-    U = unit[:, None] * matrix * unit
-    np.fill_diagonal(U, 1.0)
-    return unit, U
-
-
-def _exact(board: Board, draft: Program, sums: np.ndarray) -> Program:
-    """The draft with the scaling that makes the row sums those [units], and its exact couplings."""
-    unit, U = _unit_diagonal(draft.congruence @ draft.target @ draft.congruence.T)
-    U = np.abs(U)
-    scaling = np.sign(draft.scaling) * unit * row_sum_scaling(2 * np.diag(np.diag(U)) - U, sums)
+def scale_to_row_sums(board: Board, draft: Program, sums: np.ndarray) -> Program:
+    """The draft with the scaling (n,) that makes the row sums `sums` (n,) [units], and its exact couplings."""
+    unit, U = unit_diagonal(draft.congruence @ draft.target @ draft.congruence.T)
+    scaling = np.sign(draft.scaling) * unit * row_sum_scaling(comparison_matrix(U), sums)
     scaled = replace(draft, scaling=scaling)
-    values = element_values(board, scaled.matrix)
+    return replace(scaled, values=element_values(board, scaled.matrix))
+
+
+def _within_reach(board: Board, exact: Program) -> Program:
+    """Return the program, or raise BoardError for a coupling beyond the reach of its bank."""
+    values = exact.values
     for name, bank in _banks(board).items():
         if values.get(name, 0.0) > bank.reach + bank.unit / 2:
             raise BoardError(
@@ -282,7 +276,7 @@ def _exact(board: Board, draft: Program, sums: np.ndarray) -> Program:
                 {"bank_range": two_digits(values[name] / board.unit, up=True)},
                 otherwise="a --precondition",
             )
-    return replace(scaled, values=values)
+    return exact
 
 
 def _rounded(board: Board, exact: Program, load: np.ndarray) -> Program:

@@ -1,23 +1,21 @@
 """First-order sensitivity of the inverse to every part.
 
-Of the board as it is meant, in closed form. A capacitor x with stamp s moves C by x s sᵀ, hence the inverse by
+Ideal board, in closed form. A capacitor x with stamp s moves C by x s sᵀ, hence the inverse by
 dB/dlog x = - x c0/k w wᵀ,  w = Xᵀ H C⁻¹ s: a matrix of rank one with the norm x c0/k |w|². A resistor moves the
 temperature of its node (the source does not follow it), and with equal G, Γ everywhere the modes c of C separate:
 
     dCov(v)/dlog R_i = V [ 2 kT g (V_ia V_ib) / (g (c_a + c_b) + Γ (c_a - c_b)²/(2 g)) ] Vᵀ.
 
-A source's power does as much as its resistor. An inductor moves nothing. On a resistive board the inverse is read from
-the mean, <v> = G⁻¹ i, so the first law holds with G for C and a conductance for x, and capacitors move nothing.
-
-Of a capacitive board with parasitics as it is (circuits.synthesis.sensitivity): there inductors and parasitics move the
-inverse too.
+The power of a source has the same sensitivity as its resistor; that of an inductor is zero. On a resistive board the
+inverse is read from the mean, <v> = G⁻¹ i, so the first law holds with G for C and a conductance for x, and the
+sensitivity to capacitors is zero.
 
 For independent parts, uniform within ±tolerance, the expected relative error of the inverse is the root of the sum of
 the squares of the parts' contributions, sensitivity · tolerance / sqrt(3).
 
-Gradient of the covariance of the readings of a whole circuit, parasitics and all, with respect to every part.
-
-With the state (v, φ), M = blkdiag(C, Γ), K = [[G, EΓ], [-ΓEᵀ, ΓRΓ]] and N = blkdiag(2Q, 0) the Lyapunov equation is
+Capacitive board with parasitics: inductors and parasitics change the inverse too, and the sensitivity comes from the
+gradient of the covariance of the readings of the whole circuit. With the state (v, φ), M = blkdiag(C, Γ),
+K = [[G, EΓ], [-ΓEᵀ, ΓRΓ]] and N = blkdiag(2Q, 0) the Lyapunov equation is
 
     K Σ M + M Σ Kᵀ = N,   and for any change   K dΣ M + M dΣ Kᵀ = dN - dK Σ M - K Σ dM - (…)ᵀ.
 
@@ -25,8 +23,8 @@ A reading's entry is f = tr(F Σ). With the adjoint, Kᵀ Ψ M + M Ψ K = F, one
 
     df = tr(Ψ dN) - 2 tr(Ψ dK Σ M) - 2 tr(Ψ K Σ dM):
 
-n (n + 1)/2 equations, one Schur decomposition for all of them, and none for a part. dM, dK and dN are central
-differences of the assembled matrices, smooth functions of the parts' values.
+n (n + 1)/2 equations with one Schur decomposition for all of them, whatever the number of parts. dM, dK and dN are
+central differences of the assembled matrices, smooth functions of the parts' values.
 """
 
 from collections.abc import Iterator
@@ -41,7 +39,7 @@ from circuits.board import Board, Conditions, Program, ideal_conditions
 from circuits.copies import gains_of, nominal_copy, part_values, wiring
 from circuits.nodal import Circuit, assemble_gains, nominal_circuit, stamp_vectors
 
-MOST_NODES = 150  # and inductors of a circuit with parasitics whose parts are all differentiated, a second
+MOST_NODES = 150  # nodes and inductors of a circuit with parasitics that is differentiated: it takes a second
 
 STEP = 1e-4  # relative change of a part, either way: the difference is off by its square
 MEMORY = 2e6  # entries of a batch of matrices
@@ -69,9 +67,9 @@ class PartSensitivity:
 def part_sensitivities(board: Board, program: Program) -> tuple[PartSensitivity, ...]:
     """Sensitivity to every part of the nominal board, switches closed or open, in the order of the board's parts.
 
-    And then to every source, if their power has a tolerance.
+    Sensitivities to the sources follow, if their power has a tolerance.
     """
-    sizes, there = _as_it_is(board, program) if differentiated(board, program) else _as_meant(board, program)
+    sizes, there = _with_parasitics(board, program) if differentiated(board, program) else _ideal(board, program)
     reference = np.linalg.norm(np.linalg.inv(program.target))
     entries = [*((part, part.role) for part in board.parts), *((source, "noise source") for source in board.sources)]
     return tuple(
@@ -82,7 +80,7 @@ def part_sensitivities(board: Board, program: Program) -> tuple[PartSensitivity,
 
 
 def differentiated(board: Board, program: Program) -> bool:
-    """Whether sensitivities are those of the board with its parasitics: if it has any, and is not too large."""
+    """Whether sensitivities are those of the board with its parasitics: if it has them and at most MOST_NODES nodes."""
     dynamic = {part.cause for part in board.parts} | {mutual.cause for mutual in board.mutuals}
     if board.coupling == "resistive" or not dynamic & ideal_conditions(board).off:
         return False
@@ -95,22 +93,22 @@ def expected_error(board: Board, program: Program) -> float:
     return float(np.sqrt(sum(entry.contribution**2 for entry in part_sensitivities(board, program))))
 
 
-def _as_it_is(board: Board, program: Program) -> tuple[np.ndarray, np.ndarray]:
-    """Norms of the inverse's change, (parts + sources,), and which are there, of the circuit with all it has."""
+def _with_parasitics(board: Board, program: Program) -> tuple[np.ndarray, np.ndarray]:
+    """Norms of the inverse's change, (parts + sources,), and whether each counts: the circuit with its parasitics."""
     scale = board.capacitance / (board.nodes_per_cell * program.energy)
     X = program.mapping * np.sqrt(scale)
     change = X.T @ reading_gradients(board, program) @ X
     present = wiring(board, program, Conditions()).present
-    return np.linalg.norm(change, axis=(-2, -1)), np.array([*present, *_felt(board)])
+    return np.linalg.norm(change, axis=(-2, -1)), np.array([*present, *_sources_count(board)])
 
 
-def _as_meant(board: Board, program: Program) -> tuple[np.ndarray, np.ndarray]:
-    """The same of the ideal circuit, in closed form."""
+def _ideal(board: Board, program: Program) -> tuple[np.ndarray, np.ndarray]:
+    """Norms of the inverse's change, (parts + sources,), and whether each counts: the ideal circuit, in closed form."""
     conditions = Conditions(off=ideal_conditions(board).off | {"switches"})
     values = part_values(board, program, gains_of(board, [nominal_copy(board)])[0], conditions)
     wired = wiring(board, program, conditions)
     stamps = stamp_vectors(board, wired)
-    floats = (stamps[len(board.nodes) :] != 0).any(axis=0)  # an open bit: the pad in series is all that is felt of it
+    floats = (stamps[len(board.nodes) :] != 0).any(axis=0)  # an open bit: only the pad in series has an effect
     stamps = stamps[: len(board.nodes)] * ~floats
     kinds = np.array([part.kind for part in board.parts])
     holds = (kinds == board.element_kind) & wired.present
@@ -126,17 +124,17 @@ def _as_meant(board: Board, program: Program) -> tuple[np.ndarray, np.ndarray]:
     if capacitive:
         resistors = (kinds == "R") & wired.present
         at_sources = np.eye(len(board.nodes))[:, [board.nodes.index(source.node) for source in board.sources]]
-        heat = _of_heat(board, program, np.hstack([stamps[:, resistors], at_sources]), X, scale)
+        heat = _of_temperatures(board, program, np.hstack([stamps[:, resistors], at_sources]), X, scale)
         sizes[resistors], of_sources = np.split(heat, [resistors.sum()])
-    return np.concatenate([sizes, of_sources]), np.array([*wired.present, *_felt(board)])
+    return np.concatenate([sizes, of_sources]), np.array([*wired.present, *_sources_count(board)])
 
 
-def _felt(board: Board) -> list[bool]:
-    """Which sources count: those whose power has a tolerance, where the inverse is read from the covariance."""
+def _sources_count(board: Board) -> list[bool]:
+    """Whether each source counts: its power has a tolerance, and the inverse is read from the covariance."""
     return [board.coupling == "capacitive" and source.tolerance > 0 for source in board.sources]
 
 
-def _of_heat(board: Board, program: Program, stamps: np.ndarray, X: np.ndarray, scale: float) -> np.ndarray:
+def _of_temperatures(board: Board, program: Program, stamps: np.ndarray, X: np.ndarray, scale: float) -> np.ndarray:
     """Norms of the inverse's change for resistors to ground or sources, whose stamps (m, entries) pick their nodes."""
     circuit = nominal_circuit(board, program)
     c, V = np.linalg.eigh(circuit.capacitance)
@@ -172,7 +170,7 @@ def reading_gradients(board: Board, program: Program) -> np.ndarray:
 
 
 def _units(circuit: Circuit, energy: float) -> np.ndarray:
-    """Volts and webers, (m + l,), in which the energies of the state are about 1 kT: S, with x = S x'."""
+    """Units S of the state, x = S x', volts and webers, (m + l,), in which its energies are about 1 kT."""
     volt, weber = (
         np.sqrt(energy / np.abs(np.diag(matrix)).mean()) if len(matrix) else 0.0
         for matrix in (circuit.capacitance, circuit.inverse_inductance)
@@ -216,7 +214,7 @@ def _sylvester(T: np.ndarray, Z: np.ndarray, right: np.ndarray, first: str, seco
 def _changes(
     board: Board, program: Program, unit: np.ndarray
 ) -> Iterator[tuple[np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-    """Which parts and sources are there, a batch at a time, and dM, dK, dN of each, (batch, m + l, m + l)."""
+    """Indices of a batch of present parts and sources, and dM, dK, dN of each, (batch, m + l, m + l)."""
     wired = wiring(board, program, Conditions())
     there = [*wired.present, *[True] * len(board.sources)]
     every = np.flatnonzero(there)
