@@ -1,11 +1,11 @@
-"""The four records every path starts from: Board, Program, Copy, Conditions.
+"""The four records of a circuit: Board, Program, Copy, Conditions.
 
-They keep apart what changes separately. A *Board* is what is soldered: cells, parts, sources, readings, limits;
-it holds no target. A *Program* puts one target on it. A *Copy* is one physical specimen: the ratio actual/nominal
-of every part, the same whatever is programmed. *Conditions* say when and how it is looked at. The netlist writer
-and the matrix assembly both start from these four and share nothing else but circuits.copies.
+A *Board* is the soldered hardware: cells, parts, sources, readings, limits; it holds no target. A *Program* sets the
+elements for one target. A *Copy* is one physical specimen: the ratio actual/nominal of every part, independent of the
+program. *Conditions* are ambient temperature, causes switched off, and noise seed of a run. The netlist writer and the
+matrix assembly both start from these four records and share nothing else but circuits.copies.
 
-What is not ideal is a part like any other, with a `cause`: switched off it is not there (a stray capacitance), or it is
+A parasitic is a part like any other, with a `cause`. With its cause switched off it is absent (a stray capacitance) or
 a wire (the resistance of a switch).
 
 All values are SI: ohm, henry, farad, siemens, second, joule, volt.
@@ -22,13 +22,13 @@ from circuits.files import ArrayField
 
 GROUND = "0"
 REFERENCE_CELSIUS = 27.0
-# Causes under which spread is switched on and off: of sources and the resistors they meet, which make the cells'
-# temperatures unequal, and of all other parts.
+# Causes under which spread is switched on and off: TEMPERATURES that of sources and damping resistors, which makes the
+# temperatures of the cells unequal, TOLERANCE that of all other parts.
 TEMPERATURES, TOLERANCE = "temperatures", "tolerance"
 
 SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
-COLDEST, HOTTEST = -55.0, 125.0  # °C: what parts are made for
+COLDEST, HOTTEST = -55.0, 125.0  # °C, range of the parts
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Bit:
-    """When a switch is closed: bit `number` of the bank's code is set, and the code has this sign."""
+    """Condition for a closed switch: bit `number` of the bank's code is set, and the code has this sign."""
 
     bank: str
     number: int
@@ -78,7 +78,7 @@ class Bank:
 
     @property
     def reach(self) -> float:
-        """The largest value it holds [F or S]."""
+        """Largest value of the bank [F or S]."""
         return self.unit * (2**self.bits - 1)
 
 
@@ -88,9 +88,9 @@ class Part:
 
     `kind` is "R" [ohm], "L" [H] or "C" [F]; `nominal` is None where the program's `element` sets the value (a
     resistor then has its inverse); `tolerance` is the half width of a uniform relative spread; `tempco` is in 1/K;
-    `role` says what it is for; `bit` makes it a switch. `cause` is the name under which the part can be switched off
-    ("" for a part that is meant to be there); then it is not there, or, if `wire`, a wire. A part `beside` an element
-    is there if that is populated.
+    `role` is its function; `bit` makes it a switch. `cause` is the name under which a parasitic part can be switched
+    off ("" for all other parts); it is then absent, or, if `wire`, a wire. A part `beside` an element is present if
+    that element is populated.
     """
 
     name: str
@@ -122,8 +122,8 @@ class Source:
     """A noise current source at `node` with the two-sided density 2 kT `conductance`.
 
     On a capacitive board that is the nominal conductance of the cell's resistor, so the cell's temperature is
-    T R_actual/R_nominal: the source does not know the resistor it really meets. `tolerance` is the half width of a
-    uniform relative spread of its power, `tempco` [1/K] that of its power.
+    T R_actual/R_nominal: the source does not follow the actual resistor. `tolerance` is the half width of a uniform
+    relative spread of its power, `tempco` [1/K] the temperature coefficient of its power.
     """
 
     name: str
@@ -135,7 +135,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Input:
-    """A bias current input at `node`: `share` of what is put into the cell (1; ½ at p and -½ at n)."""
+    """A bias current input at `node`: `share` of the bias current of the cell (1; ½ at p and -½ at n)."""
 
     name: str
     node: str
@@ -154,7 +154,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the board can hold: elements [F or S], largest rms reading [V], and how coarsely noise may be held.
+    """Limits of a board: elements [F or S], largest rms reading [V], and error due to held noise.
 
     `hold_bias` is the fraction of the fastest mode's variance that holding the noise for one period may cost.
     """
@@ -167,10 +167,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Board:
-    """What is soldered. `kind` is "plain" (one node a cell) or "differential" (two).
+    """The soldered hardware. `kind` is "plain" (one node a cell) or "differential" (two).
 
     `coupling` is "capacitive" (the elements are capacitances, `unit` in F) or "resistive" (conductances, `unit` in S);
-    `unit` stands for 1 of the programmed matrix. `capacitance` [F] is what turns a covariance into an inverse: the
+    `unit` stands for 1 of the programmed matrix. `capacitance` [F] is the factor between covariance and inverse: the
     unit of a capacitive board, the capacitor of every cell of a resistive one.
     """
 
@@ -190,12 +190,12 @@ class Board:
 
     @property
     def element_unit(self) -> str:
-        """In what elements are measured: "F" or "S"."""
+        """Unit of the elements: "F" or "S"."""
         return "F" if self.coupling == "capacitive" else "S"
 
     @property
     def element_kind(self) -> str:
-        """Which part holds an element: "C" or "R"."""
+        """Kind of the parts that hold elements: "C" or "R"."""
         return "C" if self.coupling == "capacitive" else "R"
 
     @property
@@ -211,8 +211,8 @@ class Board:
 
 @dataclass(frozen=True)
 class RoundingCost:
-    """Relative errors of the nominal inverse: with the nearest values of the grid and the old scaling (None if such a
-    board is not even positive definite), and with what was chosen.
+    """Relative errors of the nominal inverse: with the nearest values of the grid and the scaling before rounding (None
+    if such a board is not positive definite), and with the chosen values and scaling.
     """
 
     series: str
@@ -249,7 +249,7 @@ class Program:
 
     @property
     def matrix(self) -> np.ndarray:
-        """M, (n, n): what the board holds in units of its unit capacitance."""
+        """M, (n, n): matrix that the board holds, in its `unit`."""
         M = self.mapping @ self.target @ self.mapping.T
         return (M + M.T) / 2
 
@@ -264,7 +264,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Conditions:
-    """When and how a copy is looked at: ambient [°C], the causes that are switched off, the seed of its noise."""
+    """Conditions of a run: ambient [°C], the causes that are switched off, the seed of the noise."""
 
     ambient: float = REFERENCE_CELSIUS
     off: frozenset[str] = frozenset()
@@ -272,9 +272,9 @@ class Conditions:
 
 
 def ideal_conditions(board: Board) -> Conditions:
-    """What a program is made for: what is static and known is on, everything else is off.
+    """Conditions that a program is made for: causes of static, known loads are on, all others are off.
 
-    A capacitive board counts on the pads of its switches, coils and inputs, a resistive one on the closed switches.
+    Such loads are pads of switches, coils and inputs of a capacitive board, and closed switches of a resistive one.
     """
     unknown = {"winding", "esr", "coupled coils", "strays"}
     dynamic = {"switches"} if board.coupling == "capacitive" else {"pads"}
@@ -282,7 +282,7 @@ def ideal_conditions(board: Board) -> Conditions:
 
 
 def impossible(board: Board) -> str | None:
-    """What no board can be, of one that was read from a file; None if there is nothing."""
+    """The first contradiction in a board that was read from a file, in words; None if there is none."""
     poles = {"plain": 1, "differential": 2}
     if board.kind not in poles or board.coupling not in ("capacitive", "resistive"):
         return f"its board is {board.coupling} and {board.kind}"
@@ -317,7 +317,7 @@ class Design:
 
     @property
     def rounding(self) -> RoundingCost | None:
-        """What rounding costs, if the values are rounded."""
+        """Cost of rounding, None if the values are not rounded."""
         return self.program.rounding
 
 

@@ -1,8 +1,8 @@
-"""Copies of a board: their parts' values, and which nodes the parts are on.
+"""Copies of a board: the values of their parts, and the nodes of the parts.
 
-The parts of a copy are drawn once, by name, and stay as they are whatever is programmed. A program sets element values
-and closes switches; conditions switch causes on and off. Both the netlist writer and the matrix assembly ask here
-which part has which value, and which nodes are one; how parts make a circuit is theirs.
+The parts of a copy are drawn once, by name, independent of the program. A program sets element values and closes
+switches; conditions switch causes on and off. The netlist writer and the matrix assembly take the value of every part,
+and the nodes that wires join, from here; each of them makes the circuit from the parts on its own.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ from circuits.board import (
 )
 from circuits.files import sha256
 
-PART_STREAM = 1  # every use of random numbers has a stream of its own, whatever the seeds are
+PART_STREAM = 1  # every use of random numbers has a stream of its own, even with equal seeds
 
 
 @dataclass(frozen=True, eq=False)
 class Wiring:
-    """Which node each end of a part is on once closed switches and missing resistances are wires.
+    """Nodes of all parts, where resistances that are switched off are wires.
 
-    `nodes` are those that are left, the cells' own first; `ends` (parts, 2) are numbers into them, -1 for ground;
-    `present` (parts,) says which parts are there.
+    `nodes` are the remaining nodes, those of the cells first; `ends` (parts, 2) are indices into them, -1 for ground;
+    `present` (parts,) tells whether each part is present.
     """
 
     nodes: tuple[str, ...]
@@ -55,7 +55,7 @@ def draw_gains(board: Board, seed: int, copies: int) -> np.ndarray:
     """Ratios actual/nominal of `copies` specimens, (copies, parts + sources): 1 + tolerance · uniform(-1, 1).
 
     A part's ratio depends on `seed`, the copy's number and the part's name alone: more copies, or more parts on the
-    board, leave the ones there are as they were.
+    board, do not change the other ratios.
     """
     tolerance = np.array([entry.tolerance for entry in _spread(board)])
     names = np.array([int(sha256(entry.name)[:16], 16) for entry in _spread(board)], dtype=np.uint64)
@@ -67,7 +67,7 @@ def draw_gains(board: Board, seed: int, copies: int) -> np.ndarray:
 
 
 def draw_copies(board: Board, seed: int, copies: int) -> tuple[Copy, ...]:
-    """The same specimens as `draw_gains`, named copy-1, copy-2, …"""
+    """Draw copies named copy-1, copy-2, … with the ratios of `draw_gains`."""
     names = [entry.name for entry in _spread(board)]
     return tuple(
         Copy(f"copy-{k}", dict(zip(names, row.tolist(), strict=True)))
@@ -84,7 +84,7 @@ def gains_of(board: Board, copies: Sequence[Copy]) -> np.ndarray:
 def part_values(board: Board, program: Program, gains: np.ndarray, conditions: Conditions) -> np.ndarray:
     """Actual value of every part, (…, parts) for gains (…, parts + sources): nominal · gain · (1 + tempco ΔT).
 
-    A part that the program leaves out, whose switch is open or whose cause is off, has the value 0 and is not there.
+    The value is 0 for an absent part: not populated by the program, behind an open switch, or with its cause off.
     """
     held = codes(board, program)
     nominal = np.array([_nominal(part, program, held, conditions) for part in board.parts])
@@ -97,10 +97,9 @@ def source_ratios(board: Board, gains: np.ndarray, conditions: Conditions) -> np
 
 
 def populated_parts(board: Board, program: Program) -> list[tuple[Part, float]]:
-    """The parts that are soldered in, closed switch or open, with their nominal values, in the board's order.
+    """The parts to be soldered, including all switches, with their nominal values, in the board's order.
 
-    What nobody solders is left out, and so are the nodes it makes: everything with a cause that is no switch, and what
-    amplifiers bring with them.
+    Parasitics and the inputs of amplifiers are not soldered: they and their inner nodes are omitted.
     """
     parasitic = {part.cause for part in board.parts if part.cause and not part.bit}
     wired = wiring(board, program, Conditions(off=frozenset(parasitic)))
@@ -114,7 +113,7 @@ def populated_parts(board: Board, program: Program) -> list[tuple[Part, float]]:
 
 
 def codes(board: Board, program: Program) -> dict[str, int]:
-    """Signed code of every bank, by its name: what the values of its elements are in its unit."""
+    """Signed code of every bank, by its name: the values of its elements in its unit."""
     return {
         bank.name: sum(
             sign * round(program.values.get(element, 0.0) / bank.unit)
@@ -143,12 +142,12 @@ def wiring(board: Board, program: Program, conditions: Conditions) -> Wiring:
 
 
 def spread_cause(entry: Part | Source) -> str:
-    """The cause that the spread of a part or source belongs to."""
+    """The cause under which the spread of a part or source is switched off."""
     return TEMPERATURES if isinstance(entry, Source) or entry.role == "damping" else TOLERANCE
 
 
 def _spread(board: Board) -> tuple[Part | Source, ...]:
-    """Everything that has a spread."""
+    """Parts and sources: all entries with a spread."""
     return (*board.parts, *board.sources)
 
 
@@ -173,7 +172,7 @@ def _end_of(node: str, same: dict[str, str]) -> str:
 
 
 def _closed(part: Part, held: dict[str, int]) -> bool:
-    """Whether a switch is closed; what is no switch is."""
+    """Whether a switch is closed; True for all other parts."""
     if part.bit is None:
         return True
     code = held[part.bit.bank]

@@ -1,8 +1,8 @@
-"""The two ways a request can fail: the input is not usable, or the simulator did not deliver."""
+"""Errors: an input that cannot be used, and a simulation that failed."""
 
 
 class InputError(ValueError):
-    """The input cannot be used; the message is one sentence: what was expected, what came, what to do."""
+    """The input cannot be used; the message is one sentence: expected, got, what to do."""
 
 
 class UnstableCopyError(InputError):
@@ -10,8 +10,8 @@ class UnstableCopyError(InputError):
 
 
 class SimulationError(RuntimeError):
-    """ngspice is missing, crashed, hung, or returned something that is not a result."""
+    """ngspice is missing, crashed, did not finish, or returned no valid result."""
 
 
 class CoarseBankError(InputError):
-    """No codes of the banks come near enough to a target."""
+    """No codes of the banks are near enough to a target."""

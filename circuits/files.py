@@ -1,7 +1,7 @@
-"""Files of a run folder: written whole or not at all, hashed, and never overwritten by accident.
+"""Files of a run folder: written whole or not at all, hashed, and not overwritten without `force`.
 
-Everything is JSON, CSV, npz without objects, or text. JSON is written with sorted structure left as given
-(the reader meets the important part first), floats with `repr` (17 digits), so equal results are equal bytes.
+All files are JSON, CSV, npz without objects, or text. JSON keeps the given order of keys (important ones first) and
+writes floats with `repr` (17 digits), so equal results are equal bytes.
 """
 
 import contextlib
@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -46,7 +45,7 @@ def file_sha256(path: Path) -> str:
 
 
 def provenance(**inputs: str | int | float | None) -> dict[str, Any]:
-    """What a result depends on: the named inputs (hashes, seeds) and the versions that computed it."""
+    """Record of the origin of a result: the named inputs (hashes, seeds) and the versions that computed it."""
     packages = ("tngd", "numpy", "scipy", "sympy", "PySpice", "torch", "scikit-learn", "statsmodels")
     return {
         **inputs,
@@ -64,7 +63,7 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path` atomically: a reader sees the old file or the new one, never a part."""
+    """Write `content` to `path` atomically: a reader sees the old file or the new one, never a part of one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -84,12 +83,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Write UTF-8 text atomically; a byte of a file name that is no text is written as an escape."""
+    """Write UTF-8 text atomically; bytes of a file name that are not UTF-8 are written as escapes."""
     write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically; NaN and infinity are refused, since JSON has no word for them."""
+    """Write JSON atomically; ValueError for NaN and infinity, which JSON cannot represent."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -115,15 +114,15 @@ def read_json(path: Path, made_by: str) -> Any:
         return json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path} does not exist; make it with `tngd {made_by}`") from None
-    except (OSError, ValueError, RecursionError) as error:  # broken text, broken JSON, numbers without end
+    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, not JSON, too many digits, nested too deep
         raise InputError(f"{path} is not readable JSON ({error}); make it again with `tngd {made_by}`") from None
 
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Keep others out of `folder` meanwhile. A killed process leaves no lock.
+    """Lock `folder` against other processes. The lock of a killed process is released.
 
-    InputError if one is at work there, unless this is to `wait` for it.
+    InputError if another process holds the lock, unless `wait` is True.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -141,9 +140,9 @@ def locked(folder: Path, wait: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def new_folder(path: Path, force: bool, mark: str) -> Iterator[Path]:
-    """Fill a hidden sibling folder, then move it to `path` in one step; an error leaves `path` as it was.
+    """Fill a hidden sibling folder, then move it to `path` in one step; after an error `path` is unchanged.
 
-    With `force` an existing folder is replaced only if it is empty or holds `mark`, the file that shows it is ours.
+    With `force` an existing folder is replaced only if it is empty or holds `mark`, a file of this tool.
     """
     refuse_existing(path, force)
     if path.exists() and not is_ours(path / mark) and (not path.is_dir() or any(path.iterdir())):
@@ -164,16 +163,11 @@ def new_folder(path: Path, force: bool, mark: str) -> Iterator[Path]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether this tool began the JSON file at `path`, be it damaged since."""
+    """Whether the JSON file at `path` was written by this tool, even if it was damaged since."""
     try:
         return b'"schema": "tngd.' in path.read_bytes()[:100]
     except OSError:
         return False
-
-
-def is_terminal() -> bool:
-    """Whether progress has somebody to show itself to."""
-    return sys.stderr.isatty()
 
 
 def _umask() -> int:

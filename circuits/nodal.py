@@ -1,13 +1,13 @@
-"""Matrices of one copy, or of many, straight from the four records: no netlist in between.
+"""Nodal matrices of one copy, or of many, assembled from the four records without a netlist.
 
     C dv/dt = -G v - E Γ φ + i_n,   dφ/dt = Eᵀ v - R Γ φ,   <i_n(t) i_n(t')ᵀ> = 2 Q δ(t - t'),   readings = H v,
 
-v [V] of the nodes, φ [Wb] of the inductors, E where they are connected, Γ⁻¹ their inductances, R their windings.
-Every part is a stamp a aᵀ with a = e_plus - e_minus, so C = B diag(values) Bᵀ over the capacitors, and so on. Two kinds
-of node are no state and are eliminated exactly: one that nothing but capacitors touches (it carries no charge), and
-one that no capacitor touches (its currents add up to zero). Thermal noise of the parts themselves is left out: at
-readings of 50 mV it is a few billionths of their variance, some 1e-6 at most with ESR and windings; at readings of
-microvolts it would count.
+with v [V] of the nodes, φ [Wb] of the inductors, E the incidence matrix of the inductors, Γ⁻¹ their inductances and R
+their winding resistances. Every part is a stamp a aᵀ with a = e_plus - e_minus, so C = B diag(values) Bᵀ over the
+capacitors, G and Γ likewise. Two kinds of node are not states and are eliminated exactly: those on which all parts are
+capacitors (no charge), and those without a capacitor (zero sum of currents). Thermal noise of the parts themselves is
+neglected: at readings of 50 mV it is a few billionths of their variance, some 1e-6 at most with ESR and windings; at
+readings of microvolts it would count.
 """
 
 from collections.abc import Sequence
@@ -73,9 +73,9 @@ def assemble_gains(board: Board, program: Program, gains: np.ndarray, conditions
 
 
 def nominal_circuit(board: Board, program: Program, conditions: Conditions | None = None) -> Circuit:
-    """The circuit with every part nominal: by default what a program is made for, with static loads and no losses.
+    """The circuit with every part nominal, by default under ideal_conditions: with static loads, without losses.
 
-    On a capacitive board its G and Γ are then multiples of I, on a resistive one its C is.
+    By default G and Γ of a capacitive board, and C of a resistive one, are multiples of I.
     """
     return assemble(board, program, nominal_copy(board), conditions or ideal_conditions(board))
 
@@ -85,7 +85,7 @@ def source_power(
 ) -> np.ndarray:
     """kT g [A² s] of every source, half its two-sided density: (…, sources) for gains (…, parts + sources).
 
-    Without gains those of the nominal board.
+    Without gains the power of the nominal board, (sources,).
     """
     nominal = np.array([program.energy * source.conductance for source in board.sources])
     return nominal if gains is None else nominal * source_ratios(board, gains, conditions or Conditions())
@@ -97,9 +97,9 @@ def readout_matrix(board: Board) -> np.ndarray:
 
 
 def is_stable(circuit: Circuit) -> np.ndarray:
-    """Whether every mode dies out, batch axes of the circuit.
+    """Whether every mode decays, batch axes of the circuit.
 
-    So it is for a network of reciprocal parts if C is positive definite, and G too where no inductor ends a mode.
+    For a network of reciprocal parts this holds if C is positive definite, and, without inductors, G too.
     """
     stable = np.linalg.eigvalsh(circuit.capacitance)[..., 0] > 0
     if circuit.inverse_inductance.shape[-1]:
@@ -113,7 +113,7 @@ def states(circuit: Circuit) -> int:
 
 
 def stamp_vectors(board: Board, wired: Wiring) -> np.ndarray:
-    """(m, parts): +1 at a part's first node, -1 at its second, nothing at ground or where the part is not there."""
+    """(m, parts): +1 at a part's first node, -1 at its second, 0 at ground and for an absent part."""
     return _incidence(wired.ends, np.ones(len(board.parts), dtype=bool), len(wired.nodes)) * wired.present
 
 
@@ -147,7 +147,7 @@ def _incidence(ends: np.ndarray, chosen: np.ndarray, nodes: int) -> np.ndarray:
 
 
 def _touched(ends: np.ndarray, chosen: np.ndarray, nodes: int) -> np.ndarray:
-    """Which nodes (m,) a chosen part ends on."""
+    """Whether a chosen part ends on each node, (m,)."""
     touched = np.zeros(nodes + 1, dtype=bool)
     touched[ends[chosen].ravel()] = True
     return touched[:nodes]
@@ -172,7 +172,7 @@ def _readout(board: Board, nodes: Sequence[str]) -> np.ndarray:
 
 
 def _inverse_inductance(board: Board, values: np.ndarray, wired: Wiring, conditions: Conditions) -> np.ndarray:
-    """Γ, (…, l, l): inverse of the inductances and of what they share."""
+    """Γ, (…, l, l): inverse of the matrix of self and mutual inductances."""
     coils = [k for k, part in enumerate(board.parts) if part.kind == "L" and wired.present[k]]
     if not board.mutuals:
         return np.eye(len(coils)) / values[..., coils, None]
@@ -188,9 +188,9 @@ def _inverse_inductance(board: Board, values: np.ndarray, wired: Wiring, conditi
 def _without_floating_nodes(
     values: np.ndarray, wired: Wiring, kinds: np.ndarray, own: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Values and ends with every inner node gone that only capacitors touch: an open bit c and its pad p to ground.
+    """Values and ends without the inner nodes on which all parts are capacitors: an open bit c, its pad p to ground.
 
-    They act as c p/(c + p) from the bit's other node to ground; without a pad the bit hangs in the air.
+    They act as c p/(c + p) from the bit's other node to ground; without a pad the open bit has no effect.
     """
     ends, values = wired.ends.copy(), values.copy()
     present = wired.present
@@ -239,12 +239,12 @@ def noise_amplitude(board: Board, program: Program, source: str) -> float:
 
 
 def lag_of(board: Board, program: Program) -> int:
-    """The lag at which detailed balance is judged: a quarter period, or the time constant, of a cell of the unit."""
+    """Lag, in samples, for the test of detailed balance: a quarter period, or the time constant, of a unit cell."""
     quarter = np.pi / 2 if any(part.kind == "L" for part in board.parts) else 1.0
     return max(1, round(quarter / unit_rate(board) / program.period))
 
 
 def unit_rate(board: Board) -> float:
-    """Resonance 1/sqrt(L c₀), or on a resistive board the corner g₀/c, of a cell of the unit [rad/s]."""
+    """Resonance 1/sqrt(L c₀), or on a resistive board the corner g₀/c, of a unit cell [rad/s]."""
     inductance = next((part.nominal for part in board.parts if part.kind == "L"), None)
     return float(1 / np.sqrt(inductance * board.unit) if inductance else board.unit / board.capacitance)

@@ -2,13 +2,13 @@
 
     A = [[C⁻¹G, C⁻¹EΓ], [-Eᵀ, RΓ]],   D = blkdiag(2 C⁻¹ Q C⁻¹, 0)
 
-A is not normal and D is singular. Stationary: A Σ + Σ Aᵀ = D. Noise that is held for h instead of white makes the
-discrete law x' = Φ x + W i_k with Φ = e^{-Ah}, W = ∫₀ʰ e^{-As} ds [C⁻¹; 0] and Cov(i_k) = 2 Q / h: its covariance
-solves Σ = Φ Σ Φᵀ + W (2Q/h) Wᵀ, and differs from the white one by (ω h)²/12 to first order.
+A is not normal and D is singular. Stationary: A Σ + Σ Aᵀ = D. With noise that is held for h, in place of white noise,
+the discrete law is x' = Φ x + W i_k with Φ = e^{-Ah}, W = ∫₀ʰ e^{-As} ds [C⁻¹; 0] and Cov(i_k) = 2 Q / h. The
+covariance is Σ = Φ Σ Φᵀ + W (2Q/h) Wᵀ, and differs from that under white noise by (ω h)²/12 to first order.
 
-Estimates from N samples of a Gaussian process with lagged covariances ρ(τ), c(τ) pairs of which are τ apart:
+Covariance of estimates from N samples of a Gaussian process with lagged covariances ρ(τ), c(τ) pairs being τ apart:
     Cov(S_ij, S_kl) = (1/N²) Σ_τ c(|τ|) (ρ_ik ρ_jl + ρ_il ρ_jk)(τ),
-c(τ) = Σ_r (N_r - τ)₊ in independent records of N_r; gaps in a record take out pairs and nothing else.
+c(τ) = Σ_r (N_r - τ)₊ in independent records of N_r samples; a gap in a record only reduces the number of pairs.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from circuits.board import Board
 from circuits.errors import InputError
 from circuits.nodal import Circuit
 
-MOST_STATES = 600  # of a circuit whose Lyapunov equation is worth its time, half a minute
+MOST_STATES = 600  # of a circuit whose Lyapunov equation is solved: it takes half a minute
 MEMORY = 40.0  # decay constants after which lagged covariances are dropped: e^-40 is below rounding
 
 
@@ -54,7 +54,10 @@ def reading_covariance(circuit: Circuit) -> np.ndarray:
 
 
 def reading_covariances(circuits: Circuit) -> np.ndarray:
-    """`reading_covariance` of a batch of circuits, (…, n, n), by doubling: Σ(2t) = Σ(t) + e^{-At} Σ(t) e^{-Aᵀt}."""
+    """`reading_covariance` of a batch of circuits, (…, n, n), by doubling: Σ(2t) = Σ(t) + e^{-At} Σ(t) e^{-Aᵀt}.
+
+    InputError if a circuit is unstable.
+    """
     A, D, unit = _dimensionless(circuits)
     m = circuits.readout.shape[-1]
     transition, covariance = _van_loan(A, D, 0.1 / np.abs(A).sum(axis=-1).max())
@@ -107,7 +110,7 @@ def nominal_hold_correction(circuit: Circuit, period: float) -> np.ndarray:
 
 
 def lagged_covariances(circuit: Circuit, period: float, held: bool = True) -> np.ndarray:
-    """ρ(τ) = <y(t + τ) y(t)ᵀ>, τ = 0, h, 2h, … until it has died out: (lags, n, n), V².
+    """ρ(τ) = <y(t + τ) y(t)ᵀ>, τ = 0, h, 2h, … until it has decayed: (lags, n, n), V².
 
     Under noise held for `period`, or (`held` False) under white noise.
     """
@@ -143,7 +146,7 @@ def settling_time(circuit: Circuit) -> float:
 
 
 def hold_period(circuit: Circuit, bias: float) -> float:
-    """Hold time h [s] at which the fastest mode the readings see has the variance 1 - `bias`, to first order.
+    """Hold time h [s] that lowers the variance of the fastest observed mode by the fraction `bias`, to first order.
 
     For a mode of capacitance c the bias is (ω h)²/12 + (h/RC)²/12 with ω² = Γ/c and 1/RC = G/c.
     """
@@ -157,7 +160,7 @@ def hold_period(circuit: Circuit, bias: float) -> float:
 
 
 def _dimensionless(circuit: Circuit) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A, D in units of one time and one energy, with the factors (m + l,) that give the state its volts and webers."""
+    """A [1/s] and D for a state in units of one energy, and these units (m + l,) in volts and webers."""
     A, D = drift(circuit), diffusion(circuit)
     m, coils = circuit.coils.shape[-2:]
     C, G, Q, K = (
@@ -171,7 +174,7 @@ def _dimensionless(circuit: Circuit) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def _held_law(circuit: Circuit, period: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Φ and Σ of the scaled state under held noise, and the readout H (n, m + l) that undoes the scaling."""
+    """Φ and Σ of the scaled state under held noise, and its readout H (n, m + l) [V]."""
     A, _, unit = _dimensionless(circuit)
     m, coils = circuit.coils.shape
     inverse = np.linalg.inv(circuit.capacitance) / unit[:m, None]
@@ -194,12 +197,12 @@ def _van_loan(A: np.ndarray, D: np.ndarray, t: float) -> tuple[np.ndarray, np.nd
 
 
 def predicted_columns(board: Board, circuit: Circuit, bias: float) -> np.ndarray:
-    """What `columns` has to be for a circuit: H G⁻¹ times the currents, (…, n, n) [V]."""
+    """Prediction of the measured `columns` of a circuit: H G⁻¹ times the currents, (…, n, n) [V]."""
     return circuit.readout @ np.linalg.solve(circuit.conductance, input_currents(board, circuit)) * bias
 
 
 def predicted_settling(board: Board, circuit: Circuit, bias: float, times: np.ndarray) -> np.ndarray:
-    """What `settling` has to be for a circuit whose times are equally spaced, (times, n) [V]."""
+    """Prediction of the measured `settling` of a circuit at equally spaced times, (times, n) [V]."""
     final = np.linalg.solve(circuit.conductance, input_currents(board, circuit).sum(axis=1)) * bias
     decay = expm(-np.linalg.solve(circuit.capacitance, circuit.conductance) * times[0])
     left, settling = final, []
@@ -211,7 +214,7 @@ def predicted_settling(board: Board, circuit: Circuit, bias: float, times: np.nd
 
 def input_currents(board: Board, circuit: Circuit) -> np.ndarray:
     """Current into every node for a unit of bias into each cell, (m, n)."""
-    row = {node: k for k, node in enumerate(board.nodes)}  # the cells' own nodes come first in a circuit
+    row = {node: k for k, node in enumerate(board.nodes)}  # the nodes of the cells come first in a circuit
     into = np.zeros((circuit.conductance.shape[-1], len(board.cells)))
     for entry in board.inputs:
         into[row[entry.node], entry.cell] = entry.share

@@ -1,8 +1,9 @@
-"""Many runs of a simulator on all cores: each a process of its own, so that one that fails costs itself alone.
+"""Parallel work on all cores: runs of a simulator in processes, computations in threads.
 
-The others go on, and it is tried once more when they are done. Work of this process (fits, what to expect of programs)
-is spread over threads: nearly all of it is in NumPy, SciPy and LAPACK, which let other threads run meanwhile. A worker
-process would have to load them and be sent everything first, and start a script without a main guard once more.
+Each run of a simulator is a process of its own, so that a run that fails does not stop the others; it is tried once
+more when they are done. Computations of this process (fits, predictions for programs) are spread over threads: nearly
+all their time is spent in NumPy, SciPy and LAPACK, which let other threads run meanwhile. Worker processes would first
+have to load these libraries and receive all data, and would run a script without a main guard again.
 """
 
 import os
@@ -18,13 +19,13 @@ from threadpoolctl import threadpool_limits
 from circuits.errors import SimulationError
 
 TRIALS = 2  # of a job
-WAITING = 64  # jobs that wait for a process; more would only take memory
+WAITING = 64  # jobs that wait for a process; more would only use memory
 Result = TypeVar("Result")
-Progress = Callable[[int, int, str], None]  # called with done, total and words for what was done
+Progress = Callable[[int, int, str], None]  # called with done, total and the work done in words
 
 
 def silent(done: int, total: int, what: str) -> None:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
 
 def one_of(progress: Progress, number: int, jobs: int) -> Progress:
@@ -38,15 +39,15 @@ def run_all(
     progress: Progress,
     words: Callable[[Hashable], str],
 ) -> None:
-    """Run all jobs and collect results as they come; `words` says what was done.
+    """Run all jobs and collect results as they finish; `words` describes a finished job.
 
-    Raises the SimulationError of the first job in order that failed TRIALS times. At Ctrl-C the waiting ones are
-    dropped.
+    Raises the SimulationError of the first job, in the order of `jobs`, that failed TRIALS times. At Ctrl-C the waiting
+    jobs are dropped.
     """
     todo, done = list(jobs), 0
     for _ in range(TRIALS):
         failed: dict[Hashable, SimulationError] = {}
-        with closing(_finished(jobs, todo)) as finished:  # nothing more is begun after an error in here
+        with closing(_finished(jobs, todo)) as finished:  # no job is begun after an error in this block
             for key, result, error in finished:
                 if error:
                     failed[key] = error
@@ -63,16 +64,16 @@ def run_all(
 def side_by_side(
     jobs: Sequence[Callable[[Event], Result]], progress: Progress = silent, what: str = ""
 ) -> list[Result]:
-    """Results of jobs in threads of this process, in order, the same as one after the other.
+    """Results of jobs run in threads of this process, in order, the same as run one after the other.
 
-    The event is set when a job is no longer wanted, at Ctrl-C or because another failed: one that takes long should
-    then raise something. Matrices are small, so that BLAS has one thread for each.
+    The event is set when results are no longer wanted, at Ctrl-C or after another job failed: a long job should then
+    raise an exception. Matrices are small, so each job has one BLAS thread.
     """
     stop, progressed = Event(), 0
     with threadpool_limits(limits=1, user_api="blas"):
         if len(jobs) == 1:
             return [jobs[0](stop)]
-        # More threads than cores, lest the last of a few long jobs is alone on one of them.
+        # More threads than cores, so that the last of a few long jobs does not start when all others are done.
         executor = ThreadPoolExecutor(2 * (os.cpu_count() or 1))
         try:
             running = [executor.submit(job, stop) for job in jobs]

@@ -23,7 +23,7 @@ RIDGE = 1e-6  # prior precision per sample: keeps the fit finite where the class
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """Standardised features (m, 8), binary labels (m,), and what they are."""
+    """Standardised features (m, 8) with their names, binary labels (m,) with their question."""
 
     name: str
     features: np.ndarray
@@ -61,7 +61,7 @@ def fisher_matrix(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def named_fisher(name: str, at: str) -> tuple[np.ndarray, DataSet]:
-    """Fisher matrix of data set `name` at the weights "zero" or "fit", checked, with the data it came from."""
+    """Fisher matrix (n, n) of data set `name` at the weights "zero" or "fit", checked, and the data set."""
     check_weights(at)
     data = load(name)
     weights = np.zeros(data.features.shape[1]) if at == "zero" else fit_weights(data.features, data.labels)

@@ -6,8 +6,8 @@ Nodal equations of a capacitive network with resistors and inductors to ground,
 
 have the stationary law  v ~ N(0, kT C⁻¹), φ ~ N(0, kT Γ⁻¹), uncorrelated (`stationary_residual` is its Lyapunov
 equation, zero). C is summed from the currents of the elements, one by one. For differential cells the coordinates
-u = p - n and w = (p + n)/2 separate: u sees c0 M, w sees a matrix of its own. Solving "what u sees = c0 M" for the
-elements gives the formulas that synthesis evaluates.
+u = p - n and w = (p + n)/2 separate, each with a Maxwell matrix of its own; that of u is to be c0 M. Solving this
+equation for the elements gives the formulas that synthesis evaluates.
 
 A resistive board is the same network of conductances, C dv/dt = -G v + i_b + i_n with C = c I and sources of equal
 power, <i_n i_nᵀ> = 2 kT g₀ δ: G takes the place of C, the mean is G⁻¹ i_b and the covariance (kT g₀/c) G⁻¹
@@ -20,7 +20,7 @@ from functools import cache
 
 import sympy as sp
 
-# Entries of c0 M that the two cells are to hold, elements [F], and what is common to all cells.
+# Entries of c0 M that the two cells are to hold, elements [F], and constants common to all cells.
 M11, M22, M12 = sp.symbols("M_11 M_22 M_12", real=True)
 GROUND1, GROUND2, STRAIGHT, CROSSED = sp.symbols("g_1 g_2 c_s c_x", nonnegative=True)
 NEGATIVE1, NEGATIVE2 = sp.symbols("d_1 d_2", real=True)
@@ -30,7 +30,7 @@ CAPACITANCE, UNIT = sp.symbols("c g_0", positive=True)
 
 @dataclass(frozen=True)
 class CellLaw:
-    """What SymPy found for one cell kind.
+    """Law of one cell kind, derived by SymPy.
 
     `nodal` is the Maxwell matrix of the nodes, `seen` that of the readings (to be c0 M), `common` that of the
     common mode (None for plain cells); `straight`, `crossed`, `slack`, `negative` are the solved elements.
@@ -83,7 +83,7 @@ def element_formulas(kind: str) -> ElementFormulas:
     """The formulas of `cell_law`, lambdified for numpy."""
     law = cell_law(kind)
     coupling = sp.Symbol("S", nonnegative=True)
-    total = {STRAIGHT: coupling, CROSSED: 0}  # the other cells enter a cell's own law by the sum of couplings only
+    total = {STRAIGHT: coupling, CROSSED: 0}  # other cells enter the law of a cell by the sum of couplings only
     return ElementFormulas(
         straight=sp.lambdify(M12, law.straight, "numpy"),
         crossed=sp.lambdify(M12, law.crossed, "numpy"),
@@ -156,7 +156,7 @@ def _differential() -> CellLaw:
 
 
 def _solve(equation: sp.Expr, unknown: sp.Symbol) -> sp.Expr:
-    """The one solution of a linear equation; declared signs are dropped, the caller chooses where it is valid."""
+    """The solution of a linear equation, derived without the declared signs: the caller decides where it is valid."""
     free = sp.Symbol(unknown.name, real=True)
     (solution,) = sp.solve(equation.subs(unknown, free), free)
     return sp.simplify(solution)

@@ -1,7 +1,7 @@
 """Targets by name or file, and the Fisher matrices of data sets as files.
 
-Data sets are loaded through the door of this package, which imports them when they are asked for: their libraries take
-longer to load than a board takes to design, and a matrix file needs none of them.
+Data sets are loaded through the door of this package, which imports their libraries when a data set is named: these
+take longer to load than a board takes to design, and a matrix file does not need them.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from circuits.synthesis.target import check_congruence, check_square, check_targ
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """What is to be programmed: a target by name or file, the factor and damping it is programmed with, its name."""
+    """Target by name or file, weights of its Fisher matrix, factor and damping it is programmed with, its name."""
 
     target: str
     at: str = "zero"
@@ -53,7 +53,7 @@ def congruence_of(given: str | None, target: str, size: int, damping: float) -> 
 
 
 def write_fisher(name: str, at: str, out: Path, factor: Path | None, force: bool) -> np.ndarray:
-    """Write the Fisher matrix of a data set to `out` (.npy), its provenance beside it, its inverse factor if asked."""
+    """Write the Fisher matrix of a data set to `out` (.npy), provenance beside it, and T to `factor` unless None."""
     for path in filter(None, (out, factor)):
         if path.suffix != ".npy":
             raise InputError(f"the matrix is written as .npy, got {path}")

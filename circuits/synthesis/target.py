@@ -1,7 +1,7 @@
-"""Target matrices: read from a file or an array, and checked once, at the border.
+"""Target matrices: read from a file or an array, and checked once, on input.
 
-A target is real, finite, square, symmetric to rounding and positive definite, whatever the units of its rows: that is
-judged once its diagonal is 1. Everything behind this file may rely on that.
+A target is real, finite, square, symmetric to rounding and positive definite. Definiteness is judged once the diagonal
+is 1, so that it does not depend on the units of the rows. All other modules rely on these checks.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,12 @@ from circuits.synthesis.options import two_digits
 
 SYMMETRY = 1e-8  # relative asymmetry that still counts as rounding
 SMALLEST_PIVOT = 1e-14  # of a matrix of unit diagonal, relative to its largest: below it rounding makes it singular
-DOUBLINGS = 60  # of a remedy, before it is given up
+DOUBLINGS = 60  # of a suggested value, before the search ends
 LARGEST_ENTRY = 1e100  # beyond it, and below its inverse, products of three matrices leave double precision
 
 
 def read_matrix(path: Path, what: str = "matrix") -> np.ndarray:
-    """Read a two-dimensional array from .npy or .csv (comma or white space); InputError says what is wrong."""
+    """Read a two-dimensional array from .npy or .csv (comma or white space); InputError if it is not readable."""
     if path.suffix not in (".npy", ".csv"):
         raise InputError(f"{what} {path} must be a .npy or .csv file")
     try:
@@ -75,9 +75,9 @@ def check_target(
     what: str = "target",
     holds: Callable[[np.ndarray], bool] = lambda target: True,
 ) -> np.ndarray:
-    """Return P + λI, (n, n), exactly symmetric and positive definite, or raise InputError with the remedy.
+    """Return P + λI, (n, n), exactly symmetric and positive definite, or raise InputError with a suggestion.
 
-    The remedy is a damping; `holds` says of a positive definite target whether the boards to be designed hold it.
+    The suggestion is a damping; `holds` tells whether the boards to be designed hold a positive definite target.
     """
     P = check_square(matrix, what)
     if not 0 <= damping <= LARGEST_ENTRY:
@@ -94,11 +94,11 @@ def check_target(
     smallest = np.linalg.eigvalsh(damped)[0]
     if not _is_definite(damped):
         scale = float(np.trace(damped)) / len(P) if np.trace(damped) > 0 else float(largest) or 1.0
-        remedy = least_damping(P, damping + max(-smallest, 0.0) + 0.01 * scale, holds)
-        would_do = f"; --damping {remedy:.2g} would do" if remedy is not None else ""
+        larger = least_damping(P, damping + max(-smallest, 0.0) + 0.01 * scale, holds)
+        suggestion = f"; --damping {larger:.2g} would do" if larger is not None else ""
         to_rounding = ", zero to rounding" if smallest > 0 else ""
         raise InputError(
-            f"{what} must be positive definite, its smallest eigenvalue is {smallest:.4g}{to_rounding}{would_do}"
+            f"{what} must be positive definite, its smallest eigenvalue is {smallest:.4g}{to_rounding}{suggestion}"
         )
     return damped
 
@@ -131,7 +131,7 @@ def inverse_factor(matrix: np.ndarray) -> np.ndarray:
 
 
 def _numbers(text: str) -> np.ndarray:
-    """The numbers of a text, a row a line; ValueError names the row that is none."""
+    """The numbers of a text, one row on each line; ValueError names the row that cannot be read."""
     rows = [line.replace(",", " ").split() for line in text.splitlines() if line.strip()]
     for number, row in enumerate(rows, start=1):
         if len(row) != len(rows[0]):
@@ -153,7 +153,7 @@ def _is_number(word: str) -> bool:
 
 
 def _is_definite(P: np.ndarray) -> bool:
-    """Whether P is positive definite in double precision, whatever the units of its rows: once its diagonal is 1."""
+    """Whether P, scaled to unit diagonal, is positive definite in double precision."""
     diagonal = np.diag(P)
     if diagonal.min() <= 0:
         return False
@@ -162,7 +162,7 @@ def _is_definite(P: np.ndarray) -> bool:
 
 
 def _equilibrated(T: np.ndarray) -> np.ndarray:
-    """T with rows, then columns, of unit length: their units make it no more singular. Rows of zeros stay."""
+    """T with rows, then columns, of unit length, so that units do not count in its condition. Rows of zeros stay."""
     for axis in (1, 0):
         length = np.linalg.norm(T, axis=axis, keepdims=True)
         T = T / np.where(length > 0, length, 1.0)
