@@ -183,15 +183,15 @@ def _suggestions(board: Board, program: Program, request: BoardRequest, damping:
     soldered = np.array(
         [not part.cause and part.role != "input" for part in board.parts] + [False] * len(board.sources)
     )
-    halved = (two_digits(tolerance / 2**k, up=False) for k in range(1, DOUBLINGS) if tolerance)
-    scaled = ((t, 1 + (gains - 1) * np.where(soldered, t / tolerance, 1.0)) for t in halved)
+    smaller_ones = (two_digits(tolerance / 2**k, up=False) for k in range(1, DOUBLINGS) if tolerance)
+    scaled = ((t, 1 + (gains - 1) * np.where(soldered, t / tolerance, 1.0)) for t in smaller_ones)
     smaller = next((t for t, less in scaled if _all_hold(board, program, less, copies)), None)
     n = len(program.target)
     raw = program.target - damping * np.eye(n)
     first = damping + 1e-6 * float(np.trace(program.target)) / n
     larger = least_damping(raw, first, lambda P: holds(P, program.congruence, request))
     found = (("--tolerance", smaller), ("--damping", larger))
-    words = [f"{option} {value:.2g}" for option, value in found if value is not None]
+    words = [f"{name} {value:.2g}" for name, value in found if value is not None]
     return " or ".join(filter(None, [", ".join(words), suggest_precondition(program.congruence)]))
 
 

@@ -1,4 +1,4 @@
-"""Boards that cannot be: one sentence that says what would do, exit code 2, nothing written; and what would, does."""
+"""Boards that cannot be made: one sentence with a suggestion that works, exit code 2, nothing written."""
 
 import re
 from pathlib import Path
@@ -61,7 +61,7 @@ def test_option_no_board_can_have_is_refused(options, says, target, refused):
 
 
 @pytest.mark.parametrize(
-    ("options", "says", "remedy"),
+    ("options", "says", "suggested"),
     [
         (
             ["--largest-element", "1e-10"],
@@ -79,13 +79,13 @@ def test_option_no_board_can_have_is_refused(options, says, target, refused):
         (["--self-resonance", "1.5e6"], r"cell\d is loaded with .* F .* element ground_\d is only", "--self-resonance"),
     ],
 )
-def test_part_beyond_its_limits_is_refused_with_the_change_that_would_do(options, says, remedy, target, refused, tngd):
+def test_part_beyond_its_limits_is_refused_with_a_change_that_works(options, says, suggested, target, refused, tngd):
     sentence = refused("design", target, "--out", "x", *options)
     assert re.search(says, sentence), sentence
     given = dict(zip(options[::2], options[1::2], strict=True))
     for _ in range(3):  # what brings the largest element inside may push the smallest out
         option, value = re.search(r"(--[a-z-]+) (\d[\d.e+-]*\d|\d)", sentence).groups()
-        assert option == remedy or given[remedy]
+        assert option == suggested or given[suggested]
         given[option] = value
         words = [word for pair in given.items() for word in pair]
         code, _, sentence = tngd("design", target, "--out", "x", *words)

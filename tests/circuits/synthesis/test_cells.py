@@ -1,4 +1,4 @@
-"""The ladder takes the cheapest cells, says why, and its remedies work; the sensitivities predict the errors."""
+"""The decision for cells takes the cheapest ones, and its suggestions work; the sensitivities predict the errors."""
 
 import time
 

@@ -106,7 +106,7 @@ def test_range_that_is_chosen_or_advised_is_one_that_may_be_given(here, refused,
 
 
 @pytest.mark.parametrize("seed", ["0", "3"])
-def test_remedies_of_unstable_copies_work_with_parasitics_and_their_own_spread(seed, here, refused, works):
+def test_suggestions_for_unstable_copies_work_with_parasitics_and_their_own_spread(seed, here, refused, works):
     given = ["design", "breast-cancer", "--at", "fit", "--seed", seed, "--self-resonance", "7e6"]
     sentence = refused(*given, "--out", "x")
     found = dict(re.findall(rf"(--[a-z]+) ({NUMBER})", sentence))
