@@ -87,7 +87,7 @@ def known_device(made) -> Device:
     """The device that calibration would make of these copies if it made no error."""
     model = pair_model(made.board)
     small = np.diag((1e-3 * model.spreads) ** 2)
-    copies = (copy_of(made.board, copy.name, model, truth(model, copy), small) for copy in made.copies)
+    copies = (copy_of(made.board, copy.name, model.prior, truth(model, copy), small) for copy in made.copies)
     return Device(made.board, tuple(copies), {})
 
 

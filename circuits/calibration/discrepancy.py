@@ -19,40 +19,40 @@ from circuits.model.pairs import Half, PairModel
 from circuits.model.response import ROUGH, nodes_and_weights
 
 DRAWS = 128
-MORE = 192  # where many programs tell on each other
-FEW = 32  # beside the noise of sampling, in which leavings are small
-LEAVINGS_SEED = 20_000_003  # added to the design's seed: never the copies themselves
+MORE_DRAWS = 192  # where many programs tell on each other
+FEW_DRAWS = 32  # beside the noise of sampling, in which leavings are small
+DISCREPANCY_SEED = 20_000_003  # added to the design's seed: never the copies themselves
 STRAYS = "strays"  # the cause of capacitances between neighbouring cells
-PIECE = 16  # frequencies at a time
+FREQUENCIES_AT_ONCE = 16  # frequencies at a time
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnPairs:
-    """Copies: `means` μ and `mismatch` δ (draws, pairs) of values, `powers` and `lopsided` (draws, n) of sources.
+    """Copies: `means` μ and `mismatch` δ (draws, pairs) of values, `powers` and `power_mismatch` (draws, n) of sources.
 
-    A source at p has the relative power `powers` + `lopsided`, one at n `powers` - `lopsided`.
+    A source at p has the relative power `powers` + `power_mismatch`, one at n `powers` - `power_mismatch`.
     """
 
     means: np.ndarray
     mismatch: np.ndarray
     powers: np.ndarray
-    lopsided: np.ndarray
+    power_mismatch: np.ndarray
 
     @property
     def matched(self) -> "DrawnPairs":
         """The same copies, but pairs are equal."""
-        return replace(self, mismatch=0 * self.mismatch, lopsided=0 * self.lopsided)
+        return replace(self, mismatch=0 * self.mismatch, power_mismatch=0 * self.power_mismatch)
 
     def __getitem__(self, which: slice) -> "DrawnPairs":
         """Some of the copies."""
-        return DrawnPairs(self.means[which], self.mismatch[which], self.powers[which], self.lopsided[which])
+        return DrawnPairs(self.means[which], self.mismatch[which], self.powers[which], self.power_mismatch[which])
 
 
 def draw_pairs(model: PairModel, seed: int, draws: int = DRAWS) -> DrawnPairs:
     """Copies drawn from the tolerances of a board, none for plain cells, which are no pairs."""
     board = model.board
     draws = draws if board.nodes_per_cell == 2 else 0
-    gains = draw_gains(board, seed + LEAVINGS_SEED, max(draws, 1))[:draws]
+    gains = draw_gains(board, seed + DISCREPANCY_SEED, max(draws, 1))[:draws]
     first = [board.parts[members[0]] for members in model.pairs]
     ends = np.array([(members[0], members[-1]) for members in model.pairs])
     linear = np.array([_linear(part) for part in first])
@@ -77,7 +77,7 @@ def drawn_spectra(half: Half, draws: DrawnPairs, frequencies: np.ndarray) -> tup
     if Z.shape[-1] == n:
         return 4 * (Z * (half.power * draws.powers)[:, None, None, :]) @ np.conj(np.swapaxes(Z, -1, -2)), Z
     own, other = Z[..., :n, :n], Z[..., :n, n:]
-    Q, between = ((half.power * powers)[:, None, None, :] for powers in (draws.powers, draws.lopsided))
+    Q, between = ((half.power * powers)[:, None, None, :] for powers in (draws.powers, draws.power_mismatch))
     cross = (own * between) @ np.conj(np.swapaxes(other, -1, -2))
     S = sum((part * Q) @ np.conj(np.swapaxes(part, -1, -2)) for part in (own, other))
     return 4 * (S + cross + np.conj(np.swapaxes(cross, -1, -2))), own
@@ -89,7 +89,7 @@ def delayed_discrepancies(half: Half, draws: DrawnPairs, delays: Sequence[float]
     return _summed(half, draws, frequency, np.array([weights * low_pass(frequency, delay) for delay in delays]))
 
 
-def lagged_leavings(half: Half, draws: DrawnPairs, lags: Sequence[float]) -> np.ndarray:
+def lagged_discrepancies(half: Half, draws: DrawnPairs, lags: Sequence[float]) -> np.ndarray:
     """What is left out of ρ(τ) = ∫ Re S e^{2πifτ} df, (lags, draws, n, n) [V²], at lags (t,) [s].
 
     The sum over few frequencies is good to some per cent of what is left out of the covariance.
@@ -106,7 +106,7 @@ def low_pass(frequency: np.ndarray, delay: float) -> np.ndarray:
 def _summed(half: Half, draws: DrawnPairs, frequency: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Σ Re weight · (what is left out of S), (w, draws, n, n), for weights (w, f)."""
     total = np.zeros((len(weights), len(draws.means), len(half.power), len(half.power)))
-    for piece in np.array_split(np.arange(len(frequency)), max(1, len(frequency) // PIECE)):
+    for piece in np.array_split(np.arange(len(frequency)), max(1, len(frequency) // FREQUENCIES_AT_ONCE)):
         S = drawn_spectra(half, draws, frequency[piece])[0] - drawn_spectra(half, draws.matched, frequency[piece])[0]
         total += np.einsum("wf,dfij->wdij", weights[:, piece], S, optimize=True).real
     return total

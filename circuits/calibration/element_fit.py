@@ -13,10 +13,11 @@ from scipy.linalg import solve_triangular
 from scipy.optimize import least_squares
 
 from circuits.board import Board, Conditions, Design, Program
-from circuits.calibration.discrepancy import DRAWS, FEW
+from circuits.calibration.discrepancy import DISCREPANCY_SEED, DRAWS, FEW_DRAWS
 from circuits.calibration.fitting import Fit, plain_fit
 from circuits.copies import draw_gains
-from circuits.model.fitted_copy import Estimate, FittedCopy, by_pairs, reduced_circuit
+from circuits.model.device import copy_of
+from circuits.model.fitted_copy import FittedCopy, by_pairs, reduced_circuit
 from circuits.model.pairs import PairModel, pair_model
 from circuits.nodal import Circuit, assemble_gains, is_stable
 from circuits.ou import reading_covariance, spectrum
@@ -24,7 +25,6 @@ from circuits.simulation.runs import Run
 from circuits.simulation.transient import chunks_covariance, chunks_law
 
 DISCREPANCY_DRAWS = 256
-DISCREPANCY_SEED = 20_000_003  # added to the design's seed: never the copies themselves
 STEP = 1e-5  # of a parameter, for a slope
 FLOOR = 1e-8  # relative error of an exact datum: far above its integration error, far below anything that matters
 
@@ -90,22 +90,14 @@ def prior_of(board: Board, layout: ElementParameters) -> np.ndarray:
 
 
 def fitted_copy(board: Board, name: str, layout: ElementParameters, fit: Fit) -> FittedCopy:
-    """The record of a fit; observed is what is known twice as well as before, as in circuits.model.device."""
-    error = np.sqrt(np.diag(fit.covariance))
-    found = {
-        parameter: Estimate(float(value), float(own), bool(own < spread / 2))
-        for parameter, value, own, spread in zip(layout.names, fit.values, error, prior_of(board, layout), strict=True)
+    """Return the record of a fit; elements that the program leaves out keep their prior."""
+    prior = dict(zip(layout.names, prior_of(board, layout).tolist(), strict=True))
+    outside = {
+        element.name: float(prior_of(board, ElementParameters((element.name,), layout.cells))[0])
+        for element in board.elements
+        if element.name not in prior
     }
-    spread = {
-        element.name: prior_of(board, ElementParameters((element.name,), layout.cells))[0] for element in board.elements
-    }
-    cells = range(1, layout.cells + 1)
-    return FittedCopy(
-        name,
-        {e.name: found.get(e.name, Estimate(1.0, float(spread[e.name]), False)) for e in board.elements},
-        tuple(found[f"temperature_{i}"] for i in cells),
-        tuple(found[f"inductance_{i}"] for i in cells),
-    )
+    return copy_of(board, name, prior, fit.values, fit.covariance, outside)
 
 
 def paired(design: Design, route: str, fits: dict[str, Fit]) -> tuple[PairModel, dict[str, Fit]]:
@@ -116,7 +108,7 @@ def paired(design: Design, route: str, fits: dict[str, Fit]) -> tuple[PairModel,
     names = element_parameters(design).names
     known = [k for k, name in enumerate(names) if name in model.names]
     place = [model.names.index(names[k]) for k in known]
-    checks = (DRAWS if route == "exact" else FEW) if board.nodes_per_cell == 2 else 0
+    checks = (DRAWS if route == "exact" else FEW_DRAWS) if board.nodes_per_cell == 2 else 0
 
     def widened(own: Fit) -> Fit:
         values, covariance = np.ones(len(model.names)), np.diag(model.spreads**2)

@@ -27,7 +27,7 @@ from circuits.synthesis.design import program as synthesised
 
 TRAINING_SEED = 30_000_001  # added to the design's seed
 CANDIDATES = 3  # random programs that compete to be the next
-UNKNOWN = 0.5  # of its prior deviation: what is left of it above which a parameter is undetermined
+UNDETERMINED = 0.5  # of its prior deviation: what is left of it above which a parameter is undetermined
 KNOWN = 0.1  # of its tolerance: a bit, a ground capacitor or a temperature known to this is known
 FEWEST, MOST = 14, 24  # programs
 CORRELATED = 0.9
@@ -59,7 +59,7 @@ def training_programs(model: PairModel, seed: int, draws: DrawnPairs, most: int 
     matters = np.array([essential(name) for name in model.names])
     first = random_program(model.board, rng, "scale")
     frequencies = training_frequencies(model, first)
-    typical = evidence_of(model, first, frequencies, draws).leavings  # much the same for any program
+    typical = evidence_of(model, first, frequencies, draws).discrepancy  # much the same for any program
     chosen: list[tuple[Program, Evidence]] = []
     while len(chosen) < most:
         best = None
@@ -177,7 +177,7 @@ def has_negative(board: Board, program: Program) -> bool:
 
 def told_by(model: PairModel, evidence: Evidence) -> np.ndarray:
     """Information (parameters, parameters) of one program at nominal parts, parameters in units of their prior."""
-    left = evidence.leavings.std(axis=0) if len(evidence.leavings) else 0.0
+    left = evidence.discrepancy.std(axis=0) if len(evidence.discrepancy) else 0.0
     J = expected_and_slopes(evidence, np.ones(len(model.names)))[1] * model.spreads
     J /= np.hypot(left, evidence.noise)[:, None]
     return J.T @ J

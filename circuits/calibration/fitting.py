@@ -36,7 +36,7 @@ SETTLED = 1e-5  # of a prior deviation: a step below it ends the fit
 ROUGH = 0.1  # the same while data are doubted more than they will be
 NOTHING = 1e-6  # change of χ² that ends it too: rounding may keep what hardly shows on the move
 STEADY = 0.01  # relative change of a component of variance, below which it is found
-DOUBTS = (1e4, 1e2, 10.0, 1.0)  # data are doubted more at first, lest parts that hardly show take up a curvature
+CONTINUATION = (1e4, 1e2, 10.0, 1.0)  # data are doubted more at first, lest parts that hardly show take up a curvature
 SMALLEST = 0.1  # relative value that no step goes below
 CHECKS = 64
 SHARE, WORTH = 0.5, 20.0  # φ before any data, and how many data that is worth
@@ -110,9 +110,9 @@ def fit(model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray],
     x, scale = np.concatenate([np.ones(known), np.zeros(draws)]), _Scale(SHARE if draws else 0.0)
     start = _evaluated(given, known, x)
     before = _linearised(given, spreads, known, start, scale)
-    at, state, settled = _from_doubt(given, spreads, known, start, scale, ROUGH)
+    at, state, settled = _continued(given, spreads, known, start, scale, ROUGH)
     if not settled:  # a narrow valley, to be followed all the way
-        at, state, settled = _from_doubt(given, spreads, known, start, scale, SETTLED)
+        at, state, settled = _continued(given, spreads, known, start, scale, SETTLED)
     for _ in range(MOST_ROUNDS):
         if not settled:
             raise InputError("the fit did not settle; do the runs belong to this board?")
@@ -140,7 +140,7 @@ class _Given:
     """The data of one program, what leavings do to them, and their own errors."""
 
     def __init__(self, evidence: Known, data: np.ndarray, stop: Event | None) -> None:
-        mean, columns, self.checks = discrepancy_parts(evidence.leavings)
+        mean, columns, self.checks = discrepancy_parts(evidence.discrepancy)
         self.evidence, self.noise, self.exact = evidence, evidence.noise, isinstance(evidence, Evidence)
         self.data, self.columns = data - mean, columns.T
         self.spread = np.sqrt(np.sum(columns**2, axis=0))
@@ -159,7 +159,7 @@ class _Scale:
 
     share: float
     noise: float = 1.0
-    doubt: float = 0.0
+    inflation: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +197,7 @@ def discrepancy_parts(left: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 def _variance(given: _Given, scale: _Scale) -> tuple[np.ndarray, np.ndarray]:
     """Of the data (data,), and of the leavings in it."""
     left = (scale.share * given.spread) ** 2
-    own = (scale.noise if given.exact else 1.0) ** 2 + scale.doubt**2
+    own = (scale.noise if given.exact else 1.0) ** 2 + scale.inflation**2
     return own * given.noise**2 + left, left
 
 
@@ -205,12 +205,12 @@ def _evaluated(given: Sequence[_Given], known: int, x: np.ndarray) -> _Evaluated
     return _Evaluated(x, tuple(each.at(x[:known]) for each in given))
 
 
-def _from_doubt(
+def _continued(
     given: Sequence[_Given], spreads: np.ndarray, known: int, at: _Evaluated, scale: _Scale, settled: float
 ) -> tuple[_Evaluated, _State, bool]:
     """`_descended` from far away: with data doubted less and less, to steps so small each time."""
-    for doubt in DOUBTS:
-        at, _, _ = _descended(given, spreads, known, at, replace(scale, doubt=doubt), settled)
+    for inflation in CONTINUATION:
+        at, _, _ = _descended(given, spreads, known, at, replace(scale, inflation=inflation), settled)
     return _descended(given, spreads, known, at, scale)
 
 

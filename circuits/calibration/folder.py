@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from circuits.board import REFERENCE_CELSIUS, Design
-from circuits.calibration.discrepancy import FEW, draw_pairs
+from circuits.calibration.discrepancy import FEW_DRAWS, draw_pairs
 from circuits.calibration.fitting import Fit
 from circuits.calibration.held_out import predicted, program_statistics, standard_error
 from circuits.calibration.routes import READOUT, calibrate_programs, calibrate_recorded, uncertainties, validated
@@ -160,7 +160,7 @@ def _calibrated_runs(made: Design, folder: Path, route: str, progress: Progress)
 def _left_out(made: Design) -> dict[str, np.ndarray]:
     """What mismatch within pairs adds to the inverse by each statistic, relative, of drawn copies (draws, n, n)."""
     model, X = pair_model(made.board), made.program.mapping
-    asked = program_statistics(model, made.program, draw_pairs(model, made.seed, FEW))
+    asked = program_statistics(model, made.program, draw_pairs(model, made.seed, FEW_DRAWS))
     return {name: X.T @ left @ X / np.linalg.norm(X.T @ asked.nominal[name] @ X) for name, left in asked.left.items()}
 
 

@@ -213,13 +213,13 @@ def _scores(
     told: Sequence[Sequence[Predicted]], came: Sequence[Sequence[np.ndarray]], doubts: Sequence[Sequence[float]]
 ) -> Scores:
     errors, before, z, joint = [], [], [], []
-    for row, found, doubt in zip(told, came, doubts, strict=True):
+    for row, found, inflation in zip(told, came, doubts, strict=True):
         off = [one.value - true for one, true in zip(row, found, strict=True)]
         errors += [float(np.linalg.norm(e) / np.linalg.norm(true)) for e, true in zip(off, found, strict=True)]
         before += [float(np.linalg.norm(o.nominal - t) / np.linalg.norm(t)) for o, t in zip(row, found, strict=True)]
         every = np.concatenate([triangle(e) for e in off])
         slopes = np.concatenate([one.slopes for one in row], axis=1)
-        own = np.concatenate([_of_run(true, error) for true, error in zip(found, doubt, strict=True)])
+        own = np.concatenate([_of_run(true, error) for true, error in zip(found, inflation, strict=True)])
         z.append(every / np.sqrt(np.sum(slopes**2, axis=0) + own))
         joint.append(principal_scores(every, slopes, own, row[0].checks))
     scores, independent = np.concatenate(z), np.concatenate(joint)
@@ -342,13 +342,8 @@ def delayed_and_slopes(half: Half, theta: np.ndarray, delay: float) -> tuple[np.
     return spectra_and_slopes(half, theta, frequency, weights * low_pass(frequency, delay))
 
 
-def circuit_delayed(circuit: Circuit, delay: float) -> np.ndarray:
-    """K(delay [s]) (n, n) [V²] of a circuit: H (1 + A τ)⁻¹ Σ Hᵀ, its symmetric part."""
-    return circuit_delays(circuit, (delay,))[0]
-
-
 def circuit_delays(circuit: Circuit, delays: Sequence[float]) -> np.ndarray:
-    """K (delays, n, n) [V²] at several delays [s]."""
+    """Return K(τ) (delays, n, n) [V²] of a circuit at delays τ [s]: the symmetric part of H (1 + A τ)⁻¹ Σ Hᵀ."""
     H = np.concatenate([circuit.readout, np.zeros((len(circuit.readout), circuit.coils.shape[-1]))], axis=1)
     A, covariance = drift(circuit), stationary_covariance(circuit)
     K = np.array([H @ np.linalg.solve(np.eye(len(A)) + A * delay, covariance @ H.T) for delay in delays])

@@ -34,7 +34,7 @@ import numpy as np
 from scipy.linalg import expm, solve_triangular
 
 from circuits.board import Board, Program
-from circuits.calibration.discrepancy import DrawnPairs, delayed_discrepancies, lagged_leavings
+from circuits.calibration.discrepancy import DrawnPairs, delayed_discrepancies, lagged_discrepancies
 from circuits.model.pairs import Half, PairModel, half_circuit, half_of
 from circuits.model.response import covariance_and_slopes, impedance, impedance_slopes, spectra, spectra_and_slopes
 from circuits.nodal import Circuit
@@ -50,19 +50,17 @@ SPECTRAL = {"capacitive": (0.25, 0.5, 1.0, 2.0, 4.0, 16.0), "resistive": (0.05, 
 
 
 @dataclass(frozen=True, eq=False)
-class LaggedEvidence:
-    """One record: its circuit, the lags (t,) [s], the lower factor of the law (q, q) [V²], and leavings (draws, q).
+class RecordEvidence:
+    """Covariances that one record is to show: the circuit, and the lower factor (q, q) [V²] of the law of the data.
 
-    `slopes` (t, n, n, parts) are of the nominal board, `bias` (n, n) [V²] is added to every covariance; `readout` are
-    the n parameters that are gains of the readout, after those of parts.
+    `bias` (n, n) [V²] is added to every covariance of the model, `discrepancy` (draws, q) holds the drawn
+    discrepancies of the whitened data, `readout` says which n parameters, the last ones, are gains of the readout.
     """
 
     half: Half
-    lags: tuple[float, ...]
-    slopes: np.ndarray
     factor: np.ndarray
     bias: np.ndarray
-    leavings: np.ndarray
+    discrepancy: np.ndarray
     readout: slice | None = None
 
     @property
@@ -70,26 +68,54 @@ class LaggedEvidence:
         """Standard deviation (q,) of the independent errors of the data."""
         return np.ones(len(self.factor))
 
+    def covariances(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return covariances (t, n, n) [V²] of the circuit at θ, and derivatives by the parts (t, n, n, parts)."""
+        raise NotImplementedError
+
     def at(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Data (q,) that the model gives at θ, and their derivatives (q, parameters)."""
-        n = self.slopes.shape[1]
-        rho, J = lags_of(half_circuit(self.half, theta), self.lags), self.slopes
+        """Return the data (q,) that the model gives at θ, and their derivatives (q, parameters)."""
+        C, J = self.covariances(theta)
         if self.readout is not None:
             r = theta[self.readout]
             across = np.outer(r, r)
-            own = np.eye(n) / r
-            gains = (rho * across)[..., None] * (own[:, None] + own)
+            own = np.eye(len(r)) / r
+            gains = (C * across)[..., None] * (own[:, None] + own)
             J = np.concatenate([J[..., : self.readout.start] * across[..., None], gains], axis=-1)
-            rho = rho * across
-        return self.whitened(_taken(rho + self.bias)), self.whitened(_taken(J))
+            C = C * across
+        return self.whitened(_taken(C + self.bias)), self.whitened(_taken(J))
 
     def data(self, covariances: np.ndarray) -> np.ndarray:
-        """The data (q,) of measured covariances (t, n, n) [V²]."""
-        return self.whitened(_taken(covariances))
+        """Return the data (q,) of measured covariances, (t, n, n) or one (n, n) [V²]."""
+        return self.whitened(_taken(covariances.reshape(-1, *covariances.shape[-2:])))
 
     def whitened(self, entries: np.ndarray) -> np.ndarray:
-        """Entries (q, …), in independent units of their errors."""
+        """Return entries (q, …) in independent units of their errors."""
         return solve_triangular(self.factor, entries, lower=True)
+
+
+@dataclass(frozen=True, eq=False)
+class CovarianceEvidence(RecordEvidence):
+    """A record of which the covariance of the readings is known: one matrix, its upper triangle the q data."""
+
+    def covariances(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the covariance (1, n, n) [V²] at θ, and its derivatives (1, n, n, parameters)."""
+        S, J = covariance_and_slopes(self.half, theta)
+        return S[None], J[None]
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LaggedEvidence(RecordEvidence):
+    """A record of which covariances are known at several lags (t,) [s], the first of them 0.
+
+    `slopes` (t, n, n, parts) are the derivatives of the nominal board.
+    """
+
+    lags: tuple[float, ...]
+    slopes: np.ndarray
+
+    def covariances(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the covariances (t, n, n) [V²] at θ, and the derivatives of the nominal board."""
+        return lags_of(half_circuit(self.half, theta), self.lags), self.slopes
 
 
 def lagged_evidence(
@@ -117,15 +143,15 @@ def lagged_evidence(
     factor = np.linalg.cholesky(lagged_law(rho, lags, pairs))
     blank = LaggedEvidence(
         half,
-        times,
-        np.moveaxis(np.array([up - down for up, down in moved]), 0, -1) / (2 * STEP),
         factor,
         -mean_covariance(rho, pairs[0]),
         np.zeros((0, len(factor))),
         readout,
+        lags=times,
+        slopes=np.moveaxis(np.array([up - down for up, down in moved]), 0, -1) / (2 * STEP),
     )
-    left = _taken(np.moveaxis(lagged_leavings(half, draws, times), 1, -1))
-    return replace(blank, leavings=blank.whitened(left).T)
+    left = _taken(np.moveaxis(lagged_discrepancies(half, draws, times), 1, -1))
+    return replace(blank, discrepancy=blank.whitened(left).T)
 
 
 def lags_of(circuit: Circuit, lags: Sequence[float]) -> np.ndarray:
@@ -189,46 +215,6 @@ def _counts(counts: np.ndarray, far: int) -> np.ndarray:
     return np.concatenate([half[:0:-1], half])
 
 
-@dataclass(frozen=True, eq=False)
-class CovarianceEvidence:
-    """One record: its circuit, the lower factor of the law (q, q) [V²], and the model's leavings (draws, q).
-
-    `bias` (n, n) [V²] is added to the model's covariance; `readout` are the n parameters that are gains of the readout.
-    """
-
-    half: Half
-    factor: np.ndarray
-    bias: np.ndarray
-    leavings: np.ndarray
-    readout: slice | None = None
-
-    @property
-    def noise(self) -> np.ndarray:
-        """Standard deviation (q,) of the independent errors of the data."""
-        return np.ones(len(self.factor))
-
-    def at(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Data (q,) that the model gives at θ, and their derivatives (q, parameters)."""
-        S, J = covariance_and_slopes(self.half, theta)
-        if self.readout is not None:
-            r = theta[self.readout]
-            across = np.outer(r, r)
-            own = np.eye(len(r)) / r
-            J = J * across[..., None]
-            J[..., self.readout] += (S * across)[..., None] * (own[:, None] + own)
-            S = S * across
-        i, j = np.triu_indices(len(S))
-        return self.whitened((S + self.bias)[i, j]), self.whitened(J[i, j])
-
-    def data(self, covariance: np.ndarray) -> np.ndarray:
-        """The data (q,) of a measured covariance (n, n) [V²]."""
-        return self.whitened(covariance[np.triu_indices(len(covariance))])
-
-    def whitened(self, entries: np.ndarray) -> np.ndarray:
-        """Entries (q, …) of the triangle, in independent units of their errors."""
-        return solve_triangular(self.factor, entries, lower=True)
-
-
 def covariance_evidence(
     model: PairModel,
     program: Program,
@@ -242,7 +228,7 @@ def covariance_evidence(
     factor = np.linalg.cholesky(law.covariance)
     blank = CovarianceEvidence(half, factor, law.mean - white, np.zeros((0, len(factor))), readout)
     left = delayed_discrepancies(half, draws)[0][(slice(None), *np.triu_indices(len(white)))]
-    return replace(blank, leavings=blank.whitened(left.T).T)
+    return replace(blank, discrepancy=blank.whitened(left.T).T)
 
 
 def with_readout(model: PairModel, tolerance: float) -> tuple[PairModel, slice]:
@@ -267,12 +253,12 @@ class Evidence:
     half: Half
     frequencies: np.ndarray
     columns: bool
-    leavings: np.ndarray
+    discrepancy: np.ndarray
 
     @property
     def noise(self) -> np.ndarray:
         """Standard deviation (data,) of the independent errors of the data."""
-        return np.full(self.leavings.shape[1], FLOOR)
+        return np.full(self.discrepancy.shape[1], FLOOR)
 
     def at(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Data (data,) that the model gives at θ, and their derivatives (data, parameters)."""

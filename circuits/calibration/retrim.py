@@ -33,10 +33,10 @@ from circuits.copies import codes
 from circuits.errors import InputError
 from circuits.files import new_folder, provenance, sha256, write_json, write_text
 from circuits.model.converters import source_power
-from circuits.model.device import Device, readout_of
+from circuits.model.device import Device
 from circuits.model.device_file import device_hash, load_device
-from circuits.model.fitted_copy import pairs_of, parameters_of
-from circuits.model.pairs import Half, PairModel, half_circuit, half_of, part_gains
+from circuits.model.fitted_copy import parameters_of, readout_of
+from circuits.model.pairs import Half, PairModel, half_circuit, half_of, pair_model, part_gains
 from circuits.model.response import impedance, spread_stamps
 from circuits.netlist.export import codes_text
 from circuits.netlist.folder import load_design
@@ -46,9 +46,8 @@ from circuits.simulation.measurement import run_programs
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.cells import plan_cells
 from circuits.synthesis.design import levelled
-from circuits.synthesis.elements import element_values
 from circuits.synthesis.fisher import TargetOptions, congruence_of, target_of
-from circuits.synthesis.rounding import round_to_grid, row_sum_scaling
+from circuits.synthesis.rounding import scale_to_row_sums, round_to_grid
 from circuits.synthesis.target import check_target
 
 NEAR = 4  # codes that are considered for a coupling
@@ -84,7 +83,7 @@ def choose_codes(
     if not board.banks:
         raise InputError("the board has no banks to trim; design one with --bank-bits")
     T = np.eye(len(target)) if congruence is None else congruence
-    model = pairs_of(board)
+    model = pair_model(board)
     theta = parameters_of(model, device.copies[copy])
     powers = source_powers(device, copy)
     inverse = np.linalg.inv(target)
@@ -151,7 +150,7 @@ def mean_discrepancy(model: PairModel, program: Program) -> np.ndarray:
 def nearest_program(board: Board, target: np.ndarray, congruence: np.ndarray | None = None) -> Program:
     """What is done without any of this: the exact couplings of a nominal board, each to its nearest code."""
     T = np.eye(len(target)) if congruence is None else congruence
-    model = pairs_of(board)
+    model = pair_model(board)
     theta, draft = np.ones(len(model.names)), _draft(board, target, T, "nearest")
     exact = _exact(board, draft, np.diag(_held(model, theta, draft)) / board.unit)
     picked = {e: round(value / bank.unit) for e, bank, value in _banked(board, exact.values)}
@@ -212,19 +211,13 @@ def _draft(board: Board, target: np.ndarray, congruence: np.ndarray, name: str) 
 
 def _exact(board: Board, draft: Program, sums: np.ndarray) -> Program:
     """The draft with the scaling that makes the row sums those [units], and its exact couplings."""
-    A = draft.congruence @ draft.target @ draft.congruence.T
-    unit = np.diag(A) ** -0.5
-    U = np.abs(unit[:, None] * A * unit)
-    np.fill_diagonal(U, 1.0)
-    scaling = np.sign(draft.scaling) * unit * row_sum_scaling(2 * np.eye(len(U)) - U, sums)
-    scaled = replace(draft, scaling=scaling)
-    values = element_values(board, scaled.matrix)
-    over = [e for e, bank, value in _banked(board, values) if value > bank.reach + bank.unit]
+    exact = scale_to_row_sums(board, draft, sums)
+    over = [e for e, bank, value in _banked(board, exact.values) if value > bank.reach + bank.unit]
     if over:
-        raw = np.array_equal(draft.congruence, np.eye(len(U)))
-        remedy = "use a --precondition, or a board" if raw else "take a newer factor, or a board"
-        raise InputError(f"coupling {over[0]} is beyond the reach of its bank; {remedy} with a larger --bank-range")
-    return replace(scaled, values=values)
+        raw = np.array_equal(draft.congruence, np.eye(len(draft.congruence)))
+        suggestion = "use a --precondition, or a board" if raw else "take a newer factor, or a board"
+        raise InputError(f"coupling {over[0]} is beyond the reach of its bank; {suggestion} with a larger --bank-range")
+    return exact
 
 
 def _banked(board: Board, values: dict[str, float]) -> list[tuple[str, Bank, float]]:
@@ -383,7 +376,7 @@ def _row(device: Device, copy: int, found: Retrim, nearest: Program, known: floa
     Each program's inverse is read as of any program, with its own scaling and energy, from readings that have been
     divided by the gains of the readout.
     """
-    model = pairs_of(device.board)
+    model = pair_model(device.board)
     plain = np.ones(len(device.board.cells))
     read = expected_inverse(model, parameters_of(model, device.copies[copy]), plain, nearest)
     inverse = np.linalg.inv(nearest.target)
@@ -394,7 +387,7 @@ def _row(device: Device, copy: int, found: Retrim, nearest: Program, known: floa
         "expected": np.hypot(found.errors, known).tolist(),
         "weights": found.weights.tolist(),
         "source_powers": found.powers.tolist(),
-        "readout_gains": readout_of(device, copy)[0].tolist(),
+        "readout_gains": readout_of(device.copies[copy], len(device.board.cells))[0].tolist(),
         "programs": [
             {
                 "codes": codes(device.board, made),

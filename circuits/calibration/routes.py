@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 
 from circuits.board import REFERENCE_CELSIUS, Design, Program
-from circuits.calibration.discrepancy import DRAWS, FEW, MORE, DrawnPairs, draw_pairs
+from circuits.calibration.discrepancy import DRAWS, FEW_DRAWS, MORE_DRAWS, DrawnPairs, draw_pairs
 from circuits.calibration.element_fit import (
     STEP,
     drawn_discrepancy,
@@ -57,7 +57,7 @@ from circuits.calibration.element_fit import (
     sampled_misfit,
 )
 from circuits.calibration.experiments import (
-    UNKNOWN,
+    UNDETERMINED,
     TrainingPrograms,
     correlations,
     evidence_of,
@@ -105,7 +105,9 @@ def calibrate(
         raise InputError("one program does not show all parts of a board with banks; use calibrate_programs")
     if by_pairs(board):
         fits, model = fit_pairs(design, measured, route, progress), pair_model(board)
-        copies = tuple(copy_of(board, name, model, found.values, found.covariance) for name, found in fits.items())
+        copies = tuple(
+            copy_of(board, name, model.prior, found.values, found.covariance) for name, found in fits.items()
+        )
         return Device(board, copies, _runs_summary(design, route, fits), values=dict(program.values)), fits
     layout = element_parameters(design)
     check_runs(design, [measured[copy.name] for copy in design.copies], route)
@@ -174,14 +176,7 @@ def _runs_summary(design: Design, route: str, fits: dict[str, Fit]) -> dict[str,
         "data": len(next(iter(fits.values())).residuals),
         **undetermined(model, found),
         "copies": {
-            name: {
-                "chi_square": float(fit.residuals @ fit.residuals),
-                "rms_residual_uncalibrated": float(np.sqrt(np.mean(fit.residuals_nominal**2))),
-                "rms_residual": float(np.sqrt(np.mean(fit.residuals**2))),
-                "residuals_uncalibrated": fit.residuals_nominal.tolist(),
-                "residuals": fit.residuals.tolist(),
-                **doubtful_fit(model, fit),
-            }
+            name: fit_record(fit, fit.residuals_nominal, fit.residuals) | weaknesses_of_fit(model, fit)
             for name, fit in found.items()
         },
     }
@@ -218,7 +213,7 @@ def calibrate_recorded(
         _check(each)
     parts = pair_model(board)
     model, place = with_readout(parts, readout) if readout else (parts, None)
-    draws = draw_pairs(parts, design.seed, FEW)
+    draws = draw_pairs(parts, design.seed, FEW_DRAWS)
     fits = {}
     for k, each in enumerate(recorded):
         progress(k, len(recorded), f"fitting {each.summary.name}")
@@ -271,7 +266,11 @@ def _copy(design: Design, model: PairModel, known: int, found: Fit, recorded: Re
     offsets = zip(about.mean_V, about.mean_error_V, strict=True)
     return replace(
         copy_of(
-            design.board, about.name, pair_model(design.board), found.values[:known], found.covariance[:known, :known]
+            design.board,
+            about.name,
+            pair_model(design.board).prior,
+            found.values[:known],
+            found.covariance[:known, :known],
         ),
         readout_gains=tuple(Estimate(float(v), float(e), bool(e < spread / 2)) for v, e, spread in gains),
         readout_offsets=tuple(Estimate(float(v), float(e), True) for v, e in offsets),
@@ -288,7 +287,7 @@ def _readings_summary(
         "program": design.program.name,
         "target_step": design.program.step,
         "parameters": len(model.names),
-        "undetermined": [name for name, share in zip(model.names, left, strict=True) if share > UNKNOWN],
+        "undetermined": [name for name, share in zip(model.names, left, strict=True) if share > UNDETERMINED],
         "data": len(first.residuals),
         "copies": {each.summary.name: _about(model, each, fits[each.summary.name], place) for each in recorded},
     }
@@ -298,11 +297,7 @@ def _about(model: PairModel, recorded: Recorded, found: Fit, place: slice | None
     about = {
         "readings": recorded.summary.readings,
         "remarks": list(recorded.summary.remarks),
-        "chi_square": float(found.residuals @ found.residuals),
-        "rms_residual_uncalibrated": float(np.sqrt(np.mean(found.residuals_nominal**2))),
-        "rms_residual": float(np.sqrt(np.mean(found.residuals**2))),
-        "residuals_uncalibrated": found.residuals_nominal.tolist(),
-        "residuals": found.residuals.tolist(),
+        **fit_record(found, found.residuals_nominal, found.residuals),
         "correlated": [list(row) for row in correlations(model.names, found.covariance)],
     }
     return about if place is None else about | {"common_gain": _common_gain(model, found, place)}
@@ -358,7 +353,7 @@ def calibrate_programs(
     if not set(gain_names(board)) <= set(model.names):
         raise InputError("parts of this board are exact, with no tolerance; there is nothing to calibrate")
     progress(0, 1, "choosing training programs")
-    draws = draw_pairs(model, design.seed, FEW if route == "sampled" else MORE if board.banks else DRAWS)
+    draws = draw_pairs(model, design.seed, FEW_DRAWS if route == "sampled" else MORE_DRAWS if board.banks else DRAWS)
     training = (
         training_programs(model, design.seed, draws)
         if board.banks
@@ -373,7 +368,7 @@ def calibrate_programs(
     matched = {copy.name: _matched(known, runs) for copy, runs in zip(design.copies, shown, strict=True)}
     fits = fit_all(model, matched, progress)
     held_out, judged = validate(design, model, fits, draws, wanted, folder, progress, targets, codes)
-    copies = tuple(copy_of(board, name, model, f.values, f.covariance) for name, f in fits.items())
+    copies = tuple(copy_of(board, name, model.prior, f.values, f.covariance) for name, f in fits.items())
     about = _programs_summary(design, model, training, fits, [*shown, *judged])
     about |= {"route": route} | ({"samples": samples} if route == "sampled" else {})
     device = Device(board, copies, about, asdict(held_out), values=dict(design.program.values))
@@ -416,22 +411,31 @@ def _programs_summary(
         **undetermined(model, fits),
         "runs_sha256": sha256("".join(run.sha256 for runs in shown for run in runs)),
         "copies": {
-            name: {
-                "chi_square": float(found.residuals @ found.residuals),
-                "rms_residual_uncalibrated": float(np.sqrt(np.mean(found.residuals_nominal**2))),
-                "rms_residual": float(np.sqrt(np.mean(found.residuals**2))),
-                "residuals_uncalibrated": _thinned(found.residuals_nominal),
-                "residuals": _thinned(found.residuals),
-                **doubtful_fit(model, found),
-            }
+            name: fit_record(found, _thinned(found.residuals_nominal), _thinned(found.residuals))
+            | weaknesses_of_fit(model, found)
             for name, found in fits.items()
         },
     }
 
 
-def _thinned(residuals: np.ndarray) -> list[float]:
+def fit_record(found: Fit, before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """Return χ² and weighted residuals of a fit for device.json; `before` and `after` are the residuals that are kept.
+
+    `before` is of nominal parts, `after` of the fitted ones: all residuals of the fit, or some of them.
+    """
+    return {
+        "chi_square": float(found.residuals @ found.residuals),
+        "rms_residual_uncalibrated": float(np.sqrt(np.mean(found.residuals_nominal**2))),
+        "rms_residual": float(np.sqrt(np.mean(found.residuals**2))),
+        "residuals_uncalibrated": before.tolist(),
+        "residuals": after.tolist(),
+    }
+
+
+def _thinned(residuals: np.ndarray) -> np.ndarray:
+    """Return at most KEPT_RESIDUALS of the residuals, evenly through the sorted ones."""
     kept = np.linspace(0, len(residuals) - 1, min(KEPT_RESIDUALS, len(residuals))).round().astype(int)
-    return np.sort(residuals)[kept].tolist()
+    return np.sort(residuals)[kept]
 
 
 def fit_pairs(design: Design, measured: dict[str, Run], route: str, progress: Progress) -> dict[str, Fit]:
@@ -439,7 +443,7 @@ def fit_pairs(design: Design, measured: dict[str, Run], route: str, progress: Pr
     board, program, model = design.board, design.program, pair_model(design.board)
     runs = [measured[copy.name] for copy in design.copies]
     check_runs(design, runs, route)
-    draws = draw_pairs(model, design.seed, DRAWS if route == "exact" else FEW)
+    draws = draw_pairs(model, design.seed, DRAWS if route == "exact" else FEW_DRAWS)
     if route == "exact":
         spectral = evidence_of(model, program, runs[0].exact.frequencies, draws)
         whole = None if board.inputs else covariance_evidence(model, program, _floor(model, program), draws)
@@ -466,12 +470,12 @@ def pair_errors(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
 def undetermined(model: PairModel, fits: dict[str, Fit]) -> dict[str, Any]:
     """How many parameters there are, and those that the data of copies, the same for all, could not determine."""
     left = np.sqrt(np.diag(next(iter(fits.values())).covariance)) / model.spreads
-    unknown = [name for name, share in zip(model.names, left, strict=True) if share > UNKNOWN]
+    unknown = [name for name, share in zip(model.names, left, strict=True) if share > UNDETERMINED]
     return {"parameters": len(model.names), "undetermined": unknown}
 
 
-def doubtful_fit(model: PairModel, found: Fit) -> dict[str, Any]:
-    """How much farther from the model a copy is than tolerances allow, and strongly correlated parameters."""
+def weaknesses_of_fit(model: PairModel, found: Fit) -> dict[str, Any]:
+    """Return how much farther from the model a copy is than tolerances allow, and strongly correlated parameters."""
     return {
         "excess": found.excess,
         "correlated": [list(row) for row in correlations(model.names, found.covariance)],

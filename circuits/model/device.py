@@ -16,7 +16,9 @@ come from the DAC, whose full scale is for their rms.
 A device: estimates of every copy of one board, how it is written and read, and what a copy does with any target.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,7 @@ import numpy as np
 from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Board, Program
 from circuits.errors import InputError
 from circuits.model.converters import IDEAL, Interface, board_interface, convert, converted_law
-from circuits.model.fitted_copy import Estimate, FittedCopy, fitted_circuit, gain_names, nominal_cell, shown
-from circuits.model.pairs import PairModel
+from circuits.model.fitted_copy import Estimate, FittedCopy, fitted_circuit, gain_names, nominal_cell, readout_of
 from circuits.model.reduction import reduce_order
 from circuits.nodal import Circuit, is_stable
 from circuits.ou import drift
@@ -155,30 +156,30 @@ def predict(device: Device, copy: int, program: Program, ambient: float = REFERE
     Readings (n,) [V], before the readout's gains and offsets, of n nodes, and where parts are known pair by pair of
     those behind closed switches and losses.
     """
-    coefficients = temperature_coefficients(device)
+    coefficients = temperature_coefficients(device.board, device.interface)
     return fitted_circuit(device.board, device.copies[copy], program, coefficients, ambient - REFERENCE_CELSIUS)
 
 
-def temperature_coefficients(device: Device) -> dict[str, float]:
-    """Those of all kinds of part [1/K], "R", "L", "C" and "I": the interface's where it names them, else the board's.
+def copy_of(
+    board: Board,
+    name: str,
+    prior: Mapping[str, float],
+    theta: np.ndarray,
+    covariance: np.ndarray,
+    outside: Mapping[str, float] = MappingProxyType({}),
+) -> FittedCopy:
+    """Return the record of fitted parameters θ (parameters,) and their covariance (parameters, parameters).
 
-    A copy was calibrated at the reference temperature, where they change nothing.
+    `prior` holds the standard deviation of every fitted parameter before any data, by name and in the order of θ; a
+    parameter is observed if its standard error is below half of that. A gain `outside` the fit keeps the value 1 and
+    the prior deviation given there; a gain in neither is exact.
     """
-    return known_coefficients(device.board, device.interface)
-
-
-def readout_of(device: Device, copy: int) -> tuple[np.ndarray, np.ndarray]:
-    """Relative gains (n,) and offsets (n,) [V] of a copy's readout."""
-    return shown(device.copies[copy], len(device.board.cells))
-
-
-def copy_of(board: Board, name: str, model: PairModel, theta: np.ndarray, covariance: np.ndarray) -> FittedCopy:
-    """The record of fitted parameters (parameters,) of this covariance; observed is what is known twice as well."""
     error = np.sqrt(np.diag(covariance))
     found = {
         parameter: Estimate(float(value), float(own), bool(own < spread / 2))
-        for parameter, value, own, spread in zip(model.names, theta, error, model.spreads, strict=True)
+        for (parameter, spread), value, own in zip(prior.items(), theta, error, strict=True)
     }
+    found |= {parameter: Estimate(1.0, spread, False) for parameter, spread in outside.items()}
     exact = Estimate(1.0, 0.0, False)
     cells = range(1, len(board.cells) + 1) if board.coupling == "capacitive" else ()
     return FittedCopy(
@@ -224,8 +225,11 @@ def _own_program(device: Device) -> Program:
     return Program("own", eye, eye, np.ones(len(eye)), "", "", device.values, 1e-12, 1.0, 1.0)
 
 
-def known_coefficients(board: Board, interface: Interface) -> dict[str, float]:
-    """Temperature coefficients [1/K] of "R", "L", "C", "I": the interface's where it names them, else the board's."""
+def temperature_coefficients(board: Board, interface: Interface) -> dict[str, float]:
+    """Return the coefficients [1/K] of "R", "L", "C", "I": the interface's where it names a kind, else the board's.
+
+    A copy is calibrated at the reference temperature, where the coefficients change nothing.
+    """
     return board_interface(board).temperature_coefficients | interface.temperature_coefficients
 
 
@@ -263,11 +267,11 @@ def process(
     """
     if not COLDEST <= ambient <= HOTTEST:
         raise InputError(f"expected a temperature from {COLDEST:g} to {HOTTEST:g} °C, got {ambient:g}")
-    circuit = fitted_circuit(board, copy, made, known_coefficients(board, interface), ambient - REFERENCE_CELSIUS)
+    circuit = fitted_circuit(board, copy, made, temperature_coefficients(board, interface), ambient - REFERENCE_CELSIUS)
     if not np.linalg.eigvals(drift(circuit)).real.min() > 0:
         raise InputError(f"{copy.name} would run away under this program; use a --precondition")
     found = reduce_order(circuit, order)
-    gains, offsets = shown(copy, len(board.cells))
+    gains, offsets = readout_of(copy, len(board.cells))
     columns = gains[:, None] * found.columns
     current, clipped_bias = _uploaded(board, interface, bias, seed)
     mean, covariance, clipped = converted_law(

@@ -19,7 +19,6 @@ y is shown as readout gain · y + readout offset.
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
@@ -63,7 +62,7 @@ def fitted_circuit(
     `coefficients` [1/K] are those of all kinds of part, "R", "L", "C" and "I".
     """
     if by_pairs(board):
-        model = pairs_of(board)
+        model = pair_model(board)
         circuit = half_circuit(half_of(model, program), parameters_of(model, copy))
     else:
         circuit = reduced_circuit(
@@ -112,8 +111,8 @@ def parameters_of(model: PairModel, copy: FittedCopy) -> np.ndarray:
     return np.array([found[name].value for name in model.names])
 
 
-def shown(copy: FittedCopy, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Relative gains (n,) and offsets (n,) [V] of a copy's readout."""
+def readout_of(copy: FittedCopy, cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the relative gains (n,) and offsets (n,) [V] of the readout of a copy with n = `cells` cells."""
     gains = np.array([estimate.value for estimate in copy.readout_gains]) if copy.readout_gains else np.ones(cells)
     offsets = np.array([e.value for e in copy.readout_offsets]) if copy.readout_offsets else np.zeros(cells)
     return gains, offsets
@@ -140,17 +139,11 @@ def by_pairs(board: Board) -> bool:
     return bool(board.banks) or board.coupling == "resistive" or parasitic
 
 
-@lru_cache(maxsize=8)
-def pairs_of(board: Board) -> PairModel:
-    """`pair_model`, once for a board."""
-    return pair_model(board)
-
-
 def gain_names(board: Board) -> tuple[str, ...]:
     """Of what a copy has gains."""
     if not by_pairs(board):
         return tuple(element.name for element in board.elements)
-    return tuple(name for name in pairs_of(board).names if name.split("_")[0] not in ("temperature", "inductance"))
+    return tuple(name for name in pair_model(board).names if name.split("_")[0] not in ("temperature", "inductance"))
 
 
 def nominal_cell(board: Board) -> tuple[float, float]:
@@ -167,7 +160,7 @@ def nominal_values(board: Board) -> dict[str, dict[str, float]]:
         cells = range(1, len(board.cells) + 1)
         found = {f"temperature_{i}": {"nominal_ohm": resistance} for i in cells}
         return found | {f"inductance_{i}": {"nominal_H": inductance} for i in cells}
-    model, unit = pairs_of(board), {"C": "F", "R": "ohm", "L": "H"}
+    model, unit = pair_model(board), {"C": "F", "R": "ohm", "L": "H"}
     found = {}
     for members, row in zip(model.pairs, model.exponents, strict=True):
         part = board.parts[members[0]]

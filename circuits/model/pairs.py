@@ -11,6 +11,7 @@ sources where that has a tolerance: its resistor is then t/p of its nominal valu
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy import sparse
@@ -34,6 +35,11 @@ class PairModel:
     spreads: np.ndarray
     exponents: np.ndarray
     powers: np.ndarray
+
+    @property
+    def prior(self) -> dict[str, float]:
+        """Standard deviation of every parameter before any data, by name."""
+        return dict(zip(self.names, self.spreads.tolist(), strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +69,9 @@ class Half:
     power_exponents: np.ndarray  # (n, parameters)
 
 
+@lru_cache(maxsize=8)
 def pair_model(board: Board) -> PairModel:
-    """All parameters of a board."""
+    """Return the pair model of a board, with all its parameters; made once for each board."""
     pairs = tuple(_pairs(board))
     first = [board.parts[members[0]] for members in pairs]
     rough = any(source.tolerance for source in board.sources)

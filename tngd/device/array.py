@@ -28,8 +28,9 @@ from torch import Tensor
 from circuits.board import REFERENCE_CELSIUS
 from circuits.errors import InputError
 from circuits.model.converters import Converter
-from circuits.model.device import Device, checked, readout_of, temperature_coefficients
+from circuits.model.device import Device, checked, temperature_coefficients
 from circuits.model.ensemble import WIDEST, element_spread
+from circuits.model.fitted_copy import readout_of
 from tngd.curvature.factor import Factor
 from tngd.device.converters import convert, root_mean_square
 from tngd.device.low_rank import LowRank
@@ -127,9 +128,9 @@ def array_of(
             raise InputError("the device's board has no elements with a tolerance; give one of a designed board")
         mean, deviation = 1.0, max(tolerances) / 3**0.5
     kind = "R" if board.coupling == "resistive" else "C"
-    readouts = np.array([readout_of(device, k) for k in range(len(device.copies))])  # (copies, 2, n)
+    readouts = np.array([readout_of(copy, len(board.cells)) for copy in device.copies])  # (copies, 2, n)
     scale, offset = np.sqrt(((readouts - [[1.0], [0.0]]) ** 2).mean((0, 2))).tolist()
-    change = temperature_coefficients(device).get(kind, 0.0) * (ambient - REFERENCE_CELSIUS)
+    change = temperature_coefficients(board, interface).get(kind, 0.0) * (ambient - REFERENCE_CELSIUS)
     return Array(
         tuple(shape),
         mean,

@@ -33,9 +33,9 @@ from torch import Tensor
 from circuits.board import GROUND, Board, Program
 from circuits.errors import InputError
 from circuits.model.converters import IDEAL, Interface
-from circuits.model.device import Device, checked, draw_device, quality_factor, readout_of
-from circuits.model.fitted_copy import by_pairs, pairs_of, parameters_of
-from circuits.model.pairs import Half, PairModel, half_of, part_gains
+from circuits.model.device import Device, checked, draw_device, quality_factor
+from circuits.model.fitted_copy import by_pairs, parameters_of, readout_of
+from circuits.model.pairs import Half, PairModel, half_of, pair_model, part_gains
 from circuits.synthesis.cells import SCALING_LIMIT, SLACK_MINIMUM
 from circuits.synthesis.elements import GROUND_MINIMUM
 from tngd.device.small_matrices import apply, cholesky, cholesky_solve, lower_inverse, solve_bordered
@@ -176,7 +176,7 @@ def tile_board(
     drawn = draw_device(device, seed)
     capacitive = board.coupling == "capacitive"
     found = (_by_pairs if by_pairs(board) else _by_elements)(drawn)
-    shown = [readout_of(drawn, k) for k in range(len(drawn.copies))]
+    shown = [readout_of(copy, len(board.cells)) for copy in drawn.copies]
     found["readout"] = np.array([gains for gains, _ in shown])
     found["offset"] = np.array([offsets for _, offsets in shown]) / board.limits.reading_rms
     return TileBoard(
@@ -297,7 +297,7 @@ def _by_elements(device: Device) -> dict[str, np.ndarray]:
 
 def _by_pairs(device: Device) -> dict[str, np.ndarray]:
     """Relative admittances of the parts of every element, capacitors, and powers, by pairs of parts."""
-    board, model = device.board, pairs_of(device.board)
+    board, model = device.board, pair_model(device.board)
     first = [board.parts[members[0]] for members in model.pairs]
     theta = [parameters_of(model, copy) for copy in device.copies]
     gains = np.array([part_gains(model.exponents, row) for row in theta])
@@ -334,7 +334,7 @@ def _elements(device: Device, rows: list[dict[str, float]]) -> dict[str, np.ndar
 
 def tile_banks(device: Device) -> TileBanks:
     """Tables of a device with banks, in double precision, from the gains of its copies."""
-    board, model = device.board, pairs_of(device.board)
+    board, model = device.board, pair_model(device.board)
     theta = np.array([parameters_of(model, copy) for copy in device.copies] + [np.ones(len(model.names))])
     bits = board.banks[0].bits
     table = np.zeros((len(theta), len(board.banks), len(STATES), bits, 3))

@@ -14,7 +14,7 @@ from circuits.board import Conditions
 from circuits.calibration import folder
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.experiments import near_program, soldered_program, soldered_training
-from circuits.calibration.held_out import circuit_delayed, delayed_and_slopes, delayed_covariance
+from circuits.calibration.held_out import circuit_delays, delayed_and_slopes, delayed_covariance
 from circuits.calibration.routes import calibrate_programs
 from circuits.errors import InputError, SimulationError
 from circuits.model.device import predict
@@ -107,10 +107,10 @@ def test_settling_matrix_is_the_laplace_transform_of_the_lagged_covariances():
     for k, weight in enumerate(weights):
         total += weight * np.exp(-k * step / delay) / delay * (H @ x)
         x = Phi @ x
-    assert_close(circuit_delayed(circuit, delay), (total + total.T) / 2, 1e-6)
+    assert_close(circuit_delays(circuit, (delay,))[0], (total + total.T) / 2, 1e-6)
     frequencies = np.geomspace(1e2, 1e12, 1001)
     run = ExactRun(reading_covariance(circuit), 0.0, frequencies, spectrum(circuit, frequencies))
-    assert_close(delayed_covariance(run, delay), circuit_delayed(circuit, delay), 1e-8)
+    assert_close(delayed_covariance(run, delay), circuit_delays(circuit, (delay,))[0], 1e-8)
     with pytest.raises(SimulationError, match="does not add up"):
         delayed_covariance(ExactRun(run.covariance, 0.0, frequencies[::10], run.spectra[::10]), delay)
 

@@ -13,11 +13,11 @@ from simulated import measured_exactly
 
 from circuits.board import Conditions, Copy
 from circuits.calibration.discrepancy import (
-    LEAVINGS_SEED,
+    DISCREPANCY_SEED,
     delayed_discrepancies,
     draw_pairs,
     drawn_spectra,
-    lagged_leavings,
+    lagged_discrepancies,
 )
 from circuits.calibration.experiments import soldered_training
 from circuits.calibration.fitting import fit
@@ -75,7 +75,7 @@ def test_drawn_copies_are_whole_boards_and_their_equal_pairs_the_model(board):
     made = made_of(board)
     model, program = pair_model(made.board), made.program
     half, draws = half_of(model, program), draw_pairs(model, 0, 2)
-    full = assemble_gains(made.board, program, draw_gains(made.board, LEAVINGS_SEED, 2), Conditions())
+    full = assemble_gains(made.board, program, draw_gains(made.board, DISCREPANCY_SEED, 2), Conditions())
     found, equal = (drawn_spectra(half, each, FREQUENCIES)[0] for each in (draws, draws.matched))
     for k in range(2):
         for ours, theirs in zip(found[k], spectrum(full[k], FREQUENCIES), strict=True):
@@ -90,9 +90,9 @@ def test_leavings_of_covariances_are_those_of_whole_boards():
     made = made_of("negative elements")
     model, program = pair_model(made.board), made.program
     half, draws = half_of(model, program), draw_pairs(model, 0, 2)
-    full = assemble_gains(made.board, program, draw_gains(made.board, LEAVINGS_SEED, 2), Conditions())
+    full = assemble_gains(made.board, program, draw_gains(made.board, DISCREPANCY_SEED, 2), Conditions())
     lag = 4
-    found = lagged_leavings(half, draws, (0.0, lag * program.period))
+    found = lagged_discrepancies(half, draws, (0.0, lag * program.period))
     assert_close(found[0], delayed_discrepancies(half, draws)[0], 1e-12)
     for k in range(2):
         whole = lagged_covariances(full[k], program.period, held=False)[[0, lag]]

@@ -130,4 +130,4 @@ def test_data_at_a_lag_are_those_of_the_circuit_and_slopes_its_differences():
     assert_close(value, evidence.data(rho[[0, 5]] - mean_covariance(rho, pairs[0])), 1e-6)
     e = 1e-3 * (np.arange(len(theta)) == 3)
     assert_close(J[:, 3], (evidence.at(theta + e)[0] - evidence.at(theta - e)[0]) / 2e-3, 1e-4)
-    assert evidence.leavings.shape == (4, 36 + 64)
+    assert evidence.discrepancy.shape == (4, 36 + 64)

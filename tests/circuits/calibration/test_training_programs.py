@@ -24,7 +24,6 @@ from circuits.errors import InputError, SimulationError
 from circuits.files import write_json
 from circuits.model.device import predict
 from circuits.model.device_file import SCHEMA, describe_device, device_hash, load_device
-from circuits.model.fitted_copy import pairs_of
 from circuits.model.pairs import pair_model
 from circuits.netlist.export import write_design
 from circuits.nodal import assemble
@@ -113,7 +112,7 @@ def test_device_file_of_banks_round_trips_and_is_checked(calibrated, tmp_path):
     assert json.dumps(describe_device(again)) == json.dumps(describe_device(found.device))
     content = json.loads(path.read_text())
     assert content["schema"] == SCHEMA
-    assert set(content["nominal"]) <= set(pairs_of(again.board).names)
+    assert set(content["nominal"]) <= set(pair_model(again.board).names)
     name = next(name for name in content["copies"][0]["gains"] if "_bit_" in name)
     for damage in (
         lambda c: c["copies"][0]["gains"].pop(name),
@@ -245,7 +244,7 @@ def test_work_beside_one_that_fails_or_is_interrupted_is_stopped():
     made = make_design(M_MATRIX)
     model = pair_model(made.board)
     training = soldered_training(model, made.program, 0, draw_pairs(model, 0))
-    data = [np.zeros(evidence.leavings.shape[1]) for evidence in training.evidence]
+    data = [np.zeros(evidence.discrepancy.shape[1]) for evidence in training.evidence]
     with pytest.raises(InterruptedError, match="no longer wanted"):
         fit(model, training.evidence, data, stop)
 
