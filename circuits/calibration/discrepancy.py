@@ -1,10 +1,11 @@
-"""What the circuit of equal pairs leaves out of a copy: unequal pairs, and strays that only one side of a cell has.
+"""Discrepancy of the pair model: unequal pairs, and strays that only one side of a cell has.
 
 The values of a pair are μ (1 ± δ), of capacitances, of conductances, of inverse inductances, of series resistances.
 With x and c of circuits.model.pairs the whole board is Y = [[Y_xx, Y_xc], [Y_cx, Y_cc]]; the pair model is Y_xx at δ =
-0. A stray between two cells is one part: it is on one side, δ = 1, where the pair model has half of it on either. What
-is left out of a statistic s is s(μ, δ) - s(μ, 0); its law comes from copies (μ, δ) drawn from the tolerances. The same
-draws serve all programs, for one copy's mismatch is one, so leavings under different programs keep their correlation.
+0. A stray between two cells is one part: it is on one side, δ = 1, where the pair model has half of it on either side.
+The discrepancy of a statistic s is s(μ, δ) - s(μ, 0); its law comes from copies (μ, δ) drawn from the tolerances. All
+programs share the same draws, because one copy has one mismatch, so the discrepancies of different programs keep their
+correlation.
 """
 
 from collections.abc import Sequence
@@ -19,16 +20,16 @@ from circuits.model.pairs import Half, PairModel
 from circuits.model.response import ROUGH, nodes_and_weights
 
 DRAWS = 128
-MORE_DRAWS = 192  # where many programs tell on each other
-FEW_DRAWS = 32  # beside the noise of sampling, in which leavings are small
-DISCREPANCY_SEED = 20_000_003  # added to the design's seed: never the copies themselves
+MORE_DRAWS = 192  # where many programs together determine the discrepancies
+FEW_DRAWS = 32  # where the noise of sampling is larger than the discrepancies
+DISCREPANCY_SEED = 20_000_003  # added to the design's seed, so that the copies themselves are never drawn again
 STRAYS = "strays"  # the cause of capacitances between neighbouring cells
 FREQUENCIES_AT_ONCE = 16  # frequencies at a time
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnPairs:
-    """Copies: `means` μ and `mismatch` δ (draws, pairs) of values, `powers` and `power_mismatch` (draws, n) of sources.
+    """Drawn copies: `means` μ and `mismatch` δ (draws, pairs) of values; the sources by cell, (draws, n).
 
     A source at p has the relative power `powers` + `power_mismatch`, one at n `powers` - `power_mismatch`.
     """
@@ -40,7 +41,7 @@ class DrawnPairs:
 
     @property
     def matched(self) -> "DrawnPairs":
-        """The same copies, but pairs are equal."""
+        """The same copies with equal pairs."""
         return replace(self, mismatch=0 * self.mismatch, power_mismatch=0 * self.power_mismatch)
 
     def __getitem__(self, which: slice) -> "DrawnPairs":
@@ -49,7 +50,7 @@ class DrawnPairs:
 
 
 def draw_pairs(model: PairModel, seed: int, draws: int = DRAWS) -> DrawnPairs:
-    """Copies drawn from the tolerances of a board, none for plain cells, which are no pairs."""
+    """Draw copies from the tolerances of a board; none for plain cells, which are no pairs."""
     board = model.board
     draws = draws if board.nodes_per_cell == 2 else 0
     gains = draw_gains(board, seed + DISCREPANCY_SEED, max(draws, 1))[:draws]
@@ -69,7 +70,7 @@ def draw_pairs(model: PairModel, seed: int, draws: int = DRAWS) -> DrawnPairs:
 
 
 def drawn_spectra(half: Half, draws: DrawnPairs, frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Spectra (draws, f, n, n) [V²/Hz] of the readings, one-sided, and impedances (draws, f, n, n) [ohm]."""
+    """Return one-sided spectra (draws, f, n, n) [V²/Hz] of the readings, and impedances (draws, f, n, n) [ohm]."""
     n = len(half.power)
     if not len(draws.means):
         return (np.zeros((0, len(frequencies), n, n), dtype=complex),) * 2
@@ -84,27 +85,27 @@ def drawn_spectra(half: Half, draws: DrawnPairs, frequencies: np.ndarray) -> tup
 
 
 def delayed_discrepancies(half: Half, draws: DrawnPairs, delays: Sequence[float] = (0.0,)) -> np.ndarray:
-    """Discrepancies of K(τ) (circuits.calibration.held_out), (delays, draws, n, n) [V²]; of the covariance at τ = 0."""
+    """Return discrepancies of K(τ) (circuits.calibration.held_out), (delays, draws, n, n) [V²]; K(0) is Cov(y)."""
     frequency, weights = nodes_and_weights(half, ROUGH)
     return _summed(half, draws, frequency, np.array([weights * low_pass(frequency, delay) for delay in delays]))
 
 
 def lagged_discrepancies(half: Half, draws: DrawnPairs, lags: Sequence[float]) -> np.ndarray:
-    """What is left out of ρ(τ) = ∫ Re S e^{2πifτ} df, (lags, draws, n, n) [V²], at lags (t,) [s].
+    """Return discrepancies of ρ(τ) = ∫ Re S e^{2πifτ} df, (lags, draws, n, n) [V²], at lags (t,) [s].
 
-    The sum over few frequencies is good to some per cent of what is left out of the covariance.
+    The sum over few frequencies is accurate to some per cent of the discrepancy of the covariance.
     """
     frequency, weights = nodes_and_weights(half, ROUGH)
     return _summed(half, draws, frequency, np.array([weights * np.exp(2j * np.pi * frequency * lag) for lag in lags]))
 
 
 def low_pass(frequency: np.ndarray, delay: float) -> np.ndarray:
-    """1/(1 + (2π f τ)²), (f,)."""
+    """Return the weights 1/(1 + (2π f τ)²), (f,), of a mean delay τ [s]."""
     return 1 / (1 + (2 * np.pi * frequency * delay) ** 2)
 
 
 def _summed(half: Half, draws: DrawnPairs, frequency: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Σ Re weight · (what is left out of S), (w, draws, n, n), for weights (w, f)."""
+    """Return Σ Re weight · (discrepancy of S), (w, draws, n, n), for weights (w, f)."""
     total = np.zeros((len(weights), len(draws.means), len(half.power), len(half.power)))
     for piece in np.array_split(np.arange(len(frequency)), max(1, len(frequency) // FREQUENCIES_AT_ONCE)):
         S = drawn_spectra(half, draws, frequency[piece])[0] - drawn_spectra(half, draws.matched, frequency[piece])[0]
@@ -113,15 +114,15 @@ def _summed(half: Half, draws: DrawnPairs, frequency: np.ndarray, weights: np.nd
 
 
 def _linear(part: Part) -> bool:
-    """Whether the mean of a pair is that of values: capacitances, and resistances that act in series."""
+    """Tell whether values of a pair are averaged (capacitances, series resistances), rather than inverse values."""
     return part.kind == "C" or part.wire or part.cause == "winding"
 
 
 def _admittance(half: Half, draws: DrawnPairs, s: np.ndarray) -> np.ndarray:
-    """Y (draws, f, 2n, 2n) of x (first n) and c: either part of each pair with inner nodes of its own.
+    """Return Y (draws, f, 2n, 2n) of x (first n) and c: either part of each pair with inner nodes of its own.
 
-    The side of sign ±1 has the stamps (±x, c): what both sides have alike is in Y_xx and Y_cc, the rest in Y_xc. Equal
-    pairs leave nothing there, and only Y_xx (draws, f, n, n) is given.
+    The side of sign ±1 has the stamps (±x, c): the mean of both sides is in Y_xx and Y_cc, their difference in Y_xc.
+    Without mismatch Y_xc is zero, and Y_xx (draws, f, n, n) alone is returned.
     """
     n, mesh = half.stamps.shape[1], _mesh(half)
     x, c = mesh.stamps[:, :n], mesh.stamps[:, n:]
@@ -138,7 +139,7 @@ def _admittance(half: Half, draws: DrawnPairs, s: np.ndarray) -> np.ndarray:
 
 
 def _stamped(y: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Σ y left rightᵀ, (draws, f, n, n), of admittances (draws, f, b) with stamps (b, n)."""
+    """Return Σ y left rightᵀ, (draws, f, n, n), of admittances (draws, f, b) with stamps (b, n)."""
     every = (left[:, :, None] * right[:, None, :]).reshape(len(left), -1)
     flat, total = y.reshape(-1, y.shape[-1]), np.empty((y.shape[0] * y.shape[1], every.shape[1]), dtype=complex)
     total.real, total.imag = (np.ascontiguousarray(part) @ every for part in (flat.real, flat.imag))
@@ -146,7 +147,7 @@ def _stamped(y: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _coils(half: Half, draws: DrawnPairs, sign: int, s: np.ndarray) -> np.ndarray | float:
-    """Admittance (draws, f, n, n) of the coils of one side of all cells, with what they share; 0 if there are none."""
+    """Return the admittance (draws, f, n, n) of one side's coils with their mutual inductances; 0 without coils."""
     if not half.coils.shape[1]:
         return 0.0
     stiffness = draws.means[:, half.coil_pairs] * (1 + sign * draws.mismatch[:, half.coil_pairs])
@@ -160,9 +161,9 @@ def _coils(half: Half, draws: DrawnPairs, sign: int, s: np.ndarray) -> np.ndarra
 
 @dataclass(frozen=True, eq=False)
 class _Mesh:
-    """The same network without inner nodes: a star of y_k at one is the mesh of y_k y_l / Σ y between its ends.
+    """The network without inner nodes: a star of y_k at an inner node is the mesh of y_k y_l / Σ y between its ends.
 
-    The branches `direct` stay; the others are pairs `one`, `two` at the inner nodes `node`. `stamps` (b', 2n) on x, c.
+    Branches `direct` stay; the others are pairs `one`, `two` at the inner nodes `node`. `stamps` (b', 2n) are on x, c.
     """
 
     direct: np.ndarray
@@ -185,7 +186,7 @@ def _mesh(half: Half) -> _Mesh:
 
 
 def _side(half: Half, mesh: _Mesh, draws: DrawnPairs, sign: int, s: np.ndarray) -> np.ndarray:
-    """Admittances (draws, f, b') of the part of every pair that is on one side."""
+    """Return admittances (draws, f, b') of the part of every pair that is on one side."""
     value = draws.means[:, half.pairs] * (1 + sign * draws.mismatch[:, half.pairs])
     gain = np.divide(1, value, out=value.copy(), where=half.series)
     y = (half.weights * gain)[:, None] * np.where(half.capacitive, s[:, None], 1.0)  # (draws, f, b)

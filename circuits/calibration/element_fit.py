@@ -1,8 +1,8 @@
-"""What one program shows of a soldered capacitive board: its populated elements and its cells, as a vector θ.
+"""Fit of a soldered capacitive board by its elements and cells, from its own program.
 
     θ = relative gain of every populated element, relative temperature of every cell, relative inductance of every cell
 
-A differential pair is one parameter, the mean of its parts. What the program leaves out keeps its prior.
+A differential pair is one parameter, the mean of its parts. Elements that the program leaves out keep their prior.
 """
 
 from collections.abc import Callable
@@ -25,20 +25,20 @@ from circuits.simulation.runs import Run
 from circuits.simulation.transient import chunks_covariance, chunks_law
 
 DISCREPANCY_DRAWS = 256
-STEP = 1e-5  # of a parameter, for a slope
-FLOOR = 1e-8  # relative error of an exact datum: far above its integration error, far below anything that matters
+STEP = 1e-5  # of a parameter, for a derivative
+FLOOR = 1e-8  # relative error of an exact datum: above the error of its integration, below any other
 
 
 @dataclass(frozen=True)
 class ElementParameters:
-    """Which parameters the vector θ holds, in order: populated elements, then temperatures, then inductances."""
+    """Parameters in the order of the vector θ: populated elements, then temperatures, then inductances."""
 
     elements: tuple[str, ...]
     cells: int
 
     @property
     def names(self) -> tuple[str, ...]:
-        """One name a parameter."""
+        """The name of every parameter."""
         count = range(1, self.cells + 1)
         return (
             *self.elements,
@@ -48,20 +48,20 @@ class ElementParameters:
 
 
 def element_parameters(design: Design) -> ElementParameters:
-    """What the own program of a design shows."""
+    """Return the parameters that the own program of a design determines."""
     board = design.board
     return ElementParameters(tuple(e.name for e in board.elements if e.name in design.program.values), len(board.cells))
 
 
-def element_means(board: Board, layout: ElementParameters, gains: np.ndarray) -> np.ndarray:
-    """What the reduced parameters of drawn copies are: part gains (…, parts) averaged within pairs, (…, parameters).
+def element_means(board: Board, parameters: ElementParameters, gains: np.ndarray) -> np.ndarray:
+    """Return parameters (…, parameters) of drawn copies: part gains (…, parts) averaged within pairs.
 
     A temperature is the inverse of the mean conductance, an inductance that of the mean inverse inductance.
     """
     names = {part.name: k for k, part in enumerate(board.parts)}
     columns = [
         gains[..., [k for k, part in enumerate(board.parts) if part.element == name]].mean(axis=-1)
-        for name in layout.elements
+        for name in parameters.elements
     ]
     for kind in "RL":
         columns += [
@@ -70,30 +70,30 @@ def element_means(board: Board, layout: ElementParameters, gains: np.ndarray) ->
     return np.stack(columns, axis=-1)
 
 
-def model_circuit(board: Board, program: Program, layout: ElementParameters, theta: np.ndarray) -> Circuit:
-    """The reduced-order circuit at parameters θ (parameters,)."""
-    count, n = len(layout.elements), layout.cells
+def model_circuit(board: Board, program: Program, parameters: ElementParameters, theta: np.ndarray) -> Circuit:
+    """Return the reduced-order circuit at parameters θ (parameters,)."""
+    count, n = len(parameters.elements), parameters.cells
     gains = dict.fromkeys((element.name for element in board.elements), 1.0)
-    gains |= dict(zip(layout.elements, theta[:count].tolist(), strict=True))
+    gains |= dict(zip(parameters.elements, theta[:count].tolist(), strict=True))
     return reduced_circuit(board, program, gains, theta[count : count + n], theta[count + n :])
 
 
-def prior_of(board: Board, layout: ElementParameters) -> np.ndarray:
-    """Standard deviation of every parameter before any data: uniform parts, averaged within the pair."""
+def prior_of(board: Board, parameters: ElementParameters) -> np.ndarray:
+    """Return prior standard deviations (parameters,): parts are uniform within tolerance, and averaged in pairs."""
     tolerance = {part.element or part.name: part.tolerance for part in board.parts}
-    count = {name: sum(part.element == name for part in board.parts) for name in layout.elements}
-    elements = [tolerance[name] / np.sqrt(3 * count[name]) for name in layout.elements]
+    count = {name: sum(part.element == name for part in board.parts) for name in parameters.elements}
+    elements = [tolerance[name] / np.sqrt(3 * count[name]) for name in parameters.elements]
     cells = [
         tolerance[f"{kind}{cell.nodes[0]}"] / np.sqrt(3 * len(cell.nodes)) for kind in "RL" for cell in board.cells
     ]
     return np.maximum(elements + cells, 1e-6)  # a part without tolerance is still a parameter
 
 
-def fitted_copy(board: Board, name: str, layout: ElementParameters, fit: Fit) -> FittedCopy:
+def fitted_copy(board: Board, name: str, parameters: ElementParameters, fit: Fit) -> FittedCopy:
     """Return the record of a fit; elements that the program leaves out keep their prior."""
-    prior = dict(zip(layout.names, prior_of(board, layout).tolist(), strict=True))
+    prior = dict(zip(parameters.names, prior_of(board, parameters).tolist(), strict=True))
     outside = {
-        element.name: float(prior_of(board, ElementParameters((element.name,), layout.cells))[0])
+        element.name: float(prior_of(board, ElementParameters((element.name,), parameters.cells))[0])
         for element in board.elements
         if element.name not in prior
     }
@@ -101,7 +101,7 @@ def fitted_copy(board: Board, name: str, layout: ElementParameters, fit: Fit) ->
 
 
 def paired(design: Design, route: str, fits: dict[str, Fit]) -> tuple[PairModel, dict[str, Fit]]:
-    """Fits of `calibrate` by the parameters of the pair model: those that the program leaves out keep their prior."""
+    """Return the pair model, and fits of `calibrate` by its parameters; parameters without data keep their prior."""
     board, model = design.board, pair_model(design.board)
     if by_pairs(board):
         return model, fits
@@ -133,7 +133,7 @@ def _statistics(circuit: Circuit, frequencies: np.ndarray) -> np.ndarray:
 
 
 def _flatten(covariance: np.ndarray, spectra: np.ndarray) -> np.ndarray:
-    """Hermitian matrices as real numbers of one size: logarithms of the diagonal, correlations off it."""
+    """Return Hermitian matrices as real numbers of one size: logarithms of the diagonal, correlations off it."""
     a, b = np.triu_indices(len(covariance), 1)
     pieces = []
     for S in (covariance, *spectra):
@@ -144,47 +144,48 @@ def _flatten(covariance: np.ndarray, spectra: np.ndarray) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def drawn_discrepancy(design: Design, layout: ElementParameters, measured: dict[str, Run]) -> np.ndarray:
-    """Full minus reduced statistics of copies drawn from the prior, (draws, data)."""
+def drawn_discrepancy(design: Design, parameters: ElementParameters, measured: dict[str, Run]) -> np.ndarray:
+    """Return full minus reduced statistics of copies drawn from the prior, (draws, data)."""
     board, program = design.board, design.program
     frequencies = measured[design.copies[0].name].exact.frequencies
     gains = draw_gains(board, design.seed + DISCREPANCY_SEED, DISCREPANCY_DRAWS)
     full = assemble_gains(board, program, gains, Conditions())
     return np.array(
         [
-            _statistics(full[k], frequencies) - _statistics(model_circuit(board, program, layout, theta), frequencies)
-            for k, theta in enumerate(element_means(board, layout, gains))
+            _statistics(full[k], frequencies)
+            - _statistics(model_circuit(board, program, parameters, theta), frequencies)
+            for k, theta in enumerate(element_means(board, parameters, gains))
             if is_stable(full[k])
         ]
     )
 
 
 def exact_misfit(
-    board: Board, program: Program, layout: ElementParameters, run: Run, discrepancy: np.ndarray
+    board: Board, program: Program, parameters: ElementParameters, run: Run, discrepancy: np.ndarray
 ) -> Misfit:
-    """Misfit of an exact run: covariance and spectra, less the mean discrepancy of drawn copies (draws, data)."""
+    """Return the misfit of an exact run: covariance and spectra, less the mean of `discrepancy` (draws, data)."""
     data = _flatten(run.exact.covariance, run.exact.spectra) - discrepancy.mean(axis=0)
     sigma = np.sqrt(discrepancy.var(axis=0) + FLOOR**2)
 
     def misfit(theta: np.ndarray) -> np.ndarray:
-        circuit = model_circuit(board, program, layout, theta)
+        circuit = model_circuit(board, program, parameters, theta)
         return (_statistics(circuit, run.exact.frequencies) - data) / sigma
 
     deviations = (discrepancy - discrepancy.mean(axis=0)) / sigma
-    # What the floor adds is independent from datum to datum.
+    # The variance that the floor adds is independent from datum to datum.
     return Misfit(misfit, deviations.T @ deviations / len(deviations) + np.diag((FLOOR / sigma) ** 2))
 
 
-def sampled_misfit(board: Board, program: Program, layout: ElementParameters, run: Run) -> Misfit:
-    """Misfit of a sampled run: its covariance, whitened by the law of the estimate."""
-    nominal = model_circuit(board, program, layout, np.ones(len(layout.names)))
+def sampled_misfit(board: Board, program: Program, parameters: ElementParameters, run: Run) -> Misfit:
+    """Return the misfit of a sampled run: its covariance, whitened by the law of the estimate."""
+    nominal = model_circuit(board, program, parameters, np.ones(len(parameters.names)))
     law = chunks_law(run.recipe, nominal, program.period, run.moments.samples)
     whiten = np.linalg.cholesky(law.covariance)
-    i, j = np.triu_indices(layout.cells)
+    i, j = np.triu_indices(parameters.cells)
     data = run.moments.mean[i, j]
 
     def misfit(theta: np.ndarray) -> np.ndarray:
-        circuit = model_circuit(board, program, layout, theta)
+        circuit = model_circuit(board, program, parameters, theta)
         covariance = chunks_covariance(run.recipe, circuit, program.period)
         return solve_triangular(whiten, covariance[i, j] - data, lower=True)
 
@@ -192,7 +193,7 @@ def sampled_misfit(board: Board, program: Program, layout: ElementParameters, ru
 
 
 def fit_misfit(misfit: Misfit, prior: np.ndarray) -> Fit:
-    """Least-squares fit of all parameters, with their covariance, under a normal prior of these deviations."""
+    """Fit all parameters by least squares, with their covariance, under a normal prior of deviations `prior`."""
     start = np.ones(len(prior))
 
     def residuals(theta: np.ndarray) -> np.ndarray:
@@ -205,7 +206,7 @@ def fit_misfit(misfit: Misfit, prior: np.ndarray) -> Fit:
     H = np.linalg.inv(J.T @ J + np.diag(prior**-2))
     covariance = H @ (J.T @ misfit.covariance @ J + np.diag(prior**-2)) @ H
     found = plain_fit(solution.x, covariance, misfit.residuals(start), solution.fun[:data])
-    # What is left of e after the fit, and what the prior keeps it from taking up.
+    # Expected residuals: the errors e after the fit, and the share of θ that the prior holds back.
     P, kept = np.eye(data) - J @ H @ J.T, J @ H / prior
     expected = np.sum((P @ misfit.covariance) * P) + np.sum(kept**2)
     return replace(found, excess=float(np.sqrt(max(found.residuals @ found.residuals / expected, 1.0))))

@@ -1,12 +1,14 @@
-"""Programs that make the parts of a board show themselves: with banks random codes, chosen by what they tell.
+"""Experiment design: training programs, chosen so that their data determine the parts of a board.
 
-Every bit of every bank is to be closed in some programs, either way, and open in others, with the rest of the board
-different each time. Of a few random programs the one is taken next that leaves the least uncertainty,
+With banks they are random codes. Every bit of every bank is closed in some programs, either way, and open in others,
+with the rest of the board different each time. Of a few random programs the one is taken next that leaves the least
+uncertainty,
 
     Σ_p (posterior variance/prior variance),   posterior = (Σ Jᵀ σ⁻² J + prior⁻¹)⁻¹,
 
-J the derivatives of the data at nominal parts, until every bit and cell is known far better than its tolerance.
-On a soldered board they are its own program and random targets in which every coupling is populated once, either way.
+with J the derivatives of the data at nominal parts, until every bit and cell is known far better than its tolerance.
+On a soldered board the training programs are the own program and random targets in which every coupling is populated
+once, either way.
 """
 
 from dataclasses import dataclass, replace
@@ -27,23 +29,23 @@ from circuits.synthesis.design import program as synthesised
 
 TRAINING_SEED = 30_000_001  # added to the design's seed
 CANDIDATES = 3  # random programs that compete to be the next
-UNDETERMINED = 0.5  # of its prior deviation: what is left of it above which a parameter is undetermined
-KNOWN = 0.1  # of its tolerance: a bit, a ground capacitor or a temperature known to this is known
+UNDETERMINED = 0.5  # posterior/prior deviation above which a parameter is undetermined
+KNOWN = 0.1  # posterior/prior deviation below which a bit, a ground capacitor or a temperature is known
 FEWEST, MOST = 14, 24  # programs
 CORRELATED = 0.9
 FILLED = 0.6  # of the diagonal: the couplings of the fullest row of a random target
 NEAR = 0.05
-SHORT = 0.15  # by which the rows of a target that needs negative elements are beyond dominance
-LEAST_EIGENVALUE = 0.2  # that it has
+SHORT = 0.15  # by which rows of a target that needs negative elements exceed diagonal dominance
+LEAST_EIGENVALUE = 0.2  # of a target that needs negative elements
 TRIALS = 20
-FASTEST = (1 / 32, 1 / 4, 2.0)  # of the fastest pole of a board with ESR: where the inputs of amplifiers show
+FASTEST = (1 / 32, 1 / 4, 2.0)  # of the fastest pole of a board with ESR: where the data show the inputs of amplifiers
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingPrograms:
-    """Programs, what is expected of each, and what they will tell: (parameters,) posterior over prior deviation.
+    """Programs, the evidence of each, and `uncertainty` (parameters,): posterior over prior deviation.
 
-    `correlated` are pairs of parameters whose errors the data cannot tell apart well, with the correlation.
+    `correlated` are pairs of parameters whose errors the data separate badly, with the correlation.
     """
 
     programs: tuple[Program, ...]
@@ -59,7 +61,7 @@ def training_programs(model: PairModel, seed: int, draws: DrawnPairs, most: int 
     matters = np.array([essential(name) for name in model.names])
     first = random_program(model.board, rng, "scale")
     frequencies = training_frequencies(model, first)
-    typical = evidence_of(model, first, frequencies, draws).discrepancy  # much the same for any program
+    typical = evidence_of(model, first, frequencies, draws).discrepancy  # nearly the same for any program
     chosen: list[tuple[Program, Evidence]] = []
     while len(chosen) < most:
         best = None
@@ -80,9 +82,9 @@ def training_programs(model: PairModel, seed: int, draws: DrawnPairs, most: int 
 
 
 def soldered_training(model: PairModel, own: Program, seed: int, draws: DrawnPairs) -> TrainingPrograms:
-    """The own program of a board without banks, and random targets that show what it leaves out.
+    """Return the own program of a board without banks, and random targets with the elements that it leaves out.
 
-    Negative elements are shown, all of them, if the own program needs any: other targets near it may need others.
+    All negative elements are included if the own program needs any: other targets near it may need others.
     """
     board, rng = model.board, np.random.default_rng([TRAINING_SEED, seed])
     frequencies, n = training_frequencies(model, own), len(board.cells)
@@ -97,9 +99,9 @@ def soldered_training(model: PairModel, own: Program, seed: int, draws: DrawnPai
 
 
 def training_frequencies(model: PairModel, program: Program) -> np.ndarray:
-    """At which spectra are looked at, (f,) [Hz]: those that show the parts, and with ESR the fastest poles as well.
+    """Return the frequencies (f,) [Hz] of training spectra: `evidence_frequencies`, and with ESR the fastest poles too.
 
-    Behind ESR a share of the variance is in a band where amplifier inputs alone hold a node: nothing slower shows them.
+    Behind ESR a share of the variance is in a band where only amplifier inputs hold a node; lower frequencies miss it.
     """
     frequencies = evidence_frequencies(model.board)
     if not any(part.cause == ESR for part in model.board.parts):
@@ -109,7 +111,7 @@ def training_frequencies(model: PairModel, program: Program) -> np.ndarray:
 
 
 def evidence_of(model: PairModel, program: Program, frequencies: np.ndarray, draws: DrawnPairs) -> Evidence:
-    """What to expect of a program; on a resistive board the columns of its inverse are data too."""
+    """Return the evidence of a program; on a resistive board the columns of its inverse are data too."""
     half, columns = half_of(model, program), bool(model.board.inputs)
     if not len(draws.means):  # flattened: as many real numbers as entries
         return Evidence(half, frequencies, columns, np.zeros((0, (len(frequencies) + columns) * len(half.power) ** 2)))
@@ -118,7 +120,7 @@ def evidence_of(model: PairModel, program: Program, frequencies: np.ndarray, dra
 
 
 def soldered_program(board: Board, rng: np.random.Generator, name: str, signs: np.ndarray | None = None) -> Program:
-    """A random target of dominant rows on a board without banks, couplings of these signs (n, n) or any."""
+    """Make a random target of dominant rows on a board without banks, couplings of these signs (n, n) or any."""
     n = len(board.cells)
     for trial in range(TRIALS):
         W = np.triu(rng.uniform(0.2, 1, (n, n)), 1)
@@ -137,7 +139,7 @@ def soldered_program(board: Board, rng: np.random.Generator, name: str, signs: n
 
 
 def near_program(board: Board, own: Program, rng: np.random.Generator, name: str) -> Program | None:
-    """A target near the own one of a board without banks, entries off by some per cent; None if none goes there."""
+    """Make a target near that of `own`, entries off by some per cent; None if the board holds none."""
     n, T = len(board.cells), own.congruence
     L = np.linalg.cholesky(own.target)
     active = has_negative(board, own)
@@ -153,7 +155,7 @@ def near_program(board: Board, own: Program, rng: np.random.Generator, name: str
 
 
 def negative_program(board: Board, rng: np.random.Generator, name: str) -> Program | None:
-    """A well-conditioned target that needs the negative element of every cell; None if none was found.
+    """Make a well-conditioned target that needs the negative element of every cell; None if none was found.
 
     All off-diagonal entries are of one size, so that their sizes add up to a little more than 1 in every row.
     """
@@ -171,12 +173,12 @@ def negative_program(board: Board, rng: np.random.Generator, name: str) -> Progr
 
 
 def has_negative(board: Board, program: Program) -> bool:
-    """Whether a program populates negative elements."""
+    """Tell whether a program populates negative elements."""
     return any(element.kind == "negative" and element.name in program.values for element in board.elements)
 
 
 def told_by(model: PairModel, evidence: Evidence) -> np.ndarray:
-    """Information (parameters, parameters) of one program at nominal parts, parameters in units of their prior."""
+    """Return the information (parameters, parameters) of one program at nominal parts, in units of the prior."""
     left = evidence.discrepancy.std(axis=0) if len(evidence.discrepancy) else 0.0
     J = expected_and_slopes(evidence, np.ones(len(model.names)))[1] * model.spreads
     J /= np.hypot(left, evidence.noise)[:, None]
@@ -184,7 +186,7 @@ def told_by(model: PairModel, evidence: Evidence) -> np.ndarray:
 
 
 def random_program(board: Board, rng: np.random.Generator, name: str) -> Program:
-    """Every bit closed or open by a fair coin, straight or crossed where there is a choice."""
+    """Draw a program: every bit closed or open by a fair coin, straight or crossed where there is a choice."""
     most = np.array([2**bank.bits for bank in board.banks])
     ways = np.array([len(bank.elements) for bank in board.banks])
     codes = rng.integers(most) * np.where(ways == 2, rng.choice([-1, 1], len(most)), 1)
@@ -192,7 +194,7 @@ def random_program(board: Board, rng: np.random.Generator, name: str) -> Program
 
 
 def code_program(board: Board, codes: np.ndarray, name: str) -> Program:
-    """The program of given signed codes (banks,); its target is what the nominal board then holds."""
+    """Return the program of signed codes (banks,); its target is the matrix that the nominal board then holds."""
     n = len(board.cells)
     values = {
         bank.elements[0 if code > 0 else 1]: float(abs(code) * bank.unit)
@@ -207,12 +209,12 @@ def code_program(board: Board, codes: np.ndarray, name: str) -> Program:
 
 
 def essential(name: str) -> bool:
-    """Whether a parameter decides what a program holds, unlike switches, pads and what else comes with parts."""
+    """Tell whether a parameter sets the matrix of a program, unlike switches, pads and other parasitics."""
     return name.split("_")[0] in ("ground", "storage", "temperature", "power", "inductance") or "_bit_" in name
 
 
 def correlations(names: tuple[str, ...], covariance: np.ndarray, most: int = 20) -> tuple[tuple[str, str, float], ...]:
-    """The strongest correlations beyond CORRELATED, at most so many."""
+    """Return the strongest correlations beyond CORRELATED, at most `most` of them."""
     error = np.sqrt(np.diag(covariance))
     R = np.triu(covariance / error[:, None] / error, 1)
     order = np.argsort(-np.abs(R), axis=None)[:most]
@@ -225,7 +227,7 @@ def _inverse(matrix: np.ndarray) -> np.ndarray:
 
 
 def _drawn_data(half: Half, draws: DrawnPairs, frequencies: np.ndarray, columns: bool) -> np.ndarray:
-    """The data (draws, data) of drawn copies."""
+    """Return the data (draws, data) of drawn copies."""
     data = [flattened(drawn_spectra(half, draws, frequencies)[0])]
     if columns:
         data.append(flattened(drawn_spectra(half, draws, np.zeros(1))[1]))

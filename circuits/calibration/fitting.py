@@ -1,18 +1,19 @@
-"""Least squares for the parts of one copy, and for what the pair model leaves out of it, from several programs.
+"""Least squares for the parts of one copy and the discrepancy of the pair model, from several programs.
 
     data_p = model_p(θ) + ℓ̄_p + L_p a + e_p,    θ ~ N(1, σ_prior²),   a ~ N(0, 1),   e ~ N(0, noise² + φ² s_p²)
 
-The columns of L_p (data, basis) are leavings of drawn copies about their mean ℓ̄_p, s_p their deviation: the discrepancy
-of a model that does not hold the truth (Kennedy and O'Hagan 2001) with the law that its physics gives it. The one a of
-a copy ties its programs together, seen or not. φ, the share of the leavings that the basis does not span, is found from
-the residuals as a component of variance (γ degrees of freedom used up, φ² = Σ w r²/(N - γ)), and so is the noise where
-no leavings were drawn. The minimum is found by Gauss-Newton steps with analytic derivatives, damped only where a step
-does not help; with H its curvature it moves by H⁻¹ (Jᵀ V⁻¹ e + p) with errors e of the data and p of the prior.
+The columns of L_p (data, basis) are discrepancies of drawn copies about their mean ℓ̄_p, s_p their deviation: the
+discrepancy of a model that does not hold the truth (Kennedy and O'Hagan 2001) with the law that its physics gives it.
+All programs of a copy share one a, those that no fit saw too. φ, the share of the discrepancy that the basis does not
+span, is found from the residuals as a component of variance (γ degrees of freedom used up, φ² = Σ w r²/(N - γ)), and so
+is the noise where no discrepancies were drawn. The minimum is found by Gauss-Newton steps with analytic derivatives,
+damped only where a step does not help; with H its curvature it moves by H⁻¹ (Jᵀ V⁻¹ e + p) with errors e of the data
+and p of the prior.
 
-What the basis does not span is not white, so that errors are not those of H⁻¹. They are tried on other drawn copies,
-the checks: each moves the minimum by what its leavings do to all data, and is then off from what the basis makes of it.
-If the residuals of the fit are larger than those of the checks, the copy is farther from the model than tolerances
-allow, and by that ratio (Birge's) all errors of leavings are larger.
+The discrepancy that the basis does not span is not white, so H⁻¹ is not the covariance of the errors. Errors are found
+from other drawn copies, the checks: the discrepancy of each check moves the minimum, and differs from its projection on
+the basis. If the residuals of the fit are larger than those of the checks, the copy is farther from the model than
+tolerances allow, and all errors by discrepancy are larger by that ratio (Birge's).
 """
 
 from collections.abc import Sequence
@@ -32,16 +33,17 @@ from circuits.simulation.operating_point import SolveRun
 
 MOST_STEPS = 100
 MOST_ROUNDS = 20  # of the components of variance
-SETTLED = 1e-5  # of a prior deviation: a step below it ends the fit
-ROUGH = 0.1  # the same while data are doubted more than they will be
-NOTHING = 1e-6  # change of χ² that ends it too: rounding may keep what hardly shows on the move
-STEADY = 0.01  # relative change of a component of variance, below which it is found
-CONTINUATION = (1e4, 1e2, 10.0, 1.0)  # data are doubted more at first, lest parts that hardly show take up a curvature
+SETTLED = 1e-5  # of a prior deviation: stop when a step is smaller
+ROUGH = 0.1  # of a prior deviation: end a stage of the continuation when a step is smaller
+SMALLEST_CHANGE = 1e-6  # stop when χ² changes by less: rounding keeps weakly determined parameters moving
+STEADY = 0.01  # stop when the components of variance change by less, relative
+# Continuation: inflate the noise first, so that weakly determined parameters do not absorb nonlinearity.
+CONTINUATION = (1e4, 1e2, 10.0, 1.0)
 SMALLEST = 0.1  # relative value that no step goes below
-CHECKS = 64
-SHARE, WORTH = 0.5, 20.0  # φ before any data, and how many data that is worth
-ENOUGH = 3  # times as many data as parameters, to tell their noise
-LEAST = 0.03  # of FLOOR: less noise than that is not believed
+CHECKS = 64  # drawn copies, the last ones, that tell the errors
+SHARE, WORTH = 0.5, 20.0  # φ before any data, and the number of data which that prior is worth
+ENOUGH = 3  # data for each parameter that are needed to find the noise
+LEAST = 0.03  # of FLOOR: the smallest noise that is accepted
 Known = Evidence | CovarianceEvidence | LaggedEvidence  # spectra without sampling, or covariances with their law
 
 
@@ -50,8 +52,8 @@ class Fit:
     """One copy's fit: parameters θ (parameters,), their covariance, and the weighted residuals before and after.
 
     `left` (basis,) is a. The errors of θ and a have the covariance of `errors`ᵀ `errors`, (k, parameters + basis); its
-    first `checks` rows are those of the drawn copies that come after the basis, which are `excess` times as far off.
-    `share` is φ, `noise` the factor found for the noise of data whose own errors are not known (else 1).
+    first `checks` rows are those of the drawn copies after the basis, `excess` times as large as drawn. `share` is φ,
+    `noise` the factor found for the noise of data whose own errors are not known (else 1).
     """
 
     values: np.ndarray
@@ -67,20 +69,20 @@ class Fit:
 
     @property
     def draws(self) -> int:
-        """How many copies were drawn for it."""
+        """Number of copies that were drawn for the fit."""
         return len(self.left) + self.checks
 
 
 def plain_fit(
     values: np.ndarray, covariance: np.ndarray, before: np.ndarray, after: np.ndarray, checks: int = 0
 ) -> Fit:
-    """The record of parameters found in another way; checks tell nothing about them."""
+    """Return the record of parameters that another method found; the checks have no effect on them."""
     rows = np.concatenate([np.zeros((checks, len(values))), np.linalg.cholesky(covariance).T])
     return Fit(values, covariance, before, after, np.zeros(0), rows, checks, 1.0, 0.0, 1.0)
 
 
 def observed(evidence: Evidence, exact: ExactRun | Spectra, solved: SolveRun | None) -> tuple[Evidence, np.ndarray]:
-    """The data (data,) of one run, and what was expected of it at the frequencies it really had."""
+    """Return the evidence at the frequencies that the run really had, and the data (data,) of the run."""
     data = [flattened(exact.spectra[None])[0]]
     if evidence.columns:
         data.append(flattened((solved.columns + solved.columns.T)[None, None].astype(complex) / 2)[0])
@@ -91,7 +93,7 @@ def observed(evidence: Evidence, exact: ExactRun | Spectra, solved: SolveRun | N
 def fit_all(
     model: PairModel, copies: dict[str, tuple[Sequence[Known], Sequence[np.ndarray]]], progress: Progress
 ) -> dict[str, Fit]:
-    """`fit` of every copy by name, to its evidence and data, side by side."""
+    """Fit every copy by name to its evidence and data, in parallel."""
     words = "fitting " + (next(iter(copies)) if len(copies) == 1 else f"{len(copies)} copies")
     progress(0, len(copies), words)
     found = side_by_side([partial(fit, model, *known) for known in copies.values()], progress, words)
@@ -101,7 +103,7 @@ def fit_all(
 def fit(model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray], stop: Event | None = None) -> Fit:
     """Fit θ (parameters,) to data (data,) of every program; InputError if that does not settle.
 
-    Where no leavings were drawn (plain cells) the noise of exact data is estimated, else their share φ is.
+    Where no discrepancies were drawn (plain cells) the noise of exact data is estimated, else the share φ is.
     InterruptedError as soon as the event `stop` is set.
     """
     given, known = [_Given(each, found, stop) for each, found in zip(evidence, data, strict=True)], len(model.names)
@@ -111,7 +113,7 @@ def fit(model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray],
     start = _evaluated(given, known, x)
     before = _linearised(given, spreads, known, start, scale)
     at, state, settled = _continued(given, spreads, known, start, scale, ROUGH)
-    if not settled:  # a narrow valley, to be followed all the way
+    if not settled:  # a narrow valley: follow it with small steps at every stage
         at, state, settled = _continued(given, spreads, known, start, scale, SETTLED)
     for _ in range(MOST_ROUNDS):
         if not settled:
@@ -137,7 +139,7 @@ def fit(model: PairModel, evidence: Sequence[Known], data: Sequence[np.ndarray],
 
 
 class _Given:
-    """The data of one program, what leavings do to them, and their own errors."""
+    """The data of one program, less the mean discrepancy, with the basis and the checks, and the noise."""
 
     def __init__(self, evidence: Known, data: np.ndarray, stop: Event | None) -> None:
         mean, columns, self.checks = discrepancy_parts(evidence.discrepancy)
@@ -147,7 +149,7 @@ class _Given:
         self.stop = stop
 
     def at(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The model's data (data,) and their derivatives (data, parameters)."""
+        """Return the data (data,) of the model and their derivatives (data, parameters)."""
         if self.stop and self.stop.is_set():
             raise InterruptedError("the fit is no longer wanted")
         return self.evidence.at(theta)
@@ -155,7 +157,7 @@ class _Given:
 
 @dataclass(frozen=True)
 class _Scale:
-    """Components of variance: share of leavings, factor of the noise, and how many times it is doubted."""
+    """Components of variance: share φ of the discrepancy, factor of the noise, and inflation of the noise."""
 
     share: float
     noise: float = 1.0
@@ -164,7 +166,7 @@ class _Scale:
 
 @dataclass(frozen=True, eq=False)
 class _Evaluated:
-    """Of every program the model's data and their derivatives at x, whatever the weights: what costs most of a fit."""
+    """The data of the model and their derivatives at x, by program, before weights: the costly part of a fit."""
 
     x: np.ndarray
     found: tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -172,7 +174,7 @@ class _Evaluated:
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """Everything by parameters in units of their spreads."""
+    """Cost, weighted residuals and normal equations, with parameters in units of their spreads."""
 
     cost: float
     residuals: np.ndarray
@@ -182,9 +184,9 @@ class _State:
 
 
 def discrepancy_parts(left: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of leavings (draws, …) the mean of the basis, the basis and the checks, either so that its squares add up to 1.
+    """Split discrepancies (draws, …): mean of the basis, basis, and checks, the last two about the mean.
 
-    The checks are the last CHECKS of the draws, or half of them.
+    Either is scaled so that the sum of its squares is a variance. The checks are the last CHECKS draws, or half of all.
     """
     basis = len(left) - min(CHECKS, len(left) // 2)
     if not basis:
@@ -195,7 +197,7 @@ def discrepancy_parts(left: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
 
 
 def _variance(given: _Given, scale: _Scale) -> tuple[np.ndarray, np.ndarray]:
-    """Of the data (data,), and of the leavings in it."""
+    """Return the variance (data,) of the data, and the share of it by discrepancy."""
     left = (scale.share * given.spread) ** 2
     own = (scale.noise if given.exact else 1.0) ** 2 + scale.inflation**2
     return own * given.noise**2 + left, left
@@ -208,7 +210,7 @@ def _evaluated(given: Sequence[_Given], known: int, x: np.ndarray) -> _Evaluated
 def _continued(
     given: Sequence[_Given], spreads: np.ndarray, known: int, at: _Evaluated, scale: _Scale, settled: float
 ) -> tuple[_Evaluated, _State, bool]:
-    """`_descended` from far away: with data doubted less and less, to steps so small each time."""
+    """Find the minimum from far away: with noise inflated less and less, and steps down to `settled` at each stage."""
     for inflation in CONTINUATION:
         at, _, _ = _descended(given, spreads, known, at, replace(scale, inflation=inflation), settled)
     return _descended(given, spreads, known, at, scale)
@@ -222,7 +224,7 @@ def _descended(
     scale: _Scale,
     settled: float = SETTLED,
 ) -> tuple[_Evaluated, _State, bool]:
-    """The minimum from there on, to a step this small, and whether steps have died out."""
+    """Return the minimum that steps from `at` reach, and whether they became smaller than `settled`."""
     state, damping = _linearised(given, spreads, known, at, scale), 0.0
     for _ in range(MOST_STEPS):
         H = state.normal + damping * np.diag(np.diag(state.normal))
@@ -231,7 +233,7 @@ def _descended(
         x[:known] = np.maximum(x[:known], SMALLEST)
         trial = _evaluated(given, known, x)
         found = _linearised(given, spreads, known, trial, scale)
-        small = np.abs(step).max(initial=0.0) < settled or abs(found.cost - state.cost) < NOTHING
+        small = np.abs(step).max(initial=0.0) < settled or abs(found.cost - state.cost) < SMALLEST_CHANGE
         if found.cost <= state.cost or small:
             at, state, damping = trial, found, damping / 10 if damping > 1e-6 else 0.0
         else:
@@ -255,7 +257,7 @@ def _linearised(given: Sequence[_Given], spreads: np.ndarray, known: int, at: _E
 
 
 def _found_scale(given: Sequence[_Given], state: _State, scale: _Scale) -> _Scale:
-    """One step of expectation and maximisation: what of the residuals is of either component."""
+    """Update the components of variance by one step of expectation and maximisation."""
     covariance = _inverse(state.normal)
     used = np.concatenate([np.einsum("ij,jk,ik->i", J, covariance, J, optimize=True) for J in state.slopes])
     variance, left = (np.concatenate(both) for both in zip(*(_variance(each, scale) for each in given), strict=True))
@@ -272,7 +274,7 @@ def _found_scale(given: Sequence[_Given], state: _State, scale: _Scale) -> _Scal
 
 
 def _errors(given: Sequence[_Given], state: _State, known: int, scale: _Scale) -> tuple[np.ndarray, float]:
-    """Errors (k, parameters + basis) by the checks, by noise and by the prior of θ, in spreads; and Birge's ratio."""
+    """Return errors (k, parameters + basis) by checks, noise and prior of θ, in spreads, and Birge's ratio."""
     H = _inverse(state.normal)
     sigma = [np.sqrt(_variance(each, scale)[0]) for each in given]
     noise = [np.sqrt(_variance(each, replace(scale, share=0.0))[0]) for each in given]

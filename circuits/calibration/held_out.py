@@ -1,28 +1,24 @@
-"""Held out: fresh targets on the calibrated copies, run in ngspice, predicted against measured.
+"""Held-out programs on calibrated copies: run exactly in ngspice, predicted, compared.
 
-Random well-conditioned targets, as a good preconditioner leaves them, are programmed as any target is; random codes
-show a board with banks far from them. On a soldered board other targets are other parts, which no bench has, but the
+Random well-conditioned targets, as a good preconditioner makes them, are programmed as any target is; random codes test
+a board with banks far from them. On a soldered board other targets are other parts. No bench has them, but the
 simulator does: every part that a copy would have is drawn with it. A prediction comes with its covariance: that of the
-parameters, those at their prior among them, and of what the model leaves out, with what the training told of it, both
-from one fit (circuits.fitting). Reported are relative errors, with and without calibration, z-scores of all entries,
-and how many of the 95 % intervals hold the measured value. All entries of a copy share one fit, so their z-scores are
-not independent, and z_rms of a few copies scatters far from 1 even if every interval is honest. What is independent is
-the errors along the principal axes of their joint covariance over all held-out programs, whitened: their z-scores and
-χ² are reported too. One half of the checks says where the axes are, the other how large errors along them are: the
-longest axes of a few draws are too long for others (`principal_scores`).
+parameters, those at their prior among them, and that of the discrepancy, given the training, both from one fit
+(circuits.calibration.fitting). Every route of calibration is judged in this same way, and nothing of these runs goes
+into a fit. Reported are relative errors, with and without calibration, z-scores of all entries, and the share of the
+95 % intervals that hold the measured value. All entries of a copy share one fit, so their z-scores are not independent,
+and z_rms of a few copies scatters far from 1 even if every interval is honest. Independent are the errors along the
+principal axes of their joint covariance over all held-out programs, whitened: their z-scores and χ² are reported too.
+One half of the checks gives the axes, the other half the variance along them: the longest axes of a few draws are too
+long for other draws (`principal_scores`).
 
-How a board settles, as one matrix: the covariance of readings an exponentially distributed time apart, of mean τ.
+The settling of a board as one matrix: the covariance of readings an exponentially distributed time apart, of mean τ.
 
     K(τ) = (1/τ) ∫₀^∞ e^{-t/τ} (ρ(t) + ρ(t)ᵀ)/2 dt = ∫₀^∞ Re S(f) / (1 + (2π f τ)²) df
 
 with the lagged covariances ρ and the one-sided spectrum S of the readings; K(0) is their covariance. In ln f the
 integrand is as smooth as the spectrum, so a plain sum over the spectrum of an exact run converges exponentially, which
 the cosine transform for one lag does not. At τ = the slowest time constant K weighs the modes that settle last.
-
-Held-out programs on calibrated copies, whatever they were fitted to: run exactly in ngspice, predicted, compared.
-
-What a fit says of programs that it never saw is judged the same way after every route (circuits.calibration.held_out).
-Nothing of these runs goes into a fit.
 """
 
 import contextlib
@@ -57,20 +53,20 @@ Read = Callable[[np.ndarray], np.ndarray]
 DELAYED = ("covariance", "settling")  # at no delay, and at the slowest time constant of the nominal board
 NORMAL_95 = 1.959963984540054
 MOST_AXES = 6
-PRINCIPAL = 0.99  # of the variance of all entries: what the principal axes carry that are looked at
-CHECKS_AN_AXIS = 8  # at least, for half of them have to tell its variance
-LEAST_SHARE = 1e-3  # of the checks in a covariance, below which it is as good as known
-SMALLEST_P = 1e-290  # below it T² is as good as a χ²
+PRINCIPAL = 0.99  # share of the variance of all entries on the principal axes that are used
+CHECKS_AN_AXIS = 8  # at least: half of them determine its variance
+LEAST_SHARE = 1e-3  # of the checks in a covariance; below it the covariance counts as known
+SMALLEST_P = 1e-290  # below it T² counts as χ²
 
-PER_DECADE, DECADES = 160, 24  # of the frequencies asked for: as fine and as wide as the grid of an exact run
-CLOSE = 1e-6  # relative, of the covariance by the kept spectrum to that of the run itself
+PER_DECADE, DECADES = 160, 24  # of the kept frequencies: as fine and as wide as the grid of an exact run
+CLOSE = 1e-6  # relative difference between the covariance by the kept spectrum and that of the run itself
 
 
 @dataclass(frozen=True, eq=False)
 class ProgramStatistics:
-    """A program to be predicted: its circuit, and by statistic what holds for every copy.
+    """A program to be predicted: its circuit and, for each statistic, its nominal value and the drawn discrepancies.
 
-    `nominal` (n, n) is that of nominal parts, `left` (draws, n, n) what the pair model leaves out.
+    `nominal` (n, n) is the value at nominal parts, `left` (draws, n, n) the discrepancies of the pair model.
     """
 
     program: Program
@@ -83,8 +79,8 @@ class ProgramStatistics:
 class Predicted:
     """A matrix (n, n) as a fitted and as the nominal copy give it, and the errors of its triangle (q,).
 
-    Its covariance is `slopes`ᵀ `slopes`, (k, q); the k rows are the same of all answers of one fit, the first `checks`
-    of them those of drawn copies. `beyond` (n, n) is what of the value no circuit of equal pairs has.
+    The covariance of the errors is `slopes`ᵀ `slopes`, (k, q). All predictions of one fit share the same k rows; the
+    first `checks` rows are drawn copies. `beyond` (n, n) is the part of the value due to mismatch.
     """
 
     value: np.ndarray
@@ -103,8 +99,8 @@ class Predicted:
 class Scores:
     """Relative errors with and without calibration, and z-scores of the entries; in the order copies, programs.
 
-    `z_rms` is near 1 and `coverage_95` near 0.95 if errors are honest. `joint_z_rms` is the same of `components`
-    independent ones, along the principal axes of the joint covariance of a copy, and `joint_p` the p of their χ².
+    `z_rms` is near 1 and `coverage_95` near 0.95 if errors are honest. `joint_z_rms` is that of `components`
+    independent z-scores along the principal axes of the joint covariance of a copy, `joint_p` the p-value of their χ².
     """
 
     errors: tuple[float, ...]
@@ -120,10 +116,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class HeldOut(Scores):
-    """Scores of the inverse (on a resistive board by the mean of the readings), and of what else was predicted.
+    """Scores of the inverse (on a resistive board by the mean of the readings), and of other statistics.
 
-    `also` has those of the settling (circuits.calibration.held_out, at the slowest time constant of the nominal board),
-    and on a resistive board of the covariance.
+    `also` has the scores of the settling K(τ), τ the slowest time constant of the nominal board, and on a resistive
+    board those of the covariance.
     """
 
     programs: tuple[str, ...]
@@ -131,9 +127,9 @@ class HeldOut(Scores):
 
 
 def held_out_programs(own: Program, board: Board, seed: int, targets: int = 4, codes: int = 2) -> tuple[Program, ...]:
-    """Programs that no fit saw: random targets that go on the board, and with banks random codes.
+    """Make programs that no fit saw: random targets that the board holds, and with banks random codes.
 
-    Of a board without banks the last target is near its `own`.
+    On a board without banks the last target is near that of its `own` program.
     """
     rng = np.random.default_rng([HELD_OUT_SEED, seed])
     if not board.banks:
@@ -144,7 +140,7 @@ def held_out_programs(own: Program, board: Board, seed: int, targets: int = 4, c
 
 
 def program_statistics(model: PairModel, program: Program, draws: DrawnPairs) -> ProgramStatistics:
-    """What holds for every copy under a program; the draws are those of the fit that will answer."""
+    """Return nominal values and discrepancies under a program; `draws` are those of the fit that predicts."""
     half, delays = half_of(model, program), (0.0, program.settling)
     ones = np.ones(len(model.names))
     nominal = dict(zip(DELAYED, circuit_delays(half_circuit(half, ones), delays), strict=True))
@@ -157,7 +153,7 @@ def program_statistics(model: PairModel, program: Program, draws: DrawnPairs) ->
 
 
 def predicted(model: PairModel, asked: ProgramStatistics, found: Fit) -> dict[str, Predicted]:
-    """What a fitted copy will give: inverse, settling, and on a resistive board the covariance."""
+    """Predict inverse, settling, and on a resistive board the covariance, of a fitted copy."""
     board, program, half = model.board, asked.program, asked.half
     read, answers, delays = _by_covariance(board, program), {}, (0.0, program.settling)
     values = circuit_delays(half_circuit(half, found.values), delays)
@@ -171,14 +167,14 @@ def predicted(model: PairModel, asked: ProgramStatistics, found: Fit) -> dict[st
 
 
 def standard_error(told: Predicted) -> float:
-    """Relative error (root mean square, Frobenius) of the circuit of equal pairs, with which a device predicts."""
+    """Return the relative error (root mean square, Frobenius) of the circuit of equal pairs."""
     return float(np.hypot(np.linalg.norm(told.slopes), np.linalg.norm(told.beyond)) / np.linalg.norm(told.value))
 
 
 def observed_statistics(
     board: Board, program: Program, exact: ExactRun, solved: SolveRun | None
 ) -> dict[str, np.ndarray]:
-    """The same, (n, n), as runs gave them; spectra at all points of the grid."""
+    """Return the statistics of `predicted`, (n, n), as runs gave them; `exact` holds spectra at all its points."""
     read = _by_covariance(board, program)
     settling = read(delayed_covariance(exact, program.settling))
     if not board.inputs:
@@ -188,7 +184,7 @@ def observed_statistics(
 
 
 def observed_inverse(board: Board, program: Program, covariance: np.ndarray, solved: SolveRun | None) -> np.ndarray:
-    """The inverse (n, n) that a run gives."""
+    """Return the inverse (n, n) that a run gives."""
     if board.inputs:
         return _by_mean(board, program)(solved.columns / solved.bias)
     return _by_covariance(board, program)(covariance)
@@ -200,7 +196,7 @@ def judge(
     came: Sequence[Sequence[dict[str, np.ndarray]]],
     errors: Sequence[Sequence[float]],
 ) -> HeldOut:
-    """Compare predictions with what came, to relative errors of its own, of every copy (outer) under every program."""
+    """Compare predictions `told` with results `came`, of relative errors `errors`, by copy (outer) and program."""
     scores = {
         name: _scores(*([[each[name] for each in row] for row in rows] for rows in (told, came)), errors)
         for name in sorted(told[0][0])
@@ -210,16 +206,16 @@ def judge(
 
 
 def _scores(
-    told: Sequence[Sequence[Predicted]], came: Sequence[Sequence[np.ndarray]], doubts: Sequence[Sequence[float]]
+    told: Sequence[Sequence[Predicted]], came: Sequence[Sequence[np.ndarray]], run_errors: Sequence[Sequence[float]]
 ) -> Scores:
     errors, before, z, joint = [], [], [], []
-    for row, found, inflation in zip(told, came, doubts, strict=True):
+    for row, found, run_error in zip(told, came, run_errors, strict=True):
         off = [one.value - true for one, true in zip(row, found, strict=True)]
         errors += [float(np.linalg.norm(e) / np.linalg.norm(true)) for e, true in zip(off, found, strict=True)]
         before += [float(np.linalg.norm(o.nominal - t) / np.linalg.norm(t)) for o, t in zip(row, found, strict=True)]
         every = np.concatenate([triangle(e) for e in off])
         slopes = np.concatenate([one.slopes for one in row], axis=1)
-        own = np.concatenate([_of_run(true, error) for true, error in zip(found, inflation, strict=True)])
+        own = np.concatenate([_of_run(true, error) for true, error in zip(found, run_error, strict=True)])
         z.append(every / np.sqrt(np.sum(slopes**2, axis=0) + own))
         joint.append(principal_scores(every, slopes, own, row[0].checks))
     scores, independent = np.concatenate(z), np.concatenate(joint)
@@ -237,21 +233,21 @@ def _scores(
 
 
 def _of_run(found: np.ndarray, error: float) -> np.ndarray:
-    """Variances (q,) of the triangle of a matrix (n, n) that is off by this relative error."""
+    """Return variances (q,) of the triangle of a matrix (n, n) with the relative error `error`."""
     q = len(found) * (len(found) + 1) // 2
     return np.full(q, (error * np.linalg.norm(found)) ** 2 / q)
 
 
 def principal_scores(errors: np.ndarray, slopes: np.ndarray, own: np.ndarray, checks: int = 0) -> np.ndarray:
-    """Independent z-scores (components,) of errors (q,) of covariance slopesᵀ slopes + diag(own), in their units.
+    """Return independent z-scores (components,) of errors (q,) whose covariance is slopesᵀ slopes + diag(own).
 
     The first `checks` rows of slopes are drawn copies. Principal axes u come from the even ones and all other rows; W,
-    the covariance along them, from the odd ones and all other rows, so that no axis was chosen for what W makes of it:
+    the covariance along them, from the odd ones and all other rows, so that the choice of axes does not bias W:
 
         z = L⁻¹ uᵀ errors,   W = L Lᵀ,   zᵀ z is Hotelling's T² of ν = odd checks / (share of checks in W)²
 
     whose law is wider than χ²; z is scaled to the χ² of the same p. Axes beyond PRINCIPAL of the variance are left out:
-    along them the errors are those of linearising. So are more than MOST_AXES, and than one in CHECKS_AN_AXIS.
+    along them linearisation errors dominate. At most MOST_AXES are used, and one for every CHECKS_AN_AXIS checks.
     """
     drawn, rest = slopes[:checks], slopes[checks:]
     choosing, judging = (half * np.sqrt(checks / max(len(half), 1)) for half in (drawn[::2], drawn[checks > 1 :: 2]))
@@ -270,7 +266,7 @@ def principal_scores(errors: np.ndarray, slopes: np.ndarray, own: np.ndarray, ch
 
 
 def _fair(square: float, axes: int, checks: int, share: float) -> float:
-    """The factor that brings T² of so many axes, by a covariance of so many checks, to the χ² of the same p."""
+    """Return the factor that scales T², with a covariance from `checks` checks, to the χ² of the same p-value."""
     if not (square > 0 and checks and share > LEAST_SHARE):
         return 1.0
     known = max(checks / share**2 - axes + 1, 1.0)
@@ -279,9 +275,9 @@ def _fair(square: float, axes: int, checks: int, share: float) -> float:
 
 
 def _fresh(board: Board, rng: np.random.Generator, name: str) -> Program:
-    """A random target of unit diagonal whose couplings the banks reach and its codes hold."""
+    """Make a random target of unit diagonal within the reach and the resolution of the banks."""
     n, reach = len(board.cells), min(bank.reach for bank in board.banks) / board.unit
-    largest = reach / (1 + 0.6 * n * reach)  # with the rows scaled to what is soldered to ground it is the reach
+    largest = reach / (1 + 0.6 * n * reach)  # with rows scaled to the soldered ground elements it is the reach
     for trial in range(40):
         size = rng.uniform(0.2, 1, (n, n)) * largest * 0.9 ** (trial // 2)
         off = np.triu(size * (rng.choice([-1, 1], (n, n)) if board.nodes_per_cell == 2 else -1), 1)
@@ -294,19 +290,19 @@ def _fresh(board: Board, rng: np.random.Generator, name: str) -> Program:
 
 
 def _by_covariance(board: Board, program: Program) -> Read:
-    """What turns covariances (…, n, n) into inverses."""
+    """Return the function from covariances (…, n, n) to inverses."""
     X, scale = program.mapping, board.capacitance / (board.nodes_per_cell * program.energy)
     return lambda S: scale * (X.T @ S @ X)
 
 
 def _by_mean(board: Board, program: Program) -> Read:
-    """What turns solutions for unit currents (…, n, n) into inverses."""
+    """Return the function from solutions for unit currents (…, n, n) to inverses."""
     X = program.mapping
     return lambda S: board.unit * (X.T @ S @ X)
 
 
 def _predicted(read: Read, S: np.ndarray, J: np.ndarray, asked: ProgramStatistics, name: str, found: Fit) -> Predicted:
-    """From the model's matrix (n, n) and its slopes (n, n, parameters)."""
+    """Make a prediction from the matrix S (n, n) of the model and its derivatives J (n, n, parameters)."""
     mean, columns, checks = discrepancy_parts(asked.left[name]) if len(found.left) else (0.0, *_alone(asked.left[name]))
     beyond = mean + np.tensordot(found.left, columns, 1)
     value = read(S + beyond)
@@ -316,19 +312,19 @@ def _predicted(read: Read, S: np.ndarray, J: np.ndarray, asked: ProgramStatistic
 
 
 def _alone(left: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """No basis, and leavings (draws, n, n) as checks of a fit that took no account of them."""
+    """Return no basis, and discrepancies (draws, n, n) as checks of a fit that has no discrepancy in it."""
     return left[:0], left / np.sqrt(max(len(left), 1))
 
 
 def settling_frequencies(middle: float) -> np.ndarray:
-    """Frequencies (f,) [Hz] around `middle` so close that an exact run keeps every point of its grid within them."""
+    """Return frequencies (f,) [Hz] around `middle` so close that an exact run keeps every point of its grid."""
     return np.geomspace(middle * 10 ** (-DECADES / 2), middle * 10 ** (DECADES / 2), PER_DECADE * DECADES + 1)
 
 
 def delayed_covariance(run: ExactRun, delay: float) -> np.ndarray:
-    """K(delay [s]) (n, n) [V²] of a run whose spectra were kept at all points of its grid.
+    """Return K(delay [s]) (n, n) [V²] of a run whose spectra were kept at all points of its grid.
 
-    SimulationError if its own covariance does not come out of them.
+    SimulationError if the spectra do not add up to the covariance of the run.
     """
     whole = integrate(run.frequencies, run.spectra)
     if not np.linalg.norm(whole - run.covariance) <= CLOSE * np.linalg.norm(run.covariance):
@@ -337,7 +333,7 @@ def delayed_covariance(run: ExactRun, delay: float) -> np.ndarray:
 
 
 def delayed_and_slopes(half: Half, theta: np.ndarray, delay: float) -> tuple[np.ndarray, np.ndarray]:
-    """K(delay [s]) (n, n) [V²] and its derivatives by every parameter (n, n, parameters)."""
+    """Return K(delay [s]) (n, n) [V²] and its derivatives by every parameter (n, n, parameters)."""
     frequency, weights = nodes_and_weights(half)
     return spectra_and_slopes(half, theta, frequency, weights * low_pass(frequency, delay))
 
@@ -363,8 +359,8 @@ def validate(
 ) -> tuple[HeldOut, list[list[Shown]]]:
     """Run held-out programs of a design on its copies and judge fits of `model`; the scores, and runs by copy.
 
-    `draws` are those of the fits, `wanted` (f,) [Hz] the frequencies at which training looked, in whose middle the
-    grids of the spectra are. Finished runs stay in `folder`. Raises SimulationError if a run fails twice.
+    `draws` are those of the fits, `wanted` (f,) [Hz] the frequencies of training, in whose middle the grids of the
+    spectra are. Finished runs stay in `folder`. Raises SimulationError if a run fails twice.
     """
     fresh = held_out_programs(design.program, design.board, design.seed, targets, codes)
     dense = settling_frequencies(float(np.sqrt(wanted[0] * wanted[-1])))
@@ -381,7 +377,7 @@ def _asked(model: PairModel, program: Program, draws: DrawnPairs, _: Event) -> P
 def _came(
     design: Design, fresh: Sequence[Program], shown: Sequence[Sequence[Shown]]
 ) -> tuple[list[list[dict[str, np.ndarray]]], list[list[float]]]:
-    """What every copy (outer) showed, and the relative errors of the runs themselves."""
+    """Return statistics of the runs by copy (outer) and program, and the relative errors of the runs."""
     came = [
         [observed_statistics(design.board, p, r.exact, r.solved) for p, r in zip(fresh, runs, strict=True)]
         for runs in shown

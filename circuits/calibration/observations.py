@@ -1,4 +1,20 @@
-"""What a record says of how a copy settles: its covariances at no lag and at another, with their joint law.
+"""Evidence on the parts of a copy under one program: the data that a model gives, and their errors.
+
+Spectra (`Evidence`). A spectrum S is taken as ln S_ii, and S_ij/sqrt(S_ii S_jj), real and imaginary: numbers of one
+size whose absolute errors are relative errors of S. A resistive board adds the columns of its inverse, Z(0), scaled
+alike. The model of equal pairs leaves mismatch out, in second order; its discrepancy comes from pairs drawn from their
+tolerances, with the same draws for all programs, because one copy has one mismatch.
+
+A sampled or recorded covariance (`CovarianceEvidence`), weighted by the law of its estimate:
+
+    data = triangle(S),   model(θ) = r_i r_j Σ_ij(θ) + bias,   errors of the covariance that the law of S has.
+
+Σ is the covariance under white noise. `bias` is the effect, on the nominal board, of a hold or of taking S about its
+own mean: some per cent of Σ, so that its change with the parts is far below the noise of sampling. r are relative gains
+of the readout, parameters of their own where the data are recorded voltages. Data and model are whitened, so that their
+errors are independent and of size 1.
+
+Covariances of a record at no lag and at another (`LaggedEvidence`), which show how a copy settles:
 
     C(τ) = (1/N_τ) Σ_t y(t + τ) y(t)ᵀ,   <C(τ)> = r_i r_j ρ_ij(τ) - V_ij,   ρ(τ) = H e^{-Aτ} Σ Hᵀ
 
@@ -6,25 +22,9 @@ about the mean of the readings, whose covariance is V. By Isserlis' theorem for 
 
     Cov(C_ij(τ), C_kl(σ)) = (1/N_τ N_σ) Σ_u c(u) [ρ_ik(u + τ - σ) ρ_jl(u) + ρ_il(u + τ) ρ_jk(u - σ)],
 
-c(u) pairs of which are u apart. One covariance does not know A; two together do, inductances and losses with it. The
-law is that of the nominal board, and so are the slopes by its parts, which differ from the copy's own by as much as
-parts do: the minimum of a fit does not, for values are the copy's own at every step.
-
-What a sampled or recorded covariance says of the parts of a copy: its entries, weighted by the estimate's law.
-
-    data = triangle(S),   model(θ) = r_i r_j Σ_ij(θ) + bias,   errors of the covariance that the law of S has.
-
-Σ is the covariance under white noise; `bias` is what a hold, or taking S about its own mean, does to the nominal board:
-some per cent of Σ, so that its change with the parts is far below what sampling leaves. r are relative gains of the
-readout, parameters of their own where the data are voltages that somebody recorded. Data and model are whitened, so
-that their errors are independent and of size 1.
-
-What is known of a copy under one program: spectra of its readings as real numbers, and how far to trust them.
-
-A spectrum S is taken as ln S_ii, and S_ij/sqrt(S_ii S_jj), real and imaginary: numbers of one size whose absolute
-errors are relative errors of S. A resistive board adds the columns of its inverse, Z(0), scaled alike. The model of
-equal pairs leaves mismatch out, in second order; how much that is comes from pairs drawn from their tolerances, the
-same draws for all programs, for one copy's mismatch is one.
+with c(u) the number of pairs that are u apart. One covariance does not determine A; two together do, inductances and
+losses with it. The law and the derivatives by the parts are those of the nominal board. Both differ from those of the
+copy by as much as parts do; the minimum of a fit does not, because the model is evaluated at the copy's own θ.
 """
 
 from collections.abc import Sequence
@@ -41,11 +41,12 @@ from circuits.nodal import Circuit
 from circuits.ou import drift, lagged_covariances, reading_covariance, stationary_covariance
 from circuits.statistics.estimators import EstimateLaw, mean_covariance
 
-STEP = 1e-4  # of a parameter, for a slope
+STEP = 1e-4  # of a parameter, for a derivative
 
 ESR = "esr"  # the cause of resistances in series with capacitors
-SERIES = (128.0, 1024.0, 8192.0, 65536.0)  # where they show: noise of so high a frequency is in the covariance too
-FLOOR = 1e-7  # relative error of a datum: above that of ngspice, far below anything that matters
+# Times the corner, where spectra show ESR; the covariance holds noise of these frequencies too.
+SERIES = (128.0, 1024.0, 8192.0, 65536.0)
+FLOOR = 1e-7  # relative error of an exact datum: above that of ngspice, below any other
 SPECTRAL = {"capacitive": (0.25, 0.5, 1.0, 2.0, 4.0, 16.0), "resistive": (0.05, 0.25, 1.0, 4.0, 16.0)}
 
 
@@ -127,9 +128,9 @@ def lagged_evidence(
     draws: DrawnPairs,
     readout: slice | None = None,
 ) -> LaggedEvidence:
-    """What to expect of a record of a program with readings every `period` [s], at whole `lags`, the first of them 0.
+    """Return the evidence of a record of a program, readings every `period` [s], at whole `lags`, the first of them 0.
 
-    `pairs` are for every lag τ the counts (…,) of how many t, of which y(t + τ) y(t) was taken, are 0, 1, 2, … apart.
+    `pairs` holds for every lag τ the counts (…,) of times t, with y(t + τ) y(t) taken, that are 0, 1, 2, … apart.
     """
     half, times = half_of(model, program), tuple(lag * period for lag in lags)
     count = len(model.names) if readout is None else readout.start
@@ -155,7 +156,7 @@ def lagged_evidence(
 
 
 def lags_of(circuit: Circuit, lags: Sequence[float]) -> np.ndarray:
-    """ρ (t, n, n) [V²] at lags (t,) [s] under white noise."""
+    """Return ρ (t, n, n) [V²] at lags (t,) [s] under white noise."""
     H = np.concatenate([circuit.readout, np.zeros((len(circuit.readout), circuit.coils.shape[-1]))], axis=1)
     A, covariance = drift(circuit), stationary_covariance(circuit)
     unit = np.sqrt(np.diag(covariance))
@@ -164,7 +165,7 @@ def lags_of(circuit: Circuit, lags: Sequence[float]) -> np.ndarray:
 
 
 def lagged_law(rho: np.ndarray, lags: Sequence[int], pairs: Sequence[np.ndarray]) -> np.ndarray:
-    """Covariance (q, q) [V⁴] of the entries of C at whole lags: the upper triangle at lag 0, all of them at others.
+    """Return the covariance (q, q) [V⁴] of the data: the upper triangle of C at lag 0, all its entries at other lags.
 
     ρ (…, n, n) at 0, 1, 2, … periods; `pairs` as in `lagged_evidence`.
     """
@@ -191,14 +192,14 @@ def lagged_law(rho: np.ndarray, lags: Sequence[int], pairs: Sequence[np.ndarray]
 
 
 def _rows(block: np.ndarray, a: int, b: int) -> np.ndarray:
-    """Entries of a block (n, n, n, n) that are data at lags a and b, as a matrix."""
+    """Return the entries of a block (n, n, n, n) that are data at lags a and b, as a matrix."""
     n = len(block)
     own, other = (np.triu_indices(n) if lag == 0 else tuple(np.indices((n, n)).reshape(2, -1)) for lag in (a, b))
     return block[own][:, other[0], other[1]]
 
 
 def _taken(covariances: np.ndarray) -> np.ndarray:
-    """The data (q, …) in covariances (t, n, n, …), the first of them at lag 0."""
+    """Return the data (q, …) in covariances (t, n, n, …), the first of them at lag 0."""
     n = covariances.shape[1]
     every = covariances[1:].reshape((len(covariances) - 1) * n * n, *covariances.shape[3:])
     return np.concatenate([covariances[0][np.triu_indices(n)], every])
@@ -210,7 +211,7 @@ def _same(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _counts(counts: np.ndarray, far: int) -> np.ndarray:
-    """c(u), u = -far … far, zero where nothing was counted."""
+    """Return c(u), u = -far … far, zero where nothing was counted."""
     half = np.pad(counts[: far + 1].astype(float), (0, max(far + 1 - len(counts), 0)))
     return np.concatenate([half[:0:-1], half])
 
@@ -222,7 +223,7 @@ def covariance_evidence(
     draws: DrawnPairs,
     readout: slice | None = None,
 ) -> CovarianceEvidence:
-    """What to expect of a record of a program, with the law that the nominal board gives it."""
+    """Return the evidence of a record of a program, with the law `law` of its covariance at nominal parts."""
     half = half_of(model, program)
     white = reading_covariance(half_circuit(half, np.ones(len(model.names))))
     factor = np.linalg.cholesky(law.covariance)
@@ -232,7 +233,7 @@ def covariance_evidence(
 
 
 def with_readout(model: PairModel, tolerance: float) -> tuple[PairModel, slice]:
-    """The model with a gain of the readout of every cell, uniform within ±tolerance before any data; and where."""
+    """Return the model with a readout gain a cell, uniform within ±tolerance before any data, and their slice."""
     n = len(model.board.cells)
     names = tuple(f"readout_{i}" for i in range(1, n + 1))
     known = len(model.names)
@@ -248,7 +249,7 @@ def with_readout(model: PairModel, tolerance: float) -> tuple[PairModel, slice]:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """One program: its circuit, frequencies (f,) [Hz], and the model's leavings (draws, data) by mismatch."""
+    """Spectra under one program: circuit, frequencies (f,) [Hz], and drawn discrepancies (draws, data)."""
 
     half: Half
     frequencies: np.ndarray
@@ -261,12 +262,12 @@ class Evidence:
         return np.full(self.discrepancy.shape[1], FLOOR)
 
     def at(self, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Data (data,) that the model gives at θ, and their derivatives (data, parameters)."""
+        """Return the data (data,) that the model gives at θ, and their derivatives (data, parameters)."""
         return expected_and_slopes(self, theta)
 
 
 def evidence_frequencies(board: Board) -> np.ndarray:
-    """At which spectra are looked at, (f,) [Hz]: around resonance or corner of the unit, and where ESR shows."""
+    """Return the frequencies (f,) [Hz] of spectra: around the resonance or corner of the unit, and where ESR acts."""
     inductance = next((part.nominal for part in board.parts if part.kind == "L"), None)
     corner = 1 / np.sqrt(inductance * board.capacitance) if inductance else board.unit / board.capacitance
     beyond = SERIES if any(part.cause == ESR for part in board.parts) else ()
@@ -274,7 +275,7 @@ def evidence_frequencies(board: Board) -> np.ndarray:
 
 
 def expected(evidence: Evidence, theta: np.ndarray) -> np.ndarray:
-    """Data (data,) that the model gives at θ."""
+    """Return the data (data,) that the model gives at θ."""
     data = [flattened(spectra(evidence.half, theta, evidence.frequencies)[None])[0]]
     if evidence.columns:
         data.append(flattened(impedance(evidence.half, theta, np.zeros(1))[None])[0])
@@ -282,7 +283,7 @@ def expected(evidence: Evidence, theta: np.ndarray) -> np.ndarray:
 
 
 def expected_and_slopes(evidence: Evidence, theta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`expected`, and its derivatives (data, parameters)."""
+    """Return `expected` and its derivatives (data, parameters)."""
     found = [spectra_and_slopes(evidence.half, theta, evidence.frequencies)]
     if evidence.columns:
         found.append(impedance_slopes(evidence.half, theta, np.zeros(1)))
@@ -291,7 +292,7 @@ def expected_and_slopes(evidence: Evidence, theta: np.ndarray) -> tuple[np.ndarr
 
 
 def flattened(S: np.ndarray) -> np.ndarray:
-    """Matrices (draws, f, n, n) as real numbers (draws, data)."""
+    """Return matrices (draws, f, n, n) as real numbers (draws, data)."""
     a, b = np.triu_indices(S.shape[-1], 1)
     power = np.einsum("dfii->dfi", S).real
     R = S[..., a, b] / np.sqrt(power[..., a] * power[..., b])
@@ -299,7 +300,7 @@ def flattened(S: np.ndarray) -> np.ndarray:
 
 
 def _flattened_slopes(S: np.ndarray, J: np.ndarray) -> np.ndarray:
-    """The same of derivatives J (f, n, n, parameters), (data, parameters)."""
+    """Return derivatives (data, parameters) of `flattened`, from derivatives J (f, n, n, parameters) of S."""
     a, b = np.triu_indices(S.shape[-1], 1)
     power = np.einsum("fii->fi", S).real
     own = np.einsum("fiip->fip", J).real / power[..., None]

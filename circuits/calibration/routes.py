@@ -109,20 +109,20 @@ def calibrate(
             copy_of(board, name, model.prior, found.values, found.covariance) for name, found in fits.items()
         )
         return Device(board, copies, _runs_summary(design, route, fits), values=dict(program.values)), fits
-    layout = element_parameters(design)
+    parameters = element_parameters(design)
     check_runs(design, [measured[copy.name] for copy in design.copies], route)
-    prior = prior_of(board, layout)
-    discrepancy = drawn_discrepancy(design, layout, measured) if route == "exact" else None
+    prior = prior_of(board, parameters)
+    discrepancy = drawn_discrepancy(design, parameters, measured) if route == "exact" else None
     fits = {}
     for k, copy in enumerate(design.copies):
         progress(k, len(design.copies), f"fitting {copy.name}")
         if route == "exact":
-            misfit = exact_misfit(board, program, layout, measured[copy.name], discrepancy)
+            misfit = exact_misfit(board, program, parameters, measured[copy.name], discrepancy)
         else:
-            misfit = sampled_misfit(board, program, layout, measured[copy.name])
+            misfit = sampled_misfit(board, program, parameters, measured[copy.name])
         fits[copy.name] = fit_misfit(misfit, prior)
         progress(k + 1, len(design.copies), f"fitting {copy.name}")
-    copies = tuple(fitted_copy(board, name, layout, fit) for name, fit in fits.items())
+    copies = tuple(fitted_copy(board, name, parameters, fit) for name, fit in fits.items())
     return Device(board, copies, _runs_summary(design, route, fits), values=dict(design.program.values)), fits
 
 
@@ -153,10 +153,10 @@ def uncertainties(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
     board, program = design.board, design.program
     if by_pairs(board):
         return pair_errors(design, fits)
-    layout, rule = element_parameters(design), inversion_rule(design)
+    parameters, rule = element_parameters(design), inversion_rule(design)
 
     def inverse(theta: np.ndarray) -> np.ndarray:
-        return rule.read(reading_covariance(model_circuit(board, program, layout, theta)))
+        return rule.read(reading_covariance(model_circuit(board, program, parameters, theta)))
 
     found = []
     for own in fits.values():
