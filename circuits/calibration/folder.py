@@ -1,7 +1,7 @@
-"""What the verbs that measure boards do with files: verify and calibrate.
+"""Calibration of a run folder: reads the design and the runs of `verify`, writes device.json.
 
-One at a time works on a folder. No result is replaced without `force`; every result says what it was made from: hashes
-of the inputs, seeds, versions, the ngspice that ran.
+One command at a time works on a folder. No result is replaced without `force`; every result names its inputs: hashes,
+seeds, versions, and the ngspice that ran.
 """
 
 import shutil
@@ -31,10 +31,10 @@ from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.simulation.runs import load_measurements
 from circuits.statistics.recorded import read_recorded
 
-# With the uncertainty of its inverse, which holds what the pair model leaves out, and what it was made from.
+# Device, uncertainty of its inverse (discrepancy of the pair model included), and hashes and versions of its inputs.
 Calibrated = tuple[Device, float, dict[str, str | int]]
 ROUTES = ("auto", "exact", "sampled", "programs")
-SAMPLES = 100_000  # readings of a copy under a program, unless told better
+SAMPLES = 100_000  # default number of readings of a copy under a program
 
 
 def calibrate_folder(
@@ -51,11 +51,11 @@ def calibrate_folder(
 ) -> dict[str, Any]:
     """Fit every copy and write device.json.
 
-    `route` exact or sampled: to the runs of `verify`. programs: to training programs that are run now; a board with
-    banks has no other way. They are exact, or with `samples` sampled by noise of `seed`. Either way held-out programs
-    are run now, if there is an ngspice.
-    `measured`: to recorded readings, with gains of the readout within ±`readout`. `order` is that of the process the
-    device predicts, in place of the smallest that is good enough (circuits.model.reduction.choose_order).
+    Routes exact and sampled fit the runs of `verify`. Route programs fits training programs that are run now, the only
+    route of a board with banks; training runs are exact, or with `samples` sampled by noise of `seed`. On every one of
+    these routes held-out programs are run now, if there is an ngspice. `measured` fits recorded readings instead, with
+    gains of the readout within ±`readout`. `order` is the order of the device, in place of the smallest that is good
+    enough (circuits.model.reduction.choose_order).
     """
     if route not in ROUTES:
         raise InputError(f"--route is {', '.join(ROUTES[:-1])} or {ROUTES[-1]}, got {route!r}")
@@ -97,7 +97,7 @@ def calibrate_folder(
 def _calibrated_programs(
     made: Design, folder: Path, route: str, samples: int | None, seed: int, progress: Progress
 ) -> Calibrated:
-    """From programs of its own, run now; finished ones are kept until all are."""
+    """Calibrate by training programs, run now; finished runs are kept until all are finished."""
     if route == "exact" and samples:
         raise InputError("exact runs take no readings; leave out --samples or use --route sampled")
     sampled = route == "sampled" or samples is not None
@@ -114,7 +114,7 @@ def _calibrated_programs(
 
 
 def _calibrated_readings(made: Design, path: Path, readout: float, progress: Progress) -> Calibrated:
-    """From recorded readings."""
+    """Calibrate by recorded readings."""
     found = calibrate_recorded(made, read_recorded(path, made), readout, progress)
     about = {"readings": path.name, "readings_sha256": file_sha256(path)}
     return found.device, _uncertainty(made, found.model, found.fits), about
@@ -127,7 +127,7 @@ def _uncertainty(made: Design, model: PairModel, fits: dict[str, Fit]) -> float:
 
 
 def _calibrated_runs(made: Design, folder: Path, route: str, progress: Progress) -> Calibrated:
-    """From what `verify` measured."""
+    """Calibrate by the runs of `verify`."""
     measured = load_measurements(folder / "statistics.npz", made)
     try:
         about = read_json(folder / "verification.json", "verify")
@@ -151,19 +151,19 @@ def _calibrated_runs(made: Design, folder: Path, route: str, progress: Progress)
     own = min(uncertainties(made, fits))
     if not by_pairs(made.board):
         left = _left_out(made)["covariance"]
-        # The errors of a fit to exact runs hold the spread of what the pair model leaves out, but not its mean.
+        # The errors of a fit to exact runs hold the spread of the discrepancy of the pair model, but not its mean.
         mean = left.sum(axis=0, keepdims=True) / max(len(left), 1)
         own = float(np.hypot(own, _size(mean if route == "exact" else left)))
     return device, own, made_from
 
 
 def _left_out(made: Design) -> dict[str, np.ndarray]:
-    """What mismatch within pairs adds to the inverse by each statistic, relative, of drawn copies (draws, n, n)."""
+    """Return relative discrepancies (draws, n, n) of the inverse by mismatch within pairs, for each statistic."""
     model, X = pair_model(made.board), made.program.mapping
     asked = program_statistics(model, made.program, draw_pairs(model, made.seed, FEW_DRAWS))
     return {name: X.T @ left @ X / np.linalg.norm(X.T @ asked.nominal[name] @ X) for name, left in asked.left.items()}
 
 
 def _size(matrices: np.ndarray) -> float:
-    """Root mean square Frobenius norm of matrices (draws, n, n); 0 of none."""
+    """Return the root mean square Frobenius norm of matrices (draws, n, n); 0 of none."""
     return float(np.linalg.norm(matrices) / np.sqrt(max(len(matrices), 1)))

@@ -1,16 +1,16 @@
-"""Devices that come with the package: one perfect board, three calibrated ones, and the worst that tolerances allow.
+"""Presets, the devices that come with the package: one perfect board, three calibrated ones, and the worst case.
 
 All are of the shipped design: the Fisher matrix of the data set `fair` at the fitted weights, preconditioned with the
 factor taken at zero, on differential cells, parts ±1 %. The three boards are its first three copies, each fitted to its
 own exact ngspice run and judged by held-out programs. The worst case has every part, temperature and readout gain at
-the limit t of its tolerance. With all signs alike the inverse B of the shipped program is off by an overall factor of
-4 t and nothing else, which one reading shows and a step size takes up; so the signs are those that bend it most, the
-factor apart, to first order:
+the limit t of its tolerance. With all signs alike the inverse B of the shipped program is wrong by an overall factor of
+4 t alone, which one reading reveals and a step size absorbs; so the signs are those that change the shape of B most, to
+first order:
 
     maximise ||Σ s_k t_k D_k||,   s_k = ±1,   D_k = ∂B/∂log x_k less its part along B
 
 (the best of coordinate ascents from every parameter: a local maximum). An element that the program does not populate
-gets the sign with which it would push the same way.
+gets the sign with which it would change B in the same direction.
 """
 
 from collections.abc import Callable
@@ -44,14 +44,14 @@ SHIPPED = "fair at the fit, preconditioned at zero"
 
 
 def shipped_design() -> Design:
-    """The design that all presets are of."""
+    """Return the design that all presets are of."""
     target = check_target(named_fisher("fair", "fit")[0])
     factor = inverse_factor(check_target(named_fisher("fair", "zero")[0]))
     return make_design(target, factor, name="fair", copies=3, tolerance=TOLERANCE, seed=0, cells="active")
 
 
 def make_presets(progress: Progress = silent) -> dict[str, dict[str, Any]]:
-    """The contents of all preset files by name; runs the shipped copies in ngspice and calibrates them.
+    """Return the contents of all preset files by name; run the shipped copies in ngspice and calibrate them.
 
     The same versions give the same numbers. Raises SimulationError if a run fails twice.
     """
@@ -72,14 +72,14 @@ def make_presets(progress: Progress = silent) -> dict[str, dict[str, Any]]:
 
 
 def worst_case(board: Board, program: Program) -> Device:
-    """The copy of a soldered capacitive board whose errors, each at its limit, bend the inverse of a program most."""
+    """Return the copy of a soldered capacitive board whose errors, each at its limit, distort the inverse most."""
     names, inverse = _model(board, program)
     slopes = _slopes(inverse, len(names))
     limits = np.array([_limit(board, name) for name in names])
     signs = _worst_signs(limits[:, None, None] * slopes)
-    # To first order the opposite signs are as bad; what is beyond tells them apart.
+    # To first order the opposite signs are as bad; the higher orders decide.
     nominal = inverse(np.ones(len(names)))
-    signs *= max((1.0, -1.0), key=lambda s: np.linalg.norm(_bent(inverse(1 + s * signs * limits), nominal)))
+    signs *= max((1.0, -1.0), key=lambda s: np.linalg.norm(_distortion(inverse(1 + s * signs * limits), nominal)))
     reach = program.mapping.T @ np.linalg.inv(program.matrix)
     total = np.einsum("k,kij->ij", signs * limits, slopes)
     found = dict(zip(names, 1 + signs * limits, strict=True))
@@ -106,14 +106,14 @@ def _preset(device: Device, made: Design, what: str) -> Device:
 
 
 def _alone(fitted: Device, number: int) -> Device:
-    """One copy of a device, and what it was fitted on."""
+    """Return a device of one of the copies, with the record of its fit."""
     copy = fitted.copies[number]
     about = fitted.fitted_on | {"copies": {copy.name: fitted.fitted_on["copies"][copy.name]}}
     return replace(fitted, copies=(copy,), fitted_on=about)
 
 
 def _model(board: Board, program: Program) -> tuple[list[str], Callable[[np.ndarray], np.ndarray]]:
-    """Parameters that count under the program, and the inverse B (n, n) as a function of their relative values."""
+    """Return the parameters that act under the program, and the inverse B (n, n) as a function of relative values."""
     n = len(board.cells)
     populated = [element.name for element in board.elements if element.name in program.values]
     kinds = ("temperature", "inductance", "readout")
@@ -131,22 +131,22 @@ def _model(board: Board, program: Program) -> tuple[list[str], Callable[[np.ndar
 
 
 def _slopes(inverse: Callable[[np.ndarray], np.ndarray], parameters: int) -> np.ndarray:
-    """D (parameters, n, n) by central differences."""
+    """Return D (parameters, n, n) by central differences."""
     steps, nominal = STEP * np.eye(parameters), inverse(np.ones(parameters))
-    slopes = np.array([_bent((inverse(1 + step) - inverse(1 - step)) / (2 * STEP), nominal) for step in steps])
-    # What is below the rounding of the differences is nothing: without errors elsewhere an inductor moves no reading.
+    slopes = np.array([_distortion((inverse(1 + step) - inverse(1 - step)) / (2 * STEP), nominal) for step in steps])
+    # Derivatives below rounding are zero: without errors elsewhere an inductor moves no reading.
     size = np.linalg.norm(slopes, axis=(1, 2))
     slopes[size < 1e-6 * size.max()] = 0
     return slopes
 
 
-def _bent(change: np.ndarray, nominal: np.ndarray) -> np.ndarray:
-    """What of a change is not along the nominal inverse, (n, n)."""
+def _distortion(change: np.ndarray, nominal: np.ndarray) -> np.ndarray:
+    """Return the part (n, n) of a change that is orthogonal to the nominal inverse."""
     return change - np.vdot(change, nominal) / np.vdot(nominal, nominal) * nominal
 
 
 def _worst_signs(moves: np.ndarray) -> np.ndarray:
-    """Signs (k,) for which ||Σ s_k moves_k|| is a maximum, of moves (k, n, n)."""
+    """Return signs (k,) at a maximum of ||Σ s_k moves_k||, of moves (k, n, n)."""
     gram = np.einsum("kij,lij->kl", moves, moves)
     best, most = np.ones(len(gram)), -np.inf
     for start in gram:
@@ -164,14 +164,14 @@ def _worst_signs(moves: np.ndarray) -> np.ndarray:
 
 
 def _stamp(board: Board, element: Element) -> np.ndarray:
-    """How an element sees the readings, (n,): its voltage is stamp · x."""
+    """Return the stamp (n,) of an element on the readings x: its voltage is stamp · x."""
     stamp = np.zeros(len(board.cells))
     stamp[list(element.cells)] = [1.0, 1.0 if element.kind == "crossed" else -1.0][: len(element.cells)]
     return stamp
 
 
 def _limit(board: Board, name: str) -> float:
-    """Largest relative error of a parameter: that of its parts, or the readout's."""
+    """Return the largest relative error of a parameter: the tolerance of its parts, or of the readout."""
     kind, _, cell = name.partition("_")
     if kind == "readout":
         return TOLERANCE
@@ -181,7 +181,7 @@ def _limit(board: Board, name: str) -> float:
 
 
 def write_presets(out: Path, force: bool = False, progress: Progress = silent) -> tuple[Path, ...]:
-    """Make the devices of the package anew, in ngspice, and write them to the folder `out`; their files."""
+    """Make the presets anew, in ngspice, and write them to the folder `out`; return their files."""
     files = tuple(out / f"{name}.json" for name in PRESETS)
     for path in files:
         refuse_existing(path, force)

@@ -1,21 +1,19 @@
-"""Codes for one very copy: what calibration knows of its bits, loads and temperatures, put to use.
+"""Re-trim: codes chosen for one calibrated copy from its own bits, loads and temperatures.
 
-Three things are wrong with a copy, and each is set right where that is possible. Unequal temperatures no code repairs:
-the amplitude of each noise generator is set by its cell's temperature (a source's power by 1/t). Wrong bits are no
-error once they are known: the closest-vector search of circuits.synthesis.rounding runs on the values that this copy's
-codes really have. What is left is the coarseness of the codes, which no search removes: couplings of 4 bits and 28
-banks hold an inverse to some 0.5 %. Repeated programming does: the k-th program is for the inverse that makes the mean
+A copy has three errors, each corrected where that is possible. Unequal temperatures cannot be corrected by codes: the
+amplitude of each noise generator is set by the temperature of its cell (a source's power by 1/t). Wrong bits are no
+error once they are known: the closest-vector search of circuits.synthesis.rounding runs on the values that the codes of
+this copy really have. The coarseness of the codes remains, which no search removes: couplings of 4 bits and 28 banks
+hold an inverse to some 0.5 %. Repeated programming reduces it: the k-th program is for the inverse that makes the mean
 of the first k right,
 
     B_k  →  k P⁻¹ - Σ_{j<k} B_j,
 
-so that what is left of the mean falls as 1/k, and weights w (Σ w = 1) take up more. What switches do at high
-frequencies is predicted and taken from the inverse that the search aims at.
+so that the error of the mean falls as 1/k, and weights w (Σ w = 1) reduce it further. The effect of switches at high
+frequencies is predicted and subtracted from the inverse that the search aims at.
 
-What the verbs of calibrated copies do with files: devices of the package, their converters, codes for very copies.
-
-By the rules of circuits.netlist.export: nothing is replaced without `force`, results are written whole and say what
-they are of.
+Files follow the rules of circuits.netlist.export: nothing is replaced without `force`, and results are written whole
+and name their inputs.
 """
 
 from collections.abc import Sequence
@@ -47,13 +45,13 @@ from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.synthesis.cells import plan_cells
 from circuits.synthesis.design import levelled
 from circuits.synthesis.fisher import TargetOptions, congruence_of, target_of
-from circuits.synthesis.rounding import scale_to_row_sums, round_to_grid
+from circuits.synthesis.rounding import round_to_grid, scale_to_row_sums
 from circuits.synthesis.target import check_target
 
 NEAR = 4  # codes that are considered for a coupling
-DRAWS = 32  # of mismatch
-PASSES = 3  # of search and load, which the codes change
-KNOWN = 3e-4  # relative error of a predicted inverse: what weights may not fit below
+DRAWS = 32  # copies drawn for the mean discrepancy
+PASSES = 3  # of the search, because codes change the load
+KNOWN = 3e-4  # relative error of a predicted inverse: weights are not fitted to less
 
 SCHEMA = "tngd.retrim/1"
 MOST_PROGRAMMINGS = 64
@@ -61,9 +59,9 @@ MOST_PROGRAMMINGS = 64
 
 @dataclass(frozen=True, eq=False)
 class Retrim:
-    """Programs for one copy, the weights (k,) of their inverses, powers (n,) of the cells' sources, expected error.
+    """Programs for one copy, weights (k,) of their inverses, powers (n,) of the cells' sources, expected errors (k,).
 
-    The inverse is Σ weight · inverse read under each program. `errors` (k,) are expected of the first 1, 2, … alone.
+    The inverse is Σ weight · inverse read under each program. `errors` are those of the first 1, 2, … programs alone.
     """
 
     programs: tuple[Program, ...]
@@ -77,7 +75,7 @@ def choose_codes(
 ) -> Retrim:
     """Choose codes for copy number `copy` (from 0) of a calibrated board with banks and a checked target (n, n).
 
-    InputError if the board has no banks, or none of its codes come near.
+    InputError if the board has no banks, or a coupling is beyond their reach.
     """
     board = device.board
     if not board.banks:
@@ -101,9 +99,9 @@ def choose_codes(
 
 
 def source_powers(device: Device, copy: int) -> np.ndarray:
-    """Powers (n,) of the cells' sources, relative to what they are, that make all temperatures equal and nominal.
+    """Return relative powers (n,) of the cells' sources that make all temperatures equal and nominal.
 
-    As near as the bits of the sources' amplitudes allow.
+    They are the nearest that the bits of the sources' amplitudes allow.
     """
     fitted = device.copies[copy]
     if device.board.coupling == "resistive":
@@ -115,14 +113,14 @@ def source_powers(device: Device, copy: int) -> np.ndarray:
 
 
 def trimmed_copy(board: Board, copy: Copy, powers: np.ndarray) -> Copy:
-    """The same specimen with the power of its cells' noise generators set anew, (n,)."""
+    """Return the specimen with the power of its cells' noise generators multiplied by `powers` (n,)."""
     cell = {node: i for i, entry in enumerate(board.cells) for node in entry.nodes}
     changed = {s.name: float(copy.gains[s.name] * powers[cell[s.node]]) for s in board.sources}
     return Copy(copy.name, copy.gains | changed)
 
 
 def expected_inverse(model: PairModel, theta: np.ndarray, powers: np.ndarray, program: Program) -> np.ndarray:
-    """What a copy of these parameters gives under a program with these powers of its sources, (n, n)."""
+    """Return the inverse (n, n) of a copy at θ under a program, with relative powers (n,) of its sources."""
     board, half = model.board, half_of(model, program)
     X = program.mapping
     if board.inputs:
@@ -133,7 +131,7 @@ def expected_inverse(model: PairModel, theta: np.ndarray, powers: np.ndarray, pr
 
 
 def mean_discrepancy(model: PairModel, program: Program) -> np.ndarray:
-    """What mismatch within pairs adds to an inverse (n, n) on average, which a model of equal pairs leaves out."""
+    """Return the mean discrepancy (n, n) of the inverse, by mismatch within pairs."""
     board, half = model.board, half_of(model, program)
     if board.nodes_per_cell == 1:
         return np.zeros_like(program.target)
@@ -148,7 +146,7 @@ def mean_discrepancy(model: PairModel, program: Program) -> np.ndarray:
 
 
 def nearest_program(board: Board, target: np.ndarray, congruence: np.ndarray | None = None) -> Program:
-    """What is done without any of this: the exact couplings of a nominal board, each to its nearest code."""
+    """Return the program without re-trim: each exact coupling of a nominal board takes its nearest code."""
     T = np.eye(len(target)) if congruence is None else congruence
     model = pair_model(board)
     theta, draft = np.ones(len(model.names)), _draft(board, target, T, "nearest")
@@ -166,7 +164,7 @@ def _search(
     wanted: np.ndarray,
     name: str,
 ) -> Program:
-    """The program whose inverse comes nearest to `wanted` on this copy, for a `target` that it stands for."""
+    """Return the program of `target` whose inverse comes nearest to `wanted` on this copy."""
     board = model.board
     draft = _draft(board, target, congruence, name)
     load, excess, best = _held(model, theta, draft), np.zeros_like(wanted), None
@@ -194,7 +192,7 @@ def _search(
 
 
 def _weights(read: list[np.ndarray], inverse: np.ndarray) -> np.ndarray:
-    """Weights (k,) of sum one whose mean comes nearest to the inverse, as far as predictions can be trusted."""
+    """Return weights (k,) of sum 1 whose mean comes nearest to the inverse, regularised by KNOWN."""
     k = len(read)
     if k == 1:
         return np.ones(1)
@@ -210,7 +208,7 @@ def _draft(board: Board, target: np.ndarray, congruence: np.ndarray, name: str) 
 
 
 def _exact(board: Board, draft: Program, sums: np.ndarray) -> Program:
-    """The draft with the scaling that makes the row sums those [units], and its exact couplings."""
+    """Return `scale_to_row_sums`; InputError if one of them is beyond the reach of its bank."""
     exact = scale_to_row_sums(board, draft, sums)
     over = [e for e, bank, value in _banked(board, exact.values) if value > bank.reach + bank.unit]
     if over:
@@ -230,7 +228,7 @@ def _code_values(board: Board, picked: dict[str, int]) -> dict[str, float]:
 
 
 def _grid(model: PairModel, theta: np.ndarray, exact: Program) -> tuple[np.ndarray, np.ndarray]:
-    """True values (elements, NEAR) [F or S] of the codes nearest to the exact ones, nearest first, and the codes."""
+    """Return true values (elements, NEAR) [F or S] of the codes nearest to the exact values, and the codes."""
     values, choices = [], []
     for element, bank, value in _banked(model.board, exact.values):
         every = np.arange(2**bank.bits)
@@ -243,7 +241,7 @@ def _grid(model: PairModel, theta: np.ndarray, exact: Program) -> tuple[np.ndarr
 
 
 def _bits(model: PairModel, theta: np.ndarray, bank: Bank, element: str) -> np.ndarray:
-    """True values (bits,) [F or S] of a bank's bits; a resistor with its switch."""
+    """Return true values (bits,) [F or S] of a bank's bits; a resistor with its switch."""
     gain = dict(zip(model.names, theta, strict=True))
     nominal = bank.unit * 2.0 ** np.arange(bank.bits)
     own = np.array([gain.get(f"{bank.name}_bit_{b}", 1.0) for b in range(bank.bits)])
@@ -272,7 +270,7 @@ def _stamped(board: Board, values: dict[str, float]) -> np.ndarray:
 
 
 def _held(model: PairModel, theta: np.ndarray, program: Program) -> np.ndarray:
-    """What a copy's readings see at low frequencies, (n, n) [F or S]: closed switches are wires to a capacitor."""
+    """Return the matrix (n, n) [F or S] that the readings see at low frequencies, closed switches as wires."""
     half = half_of(model, program)
     if model.board.inputs:
         return np.linalg.inv(impedance(half, theta, np.zeros(1))[0].real)
@@ -280,7 +278,7 @@ def _held(model: PairModel, theta: np.ndarray, program: Program) -> np.ndarray:
 
 
 def static_capacitance(half: Half, theta: np.ndarray) -> np.ndarray:
-    """Nodal capacitance (n, n) [F] of the readings with closed switches as wires."""
+    """Return the nodal capacitance (n, n) [F] of the readings with closed switches as wires."""
     stamps = spread_stamps(half, theta, np.array([1e-3j]))[0].real[half.capacitive]
     value = (half.weights * part_gains(half.exponents, theta))[half.capacitive]
     return (stamps.T * value) @ stamps
@@ -288,7 +286,7 @@ def static_capacitance(half: Half, theta: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class RetrimOptions:
-    """What is trimmed: a copy by name (None: all), for a target (None: that of the folder), how often, checked."""
+    """Options of re-trim: copy by name (None: all), target (None: that of the folder), programmings, check."""
 
     copy: str | None = None
     target: str | None = None
@@ -355,7 +353,7 @@ def _chosen(device: Device, copy: str | None) -> list[int]:
 
 
 def _target(made: Design, trim: RetrimOptions) -> tuple[str, np.ndarray, np.ndarray]:
-    """Name, matrix and factor: those asked for, or those of the design."""
+    """Return name, matrix and factor of the target in the options, or else of the design."""
     program = made.program
     if trim.target is None:
         if (trim.at, trim.precondition, trim.damping) != ("zero", None, 0.0):
@@ -369,12 +367,12 @@ def _target(made: Design, trim: RetrimOptions) -> tuple[str, np.ndarray, np.ndar
 
 
 def _row(device: Device, copy: int, found: Retrim, nearest: Program, known: float) -> dict[str, Any]:
-    """What is expected of one copy: `error_nearest` uncalibrated, `errors` of the first 1, 2, … programmings.
+    """Return the record of one copy: `error_nearest` without calibration, `errors` of the first 1, 2, … programmings.
 
-    `errors` are those of the calibrated model; `expected` has its relative uncertainty, `known`, in it.
+    `errors` are those of the calibrated model; `expected` includes the relative uncertainty of the model, `known`.
 
-    Each program's inverse is read as of any program, with its own scaling and energy, from readings that have been
-    divided by the gains of the readout.
+    The inverse of each program is read with the program's own scaling and energy, from readings divided by the gains of
+    the readout.
     """
     model = pair_model(device.board)
     plain = np.ones(len(device.board.cells))
@@ -401,7 +399,7 @@ def _row(device: Device, copy: int, found: Retrim, nearest: Program, known: floa
 
 
 def _checked(made: Design, name: str, found: Retrim, nearest: Program, progress: Progress) -> dict[str, float]:
-    """The same two errors of one copy as ngspice gives them."""
+    """Return the errors of one copy in ngspice, before (`error_nearest`) and after re-trim."""
     specimen = next(copy for copy in made.copies if copy.name == name)
     trimmed = trimmed_copy(made.board, specimen, found.powers)
     inverse = np.linalg.inv(nearest.target)
@@ -412,7 +410,7 @@ def _checked(made: Design, name: str, found: Retrim, nearest: Program, progress:
 
 
 def _measured(board: Board, programs: Sequence[Program], copy: Copy, progress: Progress) -> np.ndarray:
-    """Inverses (programs, n, n) of one specimen."""
+    """Return the inverses (programs, n, n) of one specimen in ngspice."""
     shown = run_programs(board, programs, [copy], evidence_frequencies(board), None, progress)[0]
     return np.array(
         [

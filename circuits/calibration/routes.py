@@ -1,38 +1,37 @@
-"""Fit of the reduced-order model of each copy to what ngspice returned for it.
+"""Routes of calibration: from runs or recorded readings of the copies of a board to a device.
+
+By elements (`calibrate`), for soldered capacitive boards without parasitics, to the own program:
 
     minimise  Σ ((data - model(θ)) / σ)² + Σ ((θ - 1) / σ_prior)²
 
 θ: relative gain of every populated element, relative temperature and inductance of every cell. From exact runs the
-data are the covariance and the spectra at two frequencies; mean and σ of what the reduced model leaves out (mismatch
+data are the covariance and the spectra at two frequencies; mean and σ of the discrepancy of the reduced model (mismatch
 inside pairs) come from copies drawn from the prior. From sampled runs the data are the covariance alone, weighted by
 the law of the estimate. σ_prior is the tolerance of the parts; elements that the program leaves out keep their prior.
 Standard errors are those of the minimum under the full covariance of the data's errors (the sandwich formula).
 
-Calibration of physical boards from recorded readings: parts, temperatures, and what the readout does to them.
+By pairs (`fit_pairs`), for boards that have more parts than elements, to the own program: boards with parasitics, and
+resistive ones, whose storage and sources count. From exact runs the data are spectra; on a resistive board also the
+columns of the solution, which sources do not enter; and on a capacitive one also the covariance, which holds noise
+beyond the spectra. From sampled runs the data are the covariance alone, weighted by the law of the estimate. The fit is
+that of circuits.calibration.fitting, under one program instead of many.
+
+By training programs (`calibrate_programs`). No single program determines all parts of a board with banks, so
+calibration programs it itself (circuits.calibration.experiments), fits the parts of every copy to all programs at once,
+and predicts held-out targets. Training runs are exact (spectra) or sampled (covariances, by the law of their estimate);
+held-out targets are always run exactly, so that the prediction alone is judged.
+
+By recorded readings (`calibrate_recorded`) of physical boards: parts, temperatures, and gains of the readout.
 
     data = C(0), C(L),   <C_ij(τ)> = r_i r_j ρ_ij(τ; θ) - V_ij,   offset = mean reading
 
 with C(τ) the covariances of readings τ apart about the mean, their joint law from circuits.calibration.observations, r
 the relative gains of the readout, and L the lag that circuits.statistics.recorded keeps: a quarter period, or the time
 constant, of a cell. Pairs of readings count that have no gap between them; a record without any has C(0) alone, which
-tells the parts that settle nothing (inductances, a common scale of time). There are fewer data than a board has parts,
-so some keep their prior, and the standard errors say so. A gain that all cells have in common cannot be told from their
-common temperature, r² T = const, nor from a common scale of all parts: it takes the share that its prior leaves it, and
-its error is reported by itself.
-
-Calibration by programs of its own: training programs in ngspice on every copy, one fit, and held-out targets.
-
-No single program shows every part of a board, so calibration programs it itself (circuits.calibration.experiments),
-fits the parts of every copy to all programs at once, and then meets targets the fit never saw. Training runs are exact
-(spectra) or sampled (covariances, by the law of their estimate); held-out targets are always run exactly, so that what
-is judged is the prediction.
-
-Fit of the parts of each copy, pair by pair, to what ngspice returned for its own program.
-
-Of boards that have more parts than elements: parasitics, and resistive ones, whose storage and sources count. From
-exact runs the data are spectra, on a resistive board the columns of the solution, which sources do not enter, and on a
-capacitive one the covariance, which shows what is beyond the spectra; from sampled runs the covariance alone, weighted
-by the law of the estimate. The fit is that of circuits.calibration.fitting, under one program instead of many.
+does not depend on the parts that set the time scale (inductances, a common scale of time). There are fewer data than a
+board has parts, so some keep their prior, and the standard errors say so. A gain that all cells have in common cannot
+be told from their common temperature, r² T = const, nor from a common scale of all parts: it takes the share that its
+prior leaves it, and its error is reported by itself.
 """
 
 from collections.abc import Sequence
@@ -85,7 +84,7 @@ from circuits.statistics.estimators import LONG_RECORD, EstimateLaw, effective_s
 from circuits.statistics.inversion import inversion_rule, triangle
 from circuits.statistics.recorded import Recorded, recorded_law
 
-READOUT = 0.01  # half width of the uniform relative spread of a cell's readout gain, unless told better
+READOUT = 0.01  # half width of the uniform relative spread of a cell's readout gain, by default
 LARGEST_READOUT = 0.5
 
 KEPT_RESIDUALS = 400  # of every copy, evenly through the sorted ones: enough to draw their distribution
@@ -99,7 +98,7 @@ def calibrate(
     route: str,
     progress: Progress = silent,
 ) -> tuple[Device, dict[str, Fit]]:
-    """Fit every copy to its `route` ("exact" or "sampled") run; the device, and the fits by copy."""
+    """Fit every copy to its `route` ("exact" or "sampled") run; return the device, and the fits by copy."""
     board, program = design.board, design.program
     if board.banks:
         raise InputError("one program does not show all parts of a board with banks; use calibrate_programs")
@@ -129,7 +128,7 @@ def calibrate(
 def validated(
     design: Design, device: Device, fits: dict[str, Fit], folder: Path | None = None, progress: Progress = silent
 ) -> Device:
-    """The device of these fits of `calibrate`, and how it did on held-out programs, which are run in ngspice now.
+    """Return the device with its scores on held-out programs, which are run in ngspice now; `fits` as of `calibrate`.
 
     Where there is no ngspice or no other program goes on the board, `fitted_on` says so as `not_held_out`. A device
     whose parts are exact stays as it is. Raises SimulationError if a run fails twice.
@@ -149,7 +148,7 @@ def validated(
 
 
 def uncertainties(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
-    """Relative standard error (Frobenius) of the inverse that each fit of `calibrate` predicts for the own program."""
+    """Return the relative standard error (Frobenius) of the own program's inverse, for each fit of `calibrate`."""
     board, program = design.board, design.program
     if by_pairs(board):
         return pair_errors(design, fits)
@@ -184,7 +183,7 @@ def _runs_summary(design: Design, route: str, fits: dict[str, Fit]) -> dict[str,
 
 @dataclass(frozen=True, eq=False)
 class CalibratedReadings:
-    """What came of it: the device, its model with the readout's gains as parameters, and the fits by copy."""
+    """Result of `calibrate_recorded`: device, model with gains of the readout as parameters, and fits by copy."""
 
     device: Device
     model: PairModel
@@ -234,7 +233,7 @@ def calibrate_recorded(
 def _evidence(
     model: PairModel, design: Design, recorded: Recorded, law: EstimateLaw, draws: DrawnPairs, place: slice | None
 ) -> tuple[Known, np.ndarray]:
-    """What to expect of a record, and what it showed: (n, n), or with a lag (2, n, n) [V²]."""
+    """Return the evidence of a record, and its measured covariances: (n, n), or with a lag (2, n, n) [V²]."""
     sums = recorded.sums
     if sums is None:
         return covariance_evidence(model, design.program, law, draws, place), recorded.covariance
@@ -259,7 +258,7 @@ def _check(recorded: Recorded) -> None:
 
 
 def _copy(design: Design, model: PairModel, known: int, found: Fit, recorded: Recorded) -> FittedCopy:
-    """The record of a fit whose first `known` parameters are parts, and the others gains of the readout."""
+    """Return the record of a fit whose first `known` parameters are parts, and the others gains of the readout."""
     about = recorded.summary
     error = np.sqrt(np.diag(found.covariance))
     gains = zip(found.values[known:], error[known:], model.spreads[known:], strict=True)
@@ -304,7 +303,7 @@ def _about(model: PairModel, recorded: Recorded, found: Fit, place: slice | None
 
 
 def _common_gain(model: PairModel, found: Fit, place: slice) -> dict[str, float]:
-    """Mean gain of the readout, and of it and the temperatures together, with what the prior knew of either."""
+    """Return the mean gain of the readout with its error, alone and with the temperatures, and the prior error."""
     r, t = np.zeros(len(model.names)), np.zeros(len(model.names))
     r[place] = 1 / len(r[place])
     hot = [k for k, name in enumerate(model.names) if name.startswith("temperature")]
@@ -323,7 +322,7 @@ def _common_gain(model: PairModel, found: Fit, place: slice) -> dict[str, float]
 
 @dataclass(frozen=True, eq=False)
 class CalibratedPrograms:
-    """What came of it: the device, the model and the fits by copy, the training, and the held-out comparison."""
+    """Result of `calibrate_programs`: device, model, fits by copy, training, and scores on held-out programs."""
 
     device: Device
     model: PairModel
@@ -342,7 +341,7 @@ def calibrate_programs(
     samples: int = 100_000,
     seed: int = 0,
 ) -> CalibratedPrograms:
-    """Calibrate every copy of a design on programs of its own; runs are kept in `folder`.
+    """Calibrate every copy of a design by training programs; runs are kept in `folder`.
 
     `route` is exact, or sampled with `samples` readings of a copy under a program and noise of this `seed`. `targets`
     random targets and with banks `codes` random codes are held out. Raises SimulationError if a run fails twice.
@@ -378,7 +377,7 @@ def calibrate_programs(
 def _sampled_evidence(
     model: PairModel, draws: DrawnPairs, training: TrainingPrograms, runs: Sequence[Sampled]
 ) -> tuple[Known, ...]:
-    """What to expect of sampled runs of every training program, by the law of the nominal board."""
+    """Return the evidence of sampled runs of every training program, by the law of the nominal board."""
     ones, found = np.ones(len(model.names)), []
     for program, run in zip(training.programs, runs, strict=True):
         law = chunks_law(run.recipe, half_circuit(half_of(model, program), ones), program.period, run.samples)
@@ -387,7 +386,7 @@ def _sampled_evidence(
 
 
 def _matched(known: Sequence[Known], runs: Sequence[Shown] | Sequence[Sampled]) -> tuple[list[Known], list[np.ndarray]]:
-    """Evidence and data of every program of one copy."""
+    """Return evidence and data of every program of one copy."""
     pairs = [
         (each, each.data(run.covariance)) if isinstance(run, Sampled) else observed(each, run.exact, run.solved)
         for each, run in zip(known, runs, strict=True)
@@ -460,7 +459,7 @@ def fit_pairs(design: Design, measured: dict[str, Run], route: str, progress: Pr
 
 
 def pair_errors(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
-    """Relative standard error (Frobenius) of the inverse that each of these fits predicts for the own program."""
+    """Return the relative standard error (Frobenius) of the own program's inverse, for each fit of `fit_pairs`."""
     model = pair_model(design.board)
     draws = draw_pairs(model, design.seed, next(iter(fits.values())).draws)
     asked = program_statistics(model, design.program, draws)
@@ -468,7 +467,7 @@ def pair_errors(design: Design, fits: dict[str, Fit]) -> tuple[float, ...]:
 
 
 def undetermined(model: PairModel, fits: dict[str, Fit]) -> dict[str, Any]:
-    """How many parameters there are, and those that the data of copies, the same for all, could not determine."""
+    """Return the number of parameters, and the names of those that the data leave undetermined."""
     left = np.sqrt(np.diag(next(iter(fits.values())).covariance)) / model.spreads
     unknown = [name for name, share in zip(model.names, left, strict=True) if share > UNDETERMINED]
     return {"parameters": len(model.names), "undetermined": unknown}
@@ -500,7 +499,7 @@ def _nominal(model: PairModel, program: Program) -> Circuit:
 
 
 def _floor(model: PairModel, program: Program) -> EstimateLaw:
-    """The law of an exact covariance: relative errors FLOOR of its entries."""
+    """Return the law of an exact covariance: relative errors FLOOR of its entries."""
     S = reading_covariance(_nominal(model, program))
     i, j = np.triu_indices(len(S))
     return EstimateLaw(S, np.diag(FLOOR**2 * S[i, i] * S[j, j]), 1)

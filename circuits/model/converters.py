@@ -1,14 +1,14 @@
-"""What stands between numbers and the board: converters, the resolution of noise sources, temperature coefficients.
+"""Interface between numbers and the board: converters, resolution of noise sources, temperature coefficients.
 
-A converter of b bits has the full scale F = ±range · rms, where rms is that of what it carries (the digital side scales
-every upload so), and rounds mid-tread in two's complement:
+A converter of b bits has the full scale F = ±range · rms, with rms that of the signal it carries (the digital side
+scales every upload to it), and rounds mid-tread in two's complement:
 
     Δ = 2 F / 2ᵇ,   code = clip(round(x / Δ), -2ᵇ⁻¹, 2ᵇ⁻¹ - 1),   value = code Δ,
 
-halves to even. What is clipped is counted. Its noise and offset are of the analog side: an ADC has them before it
-rounds, a DAC after. Without bits nothing is rounded and there is no full scale; noise and offset remain.
+halves to even. Clipped values are counted. Noise and offset are on the analog side: before rounding in an ADC, after it
+in a DAC. Without bits nothing is rounded and there is no full scale; noise and offset remain.
 
-What rounding and clipping q do to Gaussian readings is known exactly. With z of unit variance and the normalised
+The effect of rounding and clipping q on Gaussian readings is known exactly. With z of unit variance and the normalised
 Hermite polynomials h_k, a_k = <q h_k(z)> = (Δ/√k) Σ φ(τ) h_{k-1}(τ) over the thresholds τ between the codes, and
 Cov(q_i, q_j) = Σ_{k≥1} a_k^i a_k^j ρ_ij^k (Mehler).
 """
@@ -24,8 +24,8 @@ from circuits.board import Board
 from circuits.errors import InputError
 
 MOST_BITS = 24
-FINE_BITS = 16  # more count as so many where a law is computed: the variance differs by 1e-9 of that of the signal
-TERMS = 400  # of the Hermite series at most: what is left out is at most ρ^400 of the variance that rounding adds
+FINE_BITS = 16  # laws are computed with at most so many: the variance differs by 1e-9 of that of the signal
+TERMS = 400  # most terms of the Hermite series: the remainder is at most ρ^400 of the variance by rounding
 
 
 def _check_bits(bits: int | None, what: str) -> None:
@@ -36,9 +36,9 @@ def _check_bits(bits: int | None, what: str) -> None:
 
 @dataclass(frozen=True)
 class Converter:
-    """A DAC or ADC: bits, full scale ±`range`, `noise` (rms) and `offset` in multiples of the rms of what it carries.
+    """A DAC or ADC: bits, full scale ±`range`, `noise` (rms) and `offset` in multiples of the rms of the signal.
 
-    `rate` [Hz] is how many values it converts in a second (None: as fast as they come). InputError if out of range.
+    `rate` [Hz] is the number of values converted in a second (None: no limit). InputError if out of range.
     """
 
     bits: int | None = None
@@ -61,11 +61,11 @@ class Converter:
 
 @dataclass(frozen=True)
 class Interface:
-    """How a board is written and read.
+    """Converters and noise sources through which a board is written and read.
 
     `source_bits`: the amplitude of a noise source is a code of so many bits, full scale twice its nominal amplitude.
     `temperature_coefficients` are in 1/K by the kind of part, "R", "L", "C", and "I" of the power of noise sources;
-    a kind that is not named has that of the board's parts.
+    a kind that is not named has the coefficient of the board's parts.
     """
 
     dac: Converter = field(default_factory=Converter)
@@ -86,7 +86,7 @@ class Interface:
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """What came out of a converter, in the shape of what went in, and how many values met the full scale."""
+    """Output of a converter, in the shape of its input, and the number of values clipped at full scale."""
 
     values: np.ndarray
     saturated: int
@@ -96,7 +96,7 @@ IDEAL = Interface()
 
 
 def board_interface(board: Board) -> Interface:
-    """The ideal interface with the temperature coefficients [1/K] of the board's parts, the largest of each kind."""
+    """Return the ideal interface with the largest temperature coefficient [1/K] of each kind of part of the board."""
     found: dict[str, float] = {}
     for kind, tempco in (*((p.kind, p.tempco) for p in board.parts), *(("I", s.tempco) for s in board.sources)):
         found[kind] = max(found.get(kind, 0.0), tempco, key=abs)
@@ -110,7 +110,7 @@ def convert(
     rng: np.random.Generator | None = None,
     to_analog: bool = False,
 ) -> Converted:
-    """Pass values (any shape) through an ADC, or `to_analog` through a DAC; `rms` is that of what it carries.
+    """Pass values (any shape) through an ADC, or `to_analog` through a DAC; `rms` is that of the signal.
 
     `rms` has the unit of the values and broadcasts against them; where it is 0, only 0 fits. `rng` draws the noise.
     InputError if values or rms are not finite, rms is negative, or there is noise and no `rng`.
@@ -132,9 +132,9 @@ def convert(
 def converted_law(
     mean: np.ndarray, covariance: np.ndarray, converter: Converter, rms: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean (n,) and covariance (n, n) of Gaussian readings of such a law behind an ADC, and the clipped share (n,).
+    """Return mean (n,) and covariance (n, n) of Gaussian readings behind an ADC, and the clipped share (n,).
 
-    `rms` is that of what full scale is for; noise is of every channel and reading by itself.
+    `rms` is that of the signal for which full scale is set; noise is independent by channel and reading.
     """
     mean = mean + converter.offset * rms
     covariance = covariance + (converter.noise * rms) ** 2 * np.eye(len(mean))
@@ -145,7 +145,7 @@ def converted_law(
     sigma = np.sqrt(np.diag(covariance))
     codes = np.arange(1 - most, most)
     tau = ((codes - 0.5) * step - mean[:, None]) / sigma[:, None]  # (n, thresholds): from code - 1 to code
-    weight = np.where(codes > 0, special.ndtr(-tau), -special.ndtr(tau))  # what passes a threshold, counted from 0
+    weight = np.where(codes > 0, special.ndtr(-tau), -special.ndtr(tau))  # beyond a threshold, from code 0
     shown = weight.sum(axis=1)
     square = (np.abs(2 * codes - 1) * np.abs(weight)).sum(axis=1)
     law = step**2 * _mehler(tau, covariance / sigma / sigma[:, None])
@@ -155,9 +155,9 @@ def converted_law(
 
 
 def source_power(powers: np.ndarray, interface: Interface) -> np.ndarray:
-    """The relative powers that noise sources can be set to, nearest to those wanted: amplitudes in 2^(1-bits).
+    """Return the relative powers nearest to `powers` that noise sources can be set to: amplitudes in 2^(1-bits).
 
-    InputError if a wanted power is not positive, or beyond what the full scale, twice the nominal amplitude, holds.
+    InputError if a wanted power is not positive, or beyond the full scale, twice the nominal amplitude.
     """
     powers = np.asarray(powers, dtype=float)
     if not (np.isfinite(powers) & (powers > 0)).all():
@@ -186,7 +186,7 @@ def _rounded(values: np.ndarray, converter: Converter, rms: np.ndarray) -> Conve
 
 
 def _mehler(tau: np.ndarray, correlation: np.ndarray) -> np.ndarray:
-    """Covariances (n, n) of counts of passed thresholds (n, thresholds), right off the diagonal."""
+    """Return covariances (n, n) of counts of passed thresholds (n, thresholds), valid off the diagonal."""
     largest = np.abs(correlation - np.diag(np.diag(correlation))).max(initial=0.0)
     density = np.exp(-(tau**2) / 2) / np.sqrt(2 * np.pi)
     before, now = np.zeros_like(tau), density  # φ h_k: far out h_k alone would overflow where φ is 0

@@ -1,19 +1,14 @@
-"""A device: what calibration knows of the copies of one board, its file, and the presets of the package.
-
-`predict` gives the circuit of a copy under any program (circuits.model.fitted_copy), `Device.program` the whole process
-of any target (circuits.model.device).
-
-What a fitted copy will do with any target: its drift, diffusion, mean, covariance and settling.
+"""Device: estimates of every copy of one board, and the process of a copy under any target.
 
     dx = (b - A x) dt + N(0, D dt),   <y> = H A⁻¹ b,   Cov(y) = H Σ Hᵀ,   A Σ + Σ Aᵀ = D
 
-with A, D, H of the copy's own circuit (circuits.model.fitted_copy) at an ambient temperature, or, if the device is of a
-lower order, of that circuit reduced to so many states (circuits.model.reduction): all that is predicted is then of that
-process. The copy shows g y + o of a reading y, and the ADC rounds and clips that
-(circuits.model.converters.converted_law); its full scale is for the largest rms reading of the board. Bias currents
-come from the DAC, whose full scale is for their rms.
+with A, D, H of the copy's own circuit (circuits.model.fitted_copy) at an ambient temperature, or, if the device has a
+lower order, of that circuit reduced to so many states (circuits.model.reduction): all predictions are then of the
+reduced process. The readout of a copy turns a reading y into g y + o, which the ADC rounds and clips
+(circuits.model.converters.converted_law); the full scale of the ADC is for the largest rms reading of the board. Bias
+currents come from the DAC, whose full scale is for their rms.
 
-A device: estimates of every copy of one board, how it is written and read, and what a copy does with any target.
+`Device.program` predicts the whole process of any target, `predict` returns the circuit of a copy under any program.
 """
 
 from collections.abc import Mapping
@@ -45,13 +40,13 @@ class Prediction:
     """The process of one copy under one program, of d states x and readings H x (n,) [V].
 
     Of all states x are m node voltages [V] and l fluxes [Wb] of the `circuit`, d = m + l; fewer are combinations of
-    them of unit variance, and `covariance_error`, `settling_error` and `mean_error` are what their process is off by
-    from that of the circuit, relative, before the ADC (circuits.reduction); 0 of all states.
+    them of unit variance, and `covariance_error`, `settling_error` and `mean_error` are the relative errors of their
+    process against that of the circuit, before the ADC (circuits.model.reduction); 0 with all states.
     `columns` (n, n) [ohm] are means for unit bias currents into each cell (zero where coils lead to ground), with the
     gains of the readout, before the ADC. `mean` (n,) [V] under the bias, `covariance` (n, n) [V²] and the share of
-    readings that the ADC clips, `clipped` (n,), are of what is read; `clipped_bias` counts currents that the DAC
+    readings that the ADC clips, `clipped` (n,), are after the ADC; `clipped_bias` counts currents that the DAC
     clipped. `settling` [s] is the slowest time constant; `interval` [s] that between readings: the program's sampling
-    period, or as many as the ADC needs for all cells one after the other. `inverse` (n, n) is what is read from the
+    period, or as many as the ADC needs for all cells one after the other. `inverse` (n, n) is read from the
     covariance, on a resistive board from the columns.
     """
 
@@ -75,7 +70,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Device:
-    """Fitted copies of a board, what they were fitted on (route, number of data, χ², programs), held-out targets.
+    """Fitted copies of a board, the record of the fit (route, number of data, χ², programs), and held-out scores.
 
     `values` [F or S] are those of the elements under the board's own program, the one it was designed for (none: not
     known); every copy must be stable under it. `order` is the number of states of the process that is predicted, None:
@@ -105,8 +100,8 @@ class Device:
 
         Returned are its drift [1/s], diffusion, readout, mean [V], covariance [V²], settling [s], and the inverse that
         is read from them (circuits.model.device). With a `precondition` T (n, n) the board holds T P Tᵀ; it is set by
-        codes if it has banks. The rest as in `under`. InputError if the target is not symmetric and positive definite,
-        the precondition not invertible, or the board does not hold them.
+        codes if it has banks. Other parameters are those of `under`. InputError if the target
+        is not symmetric and positive definite, the precondition not invertible, or the board does not hold them.
         """
         made = programmed(self.board, target, precondition, name)
         return self.under(made, copy, ambient=ambient, bias=bias, seed=seed)
@@ -120,7 +115,7 @@ class Device:
         bias: np.ndarray | None = None,
         seed: int = 0,
     ) -> Prediction:
-        """The process of copy number `copy` (from 0) under a program that is made already, at `ambient` [°C].
+        """Predict the process of copy number `copy` (from 0) under a program that exists already, at `ambient` [°C].
 
         `bias` (n,) [A] are currents into the cells, none by default; `seed` draws the DAC's noise on them. InputError
         if there is no such copy, and for what `circuits.model.device.process` refuses.
@@ -131,7 +126,7 @@ class Device:
 
 
 def ideal_device(board: Board, copies: int = 1) -> Device:
-    """The device whose every copy is exactly nominal."""
+    """Return the device whose every copy is exactly nominal."""
     exact = Estimate(1.0, 0.0, False)
     each = tuple(exact for _ in board.cells)
     gains = dict.fromkeys(gain_names(board), exact)
@@ -143,18 +138,18 @@ def ideal_device(board: Board, copies: int = 1) -> Device:
 def draw_device(device: Device, seed: int) -> Device:
     """Give every unobserved quantity a value: estimate + standard error · uniform(-√3, √3), drawn once.
 
-    What calibration saw stays at its estimate, which predicts the copy far better than its parts' errors one by one
-    would say (they are correlated). What it did not see takes the spread that parts of this board have, so that a
-    program which needs it does not meet a perfect part. The same device and seed give the same copies.
+    Observed quantities stay at their estimates, which predict the copy far better than their single errors suggest (the
+    errors are correlated). Unobserved ones take the spread of the parts of this board, so that a program which needs
+    them does not get perfect parts. The same device and seed give the same copies.
     """
     return replace(device, copies=tuple(_drawn(copy, seed, k) for k, copy in enumerate(device.copies)))
 
 
 def predict(device: Device, copy: int, program: Program, ambient: float = REFERENCE_CELSIUS) -> Circuit:
-    """The reduced-order circuit of copy number `copy` (from 0) under any program for its board, at `ambient` [°C].
+    """Return the reduced-order circuit of copy number `copy` (from 0) under any program, at `ambient` [°C].
 
-    Readings (n,) [V], before the readout's gains and offsets, of n nodes, and where parts are known pair by pair of
-    those behind closed switches and losses.
+    Readings (n,) [V], before the readout's gains and offsets, of n nodes, and where parts are known pair by pair
+    also of nodes behind closed switches and losses.
     """
     coefficients = temperature_coefficients(device.board, device.interface)
     return fitted_circuit(device.board, device.copies[copy], program, coefficients, ambient - REFERENCE_CELSIUS)
@@ -191,13 +186,13 @@ def copy_of(
 
 
 def quality_factor(board: Board) -> float:
-    """R sqrt(c0/L) of a cell with the unit capacitance."""
+    """Return R sqrt(c0/L) of a cell with the unit capacitance."""
     resistance, inductance = nominal_cell(board)
     return float(resistance * np.sqrt(board.unit / inductance))
 
 
 def unstable_copies(device: Device) -> list[str]:
-    """Names of the copies that would run away under the board's own program, none if that is not known."""
+    """Return the names of copies that would be unstable under the board's own program; none without that program."""
     if not device.values:
         return []
     own = _own_program(device)
@@ -220,7 +215,7 @@ def _drawn(copy: FittedCopy, seed: int, number: int) -> FittedCopy:
 
 
 def _own_program(device: Device) -> Program:
-    """The program of the board's own values; what it stands for does not matter to the drift."""
+    """Return the program of the board's own values; its target has no effect on the drift."""
     eye = np.eye(len(device.board.cells))
     return Program("own", eye, eye, np.ones(len(eye)), "", "", device.values, 1e-12, 1.0, 1.0)
 
@@ -236,9 +231,9 @@ def temperature_coefficients(board: Board, interface: Interface) -> dict[str, fl
 def programmed(
     board: Board, target: np.ndarray, precondition: np.ndarray | None = None, name: str = "target"
 ) -> Program:
-    """A checked target P (n, n), or with a `precondition` T (n, n) T P Tᵀ, on a board, by codes if it has banks.
+    """Program a target P (n, n), or with a `precondition` T (n, n) T P Tᵀ, on a board, by codes if it has banks.
 
-    InputError if it is not symmetric and positive definite, T not invertible, or the board does not hold them.
+    InputError if P is not symmetric and positive definite, T is not invertible, or the board does not hold the target.
     """
     target = check_target(target)
     if len(target) != len(board.cells):
@@ -259,10 +254,10 @@ def process(
     seed: int = 0,
     order: int | None = None,
 ) -> Prediction:
-    """The process of a copy under a program for its board, written and read by an interface, at `ambient` [°C].
+    """Predict the process of a copy under a program for its board, through an interface, at `ambient` [°C].
 
     `bias` (n,) [A] are currents into the cells, none by default; `seed` draws the DAC's noise on them. `order` is the
-    number of states, None: all. InputError if the temperature is beyond what parts are made for, the bias is of another
+    number of states, None: all. InputError if the temperature is out of the range of the parts, the bias is of another
     size or leads to ground, or the copy would be unstable.
     """
     if not COLDEST <= ambient <= HOTTEST:
@@ -301,7 +296,7 @@ def process(
 
 
 def _inverse(board: Board, made: Program, read: np.ndarray) -> np.ndarray:
-    """What is read from the covariance, on a resistive board from the columns, (n, n)."""
+    """Return the inverse (n, n) read from the covariance, or on a resistive board from the columns."""
     X = made.mapping
     if board.inputs:
         return board.unit * X.T @ read @ X
@@ -310,14 +305,14 @@ def _inverse(board: Board, made: Program, read: np.ndarray) -> np.ndarray:
 
 
 def _interval(board: Board, interface: Interface, made: Program) -> float:
-    """Seconds between readings: whole sampling periods, at least as long as the ADC takes for all cells."""
+    """Return seconds between readings: whole sampling periods, at least as long as the ADC takes for all cells."""
     rate = interface.adc.rate
     periods = 1 if rate is None else max(1, int(np.ceil(len(board.cells) / rate / made.period - 1e-9)))
     return periods * made.period
 
 
 def _uploaded(board: Board, interface: Interface, bias: np.ndarray | None, seed: int) -> tuple[np.ndarray, int]:
-    """Bias currents (n,) [A] as the DAC gives them, and how many it clipped."""
+    """Return bias currents (n,) [A] after the DAC, and the number of clipped ones."""
     n = len(board.cells)
     if bias is None:
         return np.zeros(n), 0
@@ -342,7 +337,7 @@ def _uploaded(board: Board, interface: Interface, bias: np.ndarray | None, seed:
 
 
 def checked(device: Device) -> Device:
-    """The same; InputError if it is none, as a preset's name or a path is."""
+    """Return the device; InputError if `device` is not one, but for example the name of a preset or a path."""
     if not isinstance(device, Device):
         raise InputError(f"expected a device, got {device!r:.80}; read one with circuits.model.device_file.load_device")
     return device

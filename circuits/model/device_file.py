@@ -1,4 +1,4 @@
-"""File of a device, `device.json`: written, read back sealed, and the presets of the package."""
+"""File of a device, `device.json`, sealed by its hash, and the presets of the package."""
 
 import json
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ PRESETS = ("ideal", "board-1", "board-2", "board-3", "worst-case")  # devices th
 
 
 def describe_device(device: Device, about: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The content of device.json with its provenance, `about`, sealed by its own hash; nothing may be added to it."""
+    """Return the content of device.json with provenance `about`, sealed by its own hash; add nothing to it."""
     content = {
         "schema": SCHEMA,
         "fitted_on": device.fitted_on,
@@ -41,7 +41,7 @@ def describe_device(device: Device, about: dict[str, Any] | None = None) -> dict
 
 
 def device_path(place: Path | str) -> Path:
-    """Where a device is: the file of that name, or, if there is none, the preset of that name."""
+    """Return the path of a device: the file of that name, or, if there is none, the preset of that name."""
     if str(place) in PRESETS and not Path(place).is_file():
         return Path(str(resources.files("circuits.model"))) / "presets" / f"{place}.json"
     return Path(place)
@@ -75,9 +75,9 @@ def load_device(path: Path | str) -> Device:
 
 
 def device_hash(device: Device) -> str:
-    """SHA-256 of everything a device predicts from: its board, its copies, its order, how it is written and read.
+    """Return SHA-256 of everything a device predicts from: board, copies, order, interface, own values.
 
-    A device of all states has the hash that it had before there was another order, so older results name it still.
+    The order of a device of all states is not hashed, so that results from before orders existed still match.
     """
     content = TypeAdapter(Device).dump_json(
         replace(device, fitted_on={}, held_out={}), exclude={"order"} if device.order is None else None
@@ -88,7 +88,7 @@ def device_hash(device: Device) -> str:
 def _check_seal(path: Path, content: dict[str, Any]) -> None:
     """InputError if anything was changed in a file since it was made, or it has no seal.
 
-    Before anything else is made of the content: what was edited may fail anywhere.
+    Called before anything else reads the content, because edited content may fail anywhere.
     """
     about = content.get("provenance")
     seal = about.get("content_sha256") if isinstance(about, dict) else None
@@ -99,13 +99,13 @@ def _check_seal(path: Path, content: dict[str, Any]) -> None:
 
 
 def _content_hash(content: dict[str, Any]) -> str:
-    """SHA-256 of everything in a file but this hash itself."""
+    """Return SHA-256 of everything in a file but this hash itself."""
     about = {name: value for name, value in content["provenance"].items() if name != "content_sha256"}
     return sha256(json.dumps(content | {"provenance": about}, sort_keys=True))
 
 
 def _device(content: dict[str, Any]) -> Device:
-    """The record of a file; KeyError, TypeError, ValueError or ValidationError if it is none."""
+    """Return the device of a file; KeyError, TypeError, ValueError or ValidationError if the content is no device."""
     board = TypeAdapter(Board).validate_python(content["board"])
     return Device(
         board,
@@ -119,7 +119,7 @@ def _device(content: dict[str, Any]) -> Device:
 
 
 def _word(error: Exception) -> str:
-    """What is wrong, in one line."""
+    """Return the message of an error, in one line."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".replace("Value error, ", "")

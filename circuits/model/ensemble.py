@@ -1,9 +1,9 @@
-"""From a few boards to many: how the parts of calibrated copies are spread, how well that is known, and new boards.
+"""Ensemble of boards: spread of the parts of calibrated copies, its uncertainty, and new boards drawn from it.
 
 Parts of one kind (bits, what leads to ground, temperatures, …) of all copies are one sample: with estimates v of
 standard errors e, its mean is that of v, and its variance that of v less the mean of e². n of them know the variance
 of v to n - 1 degrees of freedom. A drawn board has its own variance, drawn from what is known of it (scaled inverse χ²,
-less the mean of e²), so a spread that is known badly is drawn widely; boards of any size take what they need by kind.
+less the mean of e²), so an uncertain spread is drawn widely; boards of any size take the kinds that they need.
 Of a kind that no copy showed, as elements that no program used, only the tolerance is known.
 """
 
@@ -134,7 +134,7 @@ def _uncertain(spread: Spread, rng: np.random.Generator) -> float:
 
 
 def _tolerances(board: Board) -> dict[str, Spread]:
-    """What is known of the elements of a board that was never seen: parts are uniform within their tolerance."""
+    """Return spreads of the elements of an unseen board: parts are uniform within their tolerance."""
     found = {}
     for element in board.elements:
         parts = [part.tolerance for part in board.parts if part.element == element.name]

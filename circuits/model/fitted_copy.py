@@ -1,4 +1,4 @@
-"""The circuit of a fitted copy under any program, at any temperature, and how its readings are shown.
+"""Fitted copy: the estimates of one copy, and its circuit under any program at any temperature.
 
 The reduced-order model of a copy has one node a cell, the reading. Each element (a matched pair of parts) has one
 relative gain, each cell a relative temperature t_i = T_i/T (so its conductance is g/t_i) and a relative inductance.
@@ -9,13 +9,8 @@ With the element values e of a program
 
 and the law of the readings is that of circuits.ou. Mismatch inside a pair enters in second order only. A board with
 banks or parasitics, and a resistive one, has a gain of every pair of parts (circuits.model.pairs): bits, switches,
-pads, windings, what leads to ground; its reduced circuit keeps the inner nodes that hold a state.
-
-The records of a fitted copy: an estimate of everything that is known of it, with what a board of its kind has.
-
-Each element (a matched pair of parts) has one relative gain, each cell a relative temperature and inductance; on boards
-with banks or parasitics, and on resistive ones, every pair of parts has a gain (circuits.model.pairs). A cell's reading
-y is shown as readout gain · y + readout offset.
+pads, windings, elements to ground; its reduced circuit keeps the inner nodes that hold a state. The readout turns a
+cell's reading y into readout gain · y + readout offset.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +26,7 @@ from circuits.nodal import Circuit
 
 @dataclass(frozen=True)
 class Estimate:
-    """A relative quantity: value, standard error, and whether the data said anything about it (else: its prior)."""
+    """A relative quantity: value, standard error, and whether the data determined it (else: its prior)."""
 
     value: float
     standard_error: float
@@ -57,7 +52,7 @@ class FittedCopy:
 def fitted_circuit(
     board: Board, copy: FittedCopy, program: Program, coefficients: dict[str, float], kelvin: float = 0.0
 ) -> Circuit:
-    """The reduced-order circuit of a copy under a program, `kelvin` above the temperature it was calibrated at.
+    """Return the reduced-order circuit of a copy under a program, `kelvin` above the temperature it was calibrated at.
 
     `coefficients` [1/K] are those of all kinds of part, "R", "L", "C" and "I".
     """
@@ -134,13 +129,13 @@ def _warmed(circuit: Circuit, coefficients: dict[str, float], kelvin: float) -> 
 
 
 def by_pairs(board: Board) -> bool:
-    """Whether the parts of a copy are known pair by pair, rather than element by element: what is no element counts."""
+    """Tell whether parts are known pair by pair (parts besides elements matter), rather than element by element."""
     parasitic = bool(board.mutuals) or any(part.cause for part in board.parts)
     return bool(board.banks) or board.coupling == "resistive" or parasitic
 
 
 def gain_names(board: Board) -> tuple[str, ...]:
-    """Of what a copy has gains."""
+    """Return the names of the gains of a copy."""
     if not by_pairs(board):
         return tuple(element.name for element in board.elements)
     return tuple(name for name in pair_model(board).names if name.split("_")[0] not in ("temperature", "inductance"))
@@ -154,7 +149,7 @@ def nominal_cell(board: Board) -> tuple[float, float]:
 
 
 def nominal_values(board: Board) -> dict[str, dict[str, float]]:
-    """Nominal values of what gains are relative to, in F, ohm, H, but for elements that a program sets."""
+    """Nominal values of what gains are relative to, in F, ohm, H, except elements that a program sets."""
     if not by_pairs(board):
         resistance, inductance = nominal_cell(board)
         cells = range(1, len(board.cells) + 1)

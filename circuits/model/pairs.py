@@ -44,7 +44,7 @@ class PairModel:
 
 @dataclass(frozen=True, eq=False)
 class Half:
-    """One program: its b branches, l coils and i inner nodes. `common` is the same for the mode c, with its own stamps.
+    """Branches b, coils l and inner nodes i of one program; `stamps` act on the mode x, `common` on the mode c.
 
     Admittance of a branch `weights` · (s or 1); `inner` (i, b) is ±1 where a branch ends on an inner node.
     """
@@ -64,7 +64,7 @@ class Half:
     winding: np.ndarray  # (l,), ohm
     coil_exponents: np.ndarray  # (l, parameters)
     winding_exponents: np.ndarray  # (l, parameters)
-    winding_pairs: np.ndarray  # (l,), any pair where there is no winding
+    winding_pairs: np.ndarray  # (l,), 0 where there is no winding
     power: np.ndarray  # (n,), A² s
     power_exponents: np.ndarray  # (n, parameters)
 
@@ -139,7 +139,7 @@ def half_of(model: PairModel, program: Program) -> Half:
 
 
 def half_circuit(half: Half, theta: np.ndarray) -> Circuit:
-    """The same as matrices of the cells' x and of the inner nodes that hold a state, (m, m); readings are x."""
+    """Return a program's circuit as matrices (m, m) of the cells' x and the inner nodes that hold a state."""
     y = half.weights * part_gains(half.exponents, theta)
     n = half.stamps.shape[1]
     inner = half.inner.toarray()
@@ -170,7 +170,7 @@ def noise_power(half: Half, theta: np.ndarray) -> np.ndarray:
 
 
 def inductance_matrix(half: Half, theta: np.ndarray) -> np.ndarray:
-    """L with what coils share, (l, l) [H]."""
+    """Return the inductance matrix with mutual inductances, (l, l) [H]."""
     root = np.sqrt(half.inductance * part_gains(half.coil_exponents, theta))
     return root[:, None] * half.coupling * root
 
@@ -188,7 +188,7 @@ def _pairs(board: Board) -> Iterator[tuple[int, ...]]:
 
 
 def _resistor(board: Board, first: list[Part], cell: int) -> int:
-    """Which pair damps a cell."""
+    """Return the pair that damps a cell."""
     nodes = board.cells[cell].nodes
     return next(k for k, part in enumerate(first) if part.role == "damping" and part.nodes[0] in nodes)
 

@@ -1,4 +1,4 @@
-"""Order reduction: a circuit of many states as a process of few, with the errors that matters here computed.
+"""Order reduction: a circuit of many states as a process of few, with computed errors.
 
     dx = (B i - A x) dt + N(0, D dt),  y = H x       A Σ + Σ Aᵀ = D,    Aᵀ W + W A = Hᵀ H
 
@@ -111,7 +111,7 @@ class ChosenOrder:
 
     @property
     def warning(self) -> str | None:
-        """What a user should know of an order whose error is not below the uncertainty, in one sentence."""
+        """Warning about an order whose error is not below the uncertainty; None if it is below."""
         if self.sufficient:
             return None
         return (

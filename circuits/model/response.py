@@ -1,16 +1,14 @@
-"""What a circuit of equal pairs shows at given frequencies, and the derivatives of that by every part.
+"""Response of a circuit of equal pairs: impedance, spectra and covariance, with derivatives by every part.
 
 An inner node is at z = -Σ y a / Σ y, so each part has the stamp ã = a + z on the cells. With coils L and windings R
 
     Y(s) = Σ y ã ãᵀ + E (s L + R)⁻¹ Eᵀ,   Z = Y⁻¹,   S = 4 Z Q Zᴴ,   dZ = -Σ dy (Z ã)(Z ã)ᵀ.
 
-Nothing is larger than the cells are many, so that thousands of spectra with all their derivatives cost seconds.
+No matrix is larger than the number of cells, so that thousands of spectra with all their derivatives cost seconds.
 
-Covariance of the readings as an integral of their spectrum, with its derivatives by every part.
-
-In ln f the spectrum is smooth and dies out at both ends, so the plain sum converges exponentially: with poles at an
-angle θ from the frequency axis the error is e^{-2πθ/step}. Beyond the ends it goes as f² (as 1 on a resistive board)
-and f⁻², which closes the tails.
+The covariance of the readings is the integral of their spectrum. In ln f the integrand is smooth and decays at both
+ends, so the plain sum converges exponentially: with poles at an angle θ from the frequency axis the error is
+e^{-2πθ/step}. Beyond the ends the spectrum goes as f² (as 1 on a resistive board) and f⁻², which closes the tails.
 """
 
 import numpy as np
@@ -21,7 +19,7 @@ from circuits.ou import drift
 
 BELOW, ABOVE = 1e-3, 1e4  # of the lowest and the highest pole
 DIGITS = 20.0  # natural logarithm of one over the error
-ROUGH = 10.0  # of it, for what is small
+ROUGH = 10.0  # the same, where a rough integral is enough
 
 
 def impedance(half: Half, theta: np.ndarray, s: np.ndarray) -> np.ndarray:
