@@ -47,7 +47,7 @@ class Ensemble:
 
 
 def ensemble_of(device: Device) -> Ensemble:
-    """How the parts of a device's copies are spread; InputError if nothing was observed twice."""
+    """Return the spread of parts over a device's copies, by kind; InputError if nothing was observed twice."""
     values: dict[str, list[Estimate]] = {}
     for copy in device.copies:
         for name, estimate in _estimates(copy):

@@ -59,7 +59,7 @@ def draw_fitted_copies(place: str, out: Path, copies: int, seed: int, force: boo
 
 
 def _made_from(place: str) -> dict[str, Any]:
-    """What a device was made from (hashes, seeds, the ngspice that ran), and as `fitted_versions` what computed it."""
+    """Return the inputs of a device (hashes, seeds, ngspice), and as `fitted_versions` the software."""
     about = read_json(device_path(place), "calibrate").get("provenance", {})
     inputs = {name: value for name, value in about.items() if name not in ("versions", "content_sha256")}
     return ({"fitted_versions": about["versions"]} if "versions" in about else {}) | inputs

@@ -86,7 +86,7 @@ def reduce_order(circuit: Circuit, order: int | None = None) -> Reduced:
 
 @dataclass(frozen=True)
 class ChosenOrder:
-    """How many states the copies of a device need, `errors` of that order and its neighbours (None: no such process).
+    """Number of states that the copies of a device need, `errors` of that order and its neighbours (None: none exists).
 
     Errors are the largest of covariance, settling and mean, of the worst copy: of the step from the pair model with all
     its `states` to the order. `uncertainty` is the relative standard error of the inverse that the calibrations
