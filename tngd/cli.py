@@ -483,7 +483,8 @@ def main() -> int:
     # The matrices are small: more BLAS threads cost time and change the last digits. Read when numpy is loaded.
     os.environ |= dict.fromkeys(("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1")
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        words = sys.argv[1:] or ["--help"]
+        code = _help(words) if "--help" in words else app(words, standalone_mode=False)
     except (InputError, SimulationError) as error:
         code = _refuse(str(error))
     except typer.TyperException as error:
@@ -491,6 +492,23 @@ def main() -> int:
     except OSError as error:
         code = _refuse(f"the system says {error.strerror or error}" + (f": {error.filename}" if error.filename else ""))
     return code if isinstance(code, int) else 0  # typer turns Ctrl-C into INTERRUPTED
+
+
+def _help(words: list[str]) -> int:
+    """Print the help page of the verb that the words name; the exit code.
+
+    Without parsing: typer's parser loads pydantic, which takes as long as the rest of the page.
+    """
+    command = typer.main.get_command(app)
+    context = typer.Context(command, info_name="tngd")
+    for word in words[: words.index("--help")]:
+        if isinstance(command, typer.core.TyperGroup):
+            command = command.get_command(context, word)
+            if command is None:
+                raise InputError(f"No such command {word!r}; see tngd --help")
+            context = typer.Context(command, info_name=word, parent=context)
+    print(command.get_help(context))
+    return 0
 
 
 def _refuse(sentence: str) -> int:
