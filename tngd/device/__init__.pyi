@@ -4,6 +4,9 @@ from .array import array_of as array_of
 from .array import program_array as program_array
 from .dynamics import device_state as device_state
 from .dynamics import held_curvature as held_curvature
+from .full_size import ArrayDevice as ArrayDevice
+from .full_size import FullSizeDevice as FullSizeDevice
+from .full_size import IdealDevice as IdealDevice
 from .low_rank import low_rank_state as low_rank_state
 from .paths import sample_paths as sample_paths
 from .paths import stationary_draws as stationary_draws
@@ -30,6 +33,10 @@ __all__ = [
     "HeldArray",
     "array_of",
     "program_array",
+    # a face for devices of full size
+    "ArrayDevice",
+    "FullSizeDevice",
+    "IdealDevice",
     # states at any time
     "device_state",
     "held_curvature",

@@ -1,8 +1,9 @@
 from .baselines import ConjugateNGD as ConjugateNGD
 from .baselines import ExactNGD as ExactNGD
 from .kfac import KFAC as KFAC
-from .memory import DeviceStep as DeviceStep
 from .settings import Settings as Settings
+from .stepped import DeviceStep as DeviceStep
+from .stepped import SteppedDevice as SteppedDevice
 from .tile_step import TileStep as TileStep
 from .tngd import TNGD as TNGD
 
@@ -11,6 +12,7 @@ __all__ = [
     "TNGD",
     "Settings",
     "DeviceStep",
+    "SteppedDevice",
     "TileStep",
     # baselines
     "ConjugateNGD",

@@ -1,4 +1,4 @@
-"""What the device remembers from one optimizer step to the next, and one step of it.
+"""Memory of a full-size device from one optimizer step to the next, and one step of it.
 
 The device is read, the parameters move, and while the next gradient is computed (`delay`) the device goes on under the
 old curvature and gradient. Then the new pair is uploaded and it evolves for `time`. With start "kept" the state is left
@@ -6,21 +6,17 @@ as it is at the upload; with "gradient" or "zero" it is reset: at the upload to 
 delay, else right after the reading, to the old gradient (the only one known then) or zero.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isinf
+from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
-from circuits.errors import InputError
-from circuits.model.converters import Converter
 from tngd.curvature.factor import Factor
-from tngd.device.array import Array, HeldArray, check_size, noise_of, program_array, readings
-from tngd.device.converters import convert, root_mean_square
-from tngd.device.dynamics import Held, device_state, held_curvature
-from tngd.device.low_rank import is_stable, low_rank_state
+from tngd.device.converters import standard_normal
+from tngd.device.full_size import Draw, FullSizeDevice
 from tngd.optimizer.history import (
     History,
     from_device,
@@ -31,27 +27,7 @@ from tngd.optimizer.history import (
     unpacked_history,
 )
 from tngd.optimizer.settings import Settings
-
-White = Callable[[], Tensor]
-
-
-@dataclass(frozen=True)
-class DeviceStep:
-    """What the device did in one step.
-
-    `rank` r of the curvature it holds and its `age` in steps; the `damping` used; `scale` of the direction (of an inner
-    optimizer's step) after KL clipping; `ratio` of the actual to the predicted change of the loss, in steps that adapt
-    the damping, else None. Of an array: how many values were `saturated` in its converters, and whether it was
-    `unstable`; at t = ∞ the step was then along the gradient.
-    """
-
-    rank: int
-    age: int
-    damping: float
-    scale: float
-    ratio: float | None = None
-    saturated: int = 0
-    unstable: bool = False
+from tngd.optimizer.stepped import DeviceStep, Upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +39,7 @@ class Memory:
     """
 
     history: History
-    held: Held | HeldArray | None
+    held: Any
     gradient: Tensor
     damping: float
     state: Tensor
@@ -81,55 +57,41 @@ class StateReading:
 
 
 def advance(
+    device: FullSizeDevice,
     memory: Memory | None,
     settings: Settings,
     gradient: Tensor,
     factor: Factor | None,
-    white: White,
-    array: Array | None = None,
+    white: Draw,
     shapes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
 ) -> tuple[Memory, StateReading]:
     """The device after one step with a new gradient (N,) and factor, None to keep the curvature it has.
 
-    `shapes` (n, m) of the parameters by their offsets are for a precondition.
-
-    `white()` draws standard normal numbers (N,); it is called only if there is noise. Without an `array` the device is
-    ideal. An unstable array has an end state at no endless time: it is reset to the gradient uploaded, and says so.
+    `shapes` (n, m) of the parameters by their offsets are for a precondition. `white()` draws standard normal numbers
+    (N,); it is called only if there is noise. An array that is unstable at t = ∞ is reset to the uploaded gradient.
     """
-    fresh, saturated, noise = factor is not None, 0, settings.noise
+    fresh, saturated = factor is not None, 0
     history = memory.history if memory else None
     if fresh:
         history = remembered(history, factor, settings, shapes)
         if memory and history.metric is not memory.history.metric:
             memory = None  # its state is in the coordinates of another T
-    gradient = to_device(history, gradient)
-    if array is not None:
-        check_array(array, settings, len(gradient))
-        wanted = gradient
-        noise += noise_of(array, wanted)
-        gradient, saturated = _through(array.dac, gradient, white, to_analog=True)
-    begin, left = _begin(memory, settings, gradient, white)
-    if not fresh:
-        held = memory.held
-    elif array is None:
+    wanted = to_device(history, gradient)
+    device.check(settings.lanczos, len(wanted))
+    noise = settings.noise + device.noise(wanted)
+    uploaded, met = device.upload(wanted, white)
+    saturated += met
+    begin, left = _begin(device, memory, settings, uploaded, white)
+    if fresh:
         once = settings.refresh == 1 and not settings.delay
-        held = held_curvature(history.uploaded, gradient, settings.lanczos, once)
-    else:
-        held = program_array(array, history.uploaded, gradient)
-        saturated += held.saturated
-    state, right = _evolved(held, gradient, begin, settings.damping, settings.time, noise, white)
-    kept = Memory(history, held, gradient, settings.damping, state, 1 if fresh else memory.age + 1, noise)
-    if array is not None:
-        state, met = _through(array.adc, readings(array, state, wanted), white)
+        held, met = device.program(history.uploaded, uploaded, settings.lanczos, once)
         saturated += met
-    return kept, StateReading(from_device(history, state), saturated, not (left and right))
-
-
-def check_array(array: Array, settings: Settings, size: int) -> None:
-    """InputError if an array cannot work with these settings, or with a network of this size N."""
-    if settings.lanczos is not None:
-        raise InputError("Lanczos steps are for the ideal device; an array is solved exactly, so drop lanczos")
-    check_size(array, size)
+    else:
+        held = memory.held
+    state, right = device.evolve(held, uploaded, begin, settings.damping, settings.time, noise, white)
+    kept = Memory(history, held, uploaded, settings.damping, state, 1 if fresh else memory.age + 1, noise)
+    read, met = device.read(state, wanted, white)
+    return kept, StateReading(from_device(history, read), saturated + met, not (left and right))
 
 
 def due(memory: Memory | None, settings: Settings) -> bool:
@@ -144,28 +106,49 @@ def trimmed(memory: Memory | None, settings: Settings) -> Memory | None:
     return replace(memory, held=None, history=thinned(memory.history, settings))
 
 
-def packed_memory(memory: Memory | None) -> dict[str, Any] | None:
-    """Plain dictionaries and tensors, for a state_dict; what an array holds is made again."""
-    if memory is None:
-        return None
-    held = None
-    if memory.held is not None:
-        held = {"K": memory.held.K, "lanczos": memory.held.lanczos} if isinstance(memory.held, Held) else {}
-    rest = {name: getattr(memory, name) for name in ("gradient", "damping", "state", "age", "noise")}
-    return {"history": packed_history(memory.history), "held": held, **rest}
+@dataclass(frozen=True)
+class FullSizeSteps:
+    """Steps with a device that holds the curvature of the whole parameter vector; a `SteppedDevice`."""
 
+    device: FullSizeDevice
+    part: ClassVar[str] = "memory"
 
-def unpacked_memory(content: dict[str, Any] | None, array: Array | None = None) -> Memory | None:
-    """The memory that `packed_memory` wrote, of the same array."""
-    if content is None:
-        return None
-    history, held = unpacked_history(content["history"]), content["held"]
-    if held is not None:
-        if array is None:
-            held = Held(history.uploaded, held["K"], held["lanczos"])
-        else:
-            held = program_array(array, history.uploaded, content["gradient"])
-    return Memory(**content | {"history": history, "held": held})
+    def check(self, settings: Settings, size: int) -> None:
+        """Raise InputError if the device cannot work with these settings, or with a network of `size` parameters N."""
+        self.device.check(settings.lanczos, size)
+
+    def curvature(self, memory: Memory | None, settings: Settings) -> str | None:
+        """The curvature of the settings where a new one is due, else None."""
+        return settings.curvature if due(memory, settings) else None
+
+    def trimmed(self, memory: Memory | None, settings: Settings) -> Memory | None:
+        """The memory without a curvature that no step will use again: it is by far the largest part."""
+        return trimmed(memory, settings)
+
+    def step(self, memory: Memory | None, settings: Settings, upload: Upload) -> tuple[Tensor, Memory, DeviceStep]:
+        """Direction (N,), the memory after the step, and a record of the step."""
+        white = partial(standard_normal, upload.gradient, upload.generator)
+        kept, read = advance(self.device, memory, settings, upload.gradient, upload.factor, white, upload.shapes)
+        rank = kept.history.joined.rank
+        last = DeviceStep(rank, kept.age, settings.damping, 1.0, None, read.saturated, read.unstable)
+        return read.state, kept, last
+
+    def history(self, memory: Memory) -> History:
+        """The curvatures that the device holds together."""
+        return memory.history
+
+    def pack(self, memory: Memory) -> dict[str, Any]:
+        """Plain dictionaries and tensors, for a state_dict; an array programs its elements again."""
+        held = None if memory.held is None else self.device.pack(memory.held)
+        rest = {name: getattr(memory, name) for name in ("gradient", "damping", "state", "age", "noise")}
+        return {"history": packed_history(memory.history), "held": held, **rest}
+
+    def unpack(self, content: dict[str, Any]) -> Memory:
+        """The memory that `pack` wrote."""
+        history, held = unpacked_history(content["history"]), content["held"]
+        if held is not None:
+            held = self.device.unpack(held, history.uploaded, content["gradient"])
+        return Memory(**content | {"history": history, "held": held})
 
 
 def placed(content: Any, device: Any) -> Any:
@@ -177,8 +160,10 @@ def placed(content: Any, device: Any) -> Any:
     return content.to(device) if isinstance(content, Tensor) else content
 
 
-def _begin(memory: Memory | None, settings: Settings, gradient: Tensor, white: White) -> tuple[Tensor | None, bool]:
-    """The state x₀ at the upload, None for zero, and whether what led to it was stable.
+def _begin(
+    device: FullSizeDevice, memory: Memory | None, settings: Settings, gradient: Tensor, white: Draw
+) -> tuple[Tensor | None, bool]:
+    """The state x₀ (N,) at the upload, None for zero, and whether the device was stable until then.
 
     The first step of a kept state starts from the gradient.
     """
@@ -186,30 +171,5 @@ def _begin(memory: Memory | None, settings: Settings, gradient: Tensor, white: W
         kept = gradient if memory is None else memory.state
         return {"gradient": gradient, "zero": None, "kept": kept}[settings.start], True
     left = {"gradient": memory.gradient, "zero": None, "kept": memory.state}[settings.start]
-    return _evolved(memory.held, memory.gradient, left, memory.damping, settings.delay, memory.noise, white)
-
-
-def _evolved(
-    held: Held | HeldArray,
-    gradient: Tensor,
-    start: Tensor | None,
-    damping: float,
-    time: float,
-    noise: float,
-    white: White,
-) -> tuple[Tensor, bool]:
-    """The state after `time`, and whether the device is stable."""
-    drawn = white() if noise else None
-    if isinstance(held, Held):
-        return device_state(held, gradient, start, damping, time, noise, drawn), True
-    real = damping * held.damping_gain
-    stable = is_stable(held.matrix, real, time)
-    if not stable and isinf(time):
-        return gradient, False
-    return low_rank_state(held.matrix, gradient, start, real, time, noise, drawn), stable
-
-
-def _through(converter: Converter, values: Tensor, white: White, to_analog: bool = False) -> tuple[Tensor, int]:
-    drawn = white() if converter.noise else None
-    found = convert(values, converter, root_mean_square(values), drawn, to_analog)
-    return found.values, found.saturated
+    noise = memory.noise
+    return device.evolve(memory.held, memory.gradient, left, memory.damping, settings.delay, noise, white)

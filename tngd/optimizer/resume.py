@@ -10,12 +10,11 @@ from torch.optim import Optimizer
 from circuits.errors import InputError
 from circuits.files import sha256
 from tngd.curvature.losses import Loss
-from tngd.device.array import Array
 from tngd.device.tiles import TileBoard
 from tngd.optimizer.groups import trained
-from tngd.optimizer.memory import Memory, placed, unpacked_memory
+from tngd.optimizer.memory import placed
 from tngd.optimizer.settings import Settings
-from tngd.optimizer.tile_step import TileFactors
+from tngd.optimizer.stepped import SteppedDevice
 
 PARTS = {"of", "steps", "memory", "tiles", "generator", "inner", "companion"}
 PARTNERS = ("inner", "companion")
@@ -59,19 +58,17 @@ def settings_of(groups: list[dict[str, Any]]) -> Settings:
     return Settings(**{field.name: groups[0][field.name] for field in fields(Settings)})
 
 
-def unpacked_device(
-    device: dict[str, Any], array: Array | None, place: torch.device
-) -> tuple[Memory | None, TileFactors | None, Tensor]:
-    """What the device of a state remembers, on a device of torch's, and its generator; InputError if it is damaged."""
+def unpacked_device(device: dict[str, Any], stepped: SteppedDevice, place: torch.device) -> tuple[Any, Tensor]:
+    """The memory in the device of a state, on a device of torch's, and its generator; InputError if it is damaged."""
     try:
-        memory = unpacked_memory(placed(device["memory"], place), array)
-        tiles = None if device["tiles"] is None else TileFactors(**placed(device["tiles"], place))
+        content = placed(device[stepped.part], place)
+        memory = None if content is None else stepped.unpack(content)
         torch.Generator().set_state(device["generator"])
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise InputError(
             f"the device in the state is damaged ({type(error).__name__}: {error}); take another"
         ) from error
-    return memory, tiles, device["generator"]
+    return memory, device["generator"]
 
 
 def _loss(loss: Loss) -> list[Any]:

@@ -13,11 +13,13 @@ from the uploaded vector d T_k g_k, from zero, or stay as the step before left t
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from circuits.errors import InputError
+from tngd.curvature.blocks import tile_blocks
 from tngd.device.converters import standard_normal
 from tngd.device.small_matrices import (
     apply,
@@ -28,8 +30,10 @@ from tngd.device.small_matrices import (
     lower_inverse,
     slices,
 )
-from tngd.device.tile_solve import LAST, ReadAt, White, tile_answers
+from tngd.device.tile_solve import LAST, ReadAt, White, check_reading, tile_answers
 from tngd.device.tiles import TileBoard, hold_tiles
+from tngd.optimizer.settings import Settings
+from tngd.optimizer.stepped import Upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,3 +162,45 @@ def _read(
     x = torch.where(answer.stable, held.scaling * answer.values, b).view(n, many, tiles).mean(1)
     x = x if T is None else apply_transposed(T, x)
     return x, answer.stable, held.passive, answer.state.view(n, many, tiles), answer.saturated, answer.clipped
+
+
+@dataclass(frozen=True)
+class TileSteps:
+    """Steps with calibrated boards, a block of the curvature a tile; a `SteppedDevice`."""
+
+    board: TileBoard
+    part: ClassVar[str] = "tiles"
+
+    def check(self, settings: Settings, size: int) -> None:
+        """Raise InputError if the boards cannot be read at the time of these settings, or from their start."""
+        check_reading(self.board, ReadAt(settings.time, settings.noise), settings.start)
+
+    def curvature(self, memory: TileFactors | None, settings: Settings) -> str:
+        """The curvature of the settings: tiles are programmed with a fresh one in every step."""
+        return settings.tile_curvature
+
+    def trimmed(self, memory: TileFactors | None, settings: Settings) -> TileFactors | None:
+        """The memory itself: tiles keep nothing large."""
+        return memory
+
+    def step(
+        self, memory: TileFactors | None, settings: Settings, upload: Upload
+    ) -> tuple[Tensor, TileFactors, TileStep]:
+        """Direction (N,), the memory after the step, and a record of the step."""
+        # Small blocks, ill-conditioned ones among them: made and solved in the board's own precision.
+        fine = upload.gradient.to(self.board.dtype)
+        P = tile_blocks(upload.factor, self.board.size, settings.damping, fine)
+        how = settings.refresh, ReadAt(settings.time, settings.noise), settings.start
+        direction, kept, last = step_tiles(self.board, P, fine, memory, *how, upload.generator)
+        return direction.to(upload.gradient.dtype), kept, last
+
+    def history(self, memory: TileFactors) -> None:
+        """None: a tile knows its own block alone."""
+
+    def pack(self, memory: TileFactors) -> dict[str, Any]:
+        """Factors, age and voltages."""
+        return vars(memory).copy()
+
+    def unpack(self, content: dict[str, Any]) -> TileFactors:
+        """The memory that `pack` wrote."""
+        return TileFactors(**content)

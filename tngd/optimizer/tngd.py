@@ -10,7 +10,6 @@ calibrated boards invert 8 x 8 blocks instead (tngd.optimizer.tile_step).
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import asdict, replace
-from functools import partial
 from math import inf
 from typing import Any
 
@@ -18,18 +17,16 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.curvature.blocks import tile_blocks
 from tngd.curvature.factor import all_finite
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import CROSS_ENTROPY, Loss, as_loss
 from tngd.device.array import Array
-from tngd.device.converters import standard_normal
-from tngd.device.tile_solve import ReadAt, check_reading
+from tngd.device.full_size import ArrayDevice, IdealDevice
 from tngd.device.tiles import TileBoard
 from tngd.optimizer.adaptation import adapted, random_state, reduction_ratio
 from tngd.optimizer.batch import Batch, evaluate_batch, join_batches
 from tngd.optimizer.groups import flat, identities, left_to, matrix_shapes, shortened, step_along, take_step, trained
-from tngd.optimizer.memory import DeviceStep, Memory, advance, check_array, due, packed_memory, trimmed
+from tngd.optimizer.memory import FullSizeSteps
 from tngd.optimizer.resume import check_state, described, settings_of, unpacked_device
 from tngd.optimizer.settings import (
     RATE,
@@ -41,10 +38,11 @@ from tngd.optimizer.settings import (
     check_step,
     listed,
 )
-from tngd.optimizer.tile_step import TileFactors, TileStep, step_tiles
+from tngd.optimizer.stepped import DeviceStep, SteppedDevice, Upload
+from tngd.optimizer.tile_step import TileStep, TileSteps
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
-OWN = ("array", "board", "loss", "model", "inner", "companion", "last", "_steps", "_memory", "_tiles", "_generator")
+OWN = ("array", "board", "loss", "model", "inner", "companion", "last", "_steps", "_memory", "_generator")
 
 
 class TNGD(torch.optim.Optimizer):
@@ -54,12 +52,12 @@ class TNGD(torch.optim.Optimizer):
         params: a torch module, or parameters to train, in groups or not. From a module, linear and convolutional layers
             give their curvature layer by layer, which is what makes it cheap; parameters alone give explicit rows, by
             one backward pass each: right for any graph, b times dearer.
-        board: the copies that invert tiles, from `tngd.device.tiles.tile_board`; only for curvature "tiles".
+        board: the copies that invert tiles, from `tngd.tile_board`; only for curvature "tiles".
         lr: step size η, of each group its own.
         damping: λ.
         refresh: steps for which a curvature is kept (default 1); of tiles, the steps for which the digital factors T
             are kept (default 10), 0 for none at all (T = I).
-        loss: a tngd.curvature.losses.Loss or a torch criterion.
+        loss: a tngd.Loss or a torch criterion.
         curvature: "ggn", "mc" (Fisher of sampled targets), "empirical" (of the true ones), or "tiles".
         time: from upload to reading, in time constants of the device, 0 to inf.
         start: state at the upload: "gradient", "zero", or "kept" from the reading before.
@@ -139,22 +137,21 @@ class TNGD(torch.optim.Optimizer):
         settings = Settings(curvature, damping, refresh, *behaviour)
         if precondition is not None and model is None:
             raise InputError("a precondition takes a network layer by layer; give TNGD the module, or model=...")
-        self.board, self.inner, self.companion = board, None, None  # until what these have to fit is known
+        # None until what these have to fit is known.
+        self.board, self.array, self.inner, self.companion = board, None, None, None
         super().__init__(listed(params), {"lr": lr, "weight_decay": weight_decay, **asdict(settings)})
         self._settings()
         own = self._trained()
         check_parameters(own)
         check_groups(self.param_groups, inner, companion)
-        if array is not None:
-            check_array(array, settings, sum(p.numel() for p in own))
         self.array = array
         self.board = None if board is None else board.to(own[0].device)
+        self._device.check(settings, sum(p.numel() for p in own))
         self.loss = as_loss(loss)
         self.model, self.inner, self.companion = model, inner, companion
         self.last: TileStep | DeviceStep | None = None
         self._steps = 0
-        self._memory: Memory | None = None
-        self._tiles: TileFactors | None = None
+        self._memory: Any = None
         self._identities: list[tuple[Any, ...]] = []
         self._recorder: Recorder | None = None
         self._generator = torch.Generator().manual_seed(seed)
@@ -166,27 +163,28 @@ class TNGD(torch.optim.Optimizer):
         drawn = self._generator.get_state()
         adapts = settings.adapt and self._steps % settings.adapt == 0
         random = random_state(own[0]) if adapts else None
-        before = self._memory, self._tiles, self._identities, self._recorder
+        before = self._memory, self._identities, self._recorder
         try:
             self._follow(own)
-            self._memory = trimmed(self._memory, settings)
+            self._memory = self._device.trimmed(self._memory, settings)
             batch = self._evaluate(closures, own, settings)
             with torch.no_grad():
-                direction, memory, tiles, last = self._directed(batch, settings)
+                direction, memory, last = self._directed(batch, settings)
                 start = flat(own) if adapts else None
-                factor = None if memory is None else memory.history.joined
+                history = self._device.history(memory)
+                factor = None if history is None else history.joined
                 scale = take_step(self.param_groups, direction, self.inner, factor, settings.kl_clip)
         except BaseException:
             self._generator.set_state(drawn)
-            self._memory, self._tiles, self._identities, self._recorder = before
+            self._memory, self._identities, self._recorder = before
             raise
-        self._memory, self._tiles, self._steps = memory, tiles, self._steps + 1
+        self._memory, self._steps = memory, self._steps + 1
         self.last = last if self.inner is None or settings.kl_clip is None else replace(last, scale=scale)
         try:
             if adapts:  # before the companion's step, whose part in the change of the loss is not the model's
                 ratio = reduction_ratio(batch, factor, flat(own) - start, closures, self.loss, random, self.model)
                 self.last = replace(self.last, ratio=ratio)
-                damping = adapted(settings.damping, ratio, settings.adapt, memory.history.uploaded, batch.gradient)
+                damping = adapted(settings.damping, ratio, settings.adapt, history.uploaded, batch.gradient)
                 for group in self.param_groups:
                     group["damping"] = damping
         finally:  # a closure that fails in the check leaves a whole step behind, and the damping as it was
@@ -212,8 +210,7 @@ class TNGD(torch.optim.Optimizer):
         content["device"] = {
             "of": described(self),
             "steps": self._steps,
-            "memory": packed_memory(trimmed(self._memory, self._settings())),
-            "tiles": None if self._tiles is None else vars(self._tiles).copy(),
+            **dict.fromkeys(("memory", "tiles")) | {self._device.part: self._packed()},
             "generator": self._generator.get_state(),
             "inner": None if self.inner is None else self.inner.state_dict(),
             "companion": None if self.companion is None else self.companion.state_dict(),
@@ -226,12 +223,12 @@ class TNGD(torch.optim.Optimizer):
         device = content.pop("device", None)
         check_state(content, device, described(self))
         settings_of(content["param_groups"])  # refuses impossible ones while nothing is changed yet
-        memory, tiles, generator = unpacked_device(device, self.array, self._trained()[0].device)
+        memory, generator = unpacked_device(device, self._device, self._trained()[0].device)
         for name in ("inner", "companion"):
             if device[name] is not None:
                 getattr(self, name).load_state_dict(device[name])
         super().load_state_dict(content)
-        self._memory, self._tiles, self._steps, self._recorder = memory, tiles, device["steps"], None
+        self._memory, self._steps, self._recorder = memory, device["steps"], None
         self._generator.set_state(generator)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -253,9 +250,19 @@ class TNGD(torch.optim.Optimizer):
         found = settings_of(self.param_groups)
         if (found.curvature == "tiles") != (self.board is not None):
             raise InputError(f"a board is for curvature 'tiles', which needs one, got curvature={found.curvature!r}")
-        if self.board is not None:
-            check_reading(self.board, ReadAt(found.time, found.noise), found.start)
+        self._device.check(found, sum(p.numel() for p in self._trained()))
         return found
+
+    @property
+    def _device(self) -> SteppedDevice:
+        """The device that makes the steps: boards, an array, or the ideal one."""
+        if self.board is not None:
+            return TileSteps(self.board)
+        return FullSizeSteps(IdealDevice() if self.array is None else ArrayDevice(self.array))
+
+    def _packed(self) -> dict[str, Any] | None:
+        memory = self._device.trimmed(self._memory, self._settings())
+        return None if memory is None else self._device.pack(memory)
 
     def _follow(self, own: list[Tensor]) -> None:
         """A recorder for these parameters; a device that held others starts anew."""
@@ -263,14 +270,13 @@ class TNGD(torch.optim.Optimizer):
         if known != self._identities:
             check_groups(self.param_groups, self.inner, self.companion)
             if self._identities:
-                self._memory = self._tiles = None
+                self._memory = None
             self._identities, self._recorder = known, None
         if self.model is not None and not (self._recorder and self._recorder.holds()):
             self._recorder = Recorder(self.model, own)
 
     def _evaluate(self, closures: tuple[Closure, ...], own: list[Tensor], settings: Settings) -> Batch:
-        tiles = settings.curvature == "tiles"
-        kind = settings.tile_curvature if tiles else settings.curvature if due(self._memory, settings) else None
+        kind = self._device.curvature(self._memory, settings)
         others = [] if self.companion is None else trained(self.companion.param_groups)
         if kind is None and self._recorder is not None:
             self._recorder.refuse_mixing()
@@ -279,27 +285,19 @@ class TNGD(torch.optim.Optimizer):
         with torch.no_grad():
             return join_batches(parts, self.loss)
 
-    def _directed(
-        self, batch: Batch, settings: Settings
-    ) -> tuple[Tensor, Memory | None, TileFactors | None, TileStep | DeviceStep]:
-        """Direction (N,) and what the device remembers and did."""
+    def _directed(self, batch: Batch, settings: Settings) -> tuple[Tensor, Any, TileStep | DeviceStep]:
+        """Direction (N,), the memory of the device after the step, and its record."""
         g = batch.gradient
         if settings.max_norm is not None:
             norm = torch.linalg.vector_norm(g, dtype=torch.float64)  # the square of a float32 may be none
             g = g * (settings.max_norm / norm).clamp(max=1).to(g.dtype)
-        if settings.curvature == "tiles":
-            # Small blocks, ill-conditioned ones among them: made and solved in the board's own precision.
-            fine = g.to(self.board.dtype)
-            P = tile_blocks(batch.factor, self.board.size, settings.damping, fine)
-            how = settings.refresh, ReadAt(settings.time, settings.noise), settings.start
-            direction, tiles, last = step_tiles(self.board, P, fine, self._tiles, *how, self._generator)
-            return direction.to(g.dtype), None, tiles, last
         shapes = {} if settings.precondition is None else matrix_shapes(self._trained(), self.model)
-        white = partial(standard_normal, g, self._generator)
-        memory, read = advance(self._memory, settings, g, batch.factor, white, self.array, shapes)
-        limit, factor = settings.kl_clip if self.inner is None else None, memory.history.joined
-        direction, scale = shortened(self.param_groups, read.state, factor, limit)
+        upload = Upload(g, batch.factor, self._generator, shapes)
+        direction, memory, last = self._device.step(self._memory, settings, upload)
+        if settings.kl_clip is not None and self.inner is None:
+            joined = self._device.history(memory).joined
+            direction, scale = shortened(self.param_groups, direction, joined, settings.kl_clip)
+            last = replace(last, scale=scale)
         if not all_finite(direction):
             raise InputError("the state of the device is not finite, the step was not made; raise the damping")
-        last = DeviceStep(factor.rank, memory.age, settings.damping, scale, None, read.saturated, read.unstable)
-        return direction, memory, None, last
+        return direction, memory, last
