@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint setup system bench data squad-data netlists clean
+.PHONY: demo test lint graph setup system bench data squad-data netlists clean
 
 demo: setup
 	@# A finished run is made anew; an interrupted one goes on where it stopped.
@@ -20,6 +20,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports --no-cache
+
+# docs/imports.svg: which package imports which; a test says when it is old.
+graph: setup
+	$(BIN)/python docs/draw_imports.py
 
 setup: system $(STAMP)
 
