@@ -24,7 +24,7 @@ DRAWING = ROOT / "docs" / "imports.svg"
 PROJECT = ("circuits", "tngd")
 # The largest number of floors that is allowed: between files, and between the packages of circuits and of tngd.
 # A file that lies loose in circuits or tngd counts as a package.
-LIMITS = {"files": 20, "circuits": 10, "tngd": 5}
+LIMITS = {"files": 19, "circuits": 10, "tngd": 5}
 # Two files that are one thing: __main__ does nothing but start cli.
 COMMAND = {"tngd.__main__": "tngd.cli"}
 GROUND = "circuits.ground"

@@ -6,15 +6,12 @@ as it is at the upload; with "gradient" or "zero" it is reset: at the upload to 
 delay, else right after the reading, to the old gradient (the only one known then) or zero.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from tngd.curvature.factor import Factor
 from tngd.device.converters import standard_normal
 from tngd.device.full_size import Draw, FullSizeDevice
 from tngd.optimizer.history import (
@@ -57,26 +54,21 @@ class StateReading:
 
 
 def advance(
-    device: FullSizeDevice,
-    memory: Memory | None,
-    settings: Settings,
-    gradient: Tensor,
-    factor: Factor | None,
-    white: Draw,
-    shapes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
+    device: FullSizeDevice, memory: Memory | None, settings: Settings, upload: Upload
 ) -> tuple[Memory, StateReading]:
-    """The device after one step with a new gradient (N,) and factor, None to keep the curvature it has.
+    """The memory after one step, and the reading (N,) of the state.
 
-    `shapes` (n, m) of the parameters by their offsets are for a precondition. `white()` draws standard normal numbers
-    (N,); it is called only if there is noise. An array that is unstable at t = ∞ is reset to the uploaded gradient.
+    Random numbers are drawn only where there is noise. An array that is unstable at t = ∞ is reset to the uploaded
+    gradient. InputError for what the device refuses.
     """
-    fresh, saturated = factor is not None, 0
+    fresh, saturated = upload.factor is not None, 0
+    white = partial(standard_normal, upload.gradient, upload.generator)
     history = memory.history if memory else None
     if fresh:
-        history = remembered(history, factor, settings, shapes)
+        history = remembered(history, upload.factor, settings, upload.shapes)
         if memory and history.metric is not memory.history.metric:
             memory = None  # its state is in the coordinates of another T
-    wanted = to_device(history, gradient)
+    wanted = to_device(history, upload.gradient)
     device.check(settings.lanczos, len(wanted))
     noise = settings.noise + device.noise(wanted)
     uploaded, met = device.upload(wanted, white)
@@ -127,8 +119,7 @@ class FullSizeSteps:
 
     def step(self, memory: Memory | None, settings: Settings, upload: Upload) -> tuple[Tensor, Memory, DeviceStep]:
         """Direction (N,), the memory after the step, and a record of the step."""
-        white = partial(standard_normal, upload.gradient, upload.generator)
-        kept, read = advance(self.device, memory, settings, upload.gradient, upload.factor, white, upload.shapes)
+        kept, read = advance(self.device, memory, settings, upload)
         rank = kept.history.joined.rank
         last = DeviceStep(rank, kept.age, settings.damping, 1.0, None, read.saturated, read.unstable)
         return read.state, kept, last

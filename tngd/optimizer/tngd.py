@@ -10,7 +10,6 @@ calibrated boards invert 8 x 8 blocks instead (tngd.optimizer.tile_step).
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import asdict, replace
-from math import inf
 from typing import Any
 
 import torch
@@ -25,12 +24,8 @@ from tngd.device.full_size import ArrayDevice, IdealDevice
 from tngd.device.tiles import TileBoard
 from tngd.optimizer.adaptation import adapted, random_state, reduction_ratio
 from tngd.optimizer.batch import Batch, evaluate_batch, join_batches
-from tngd.optimizer.groups import flat, identities, left_to, matrix_shapes, shortened, step_along, take_step, trained
-from tngd.optimizer.memory import FullSizeSteps
-from tngd.optimizer.resume import check_state, described, settings_of, unpacked_device
-from tngd.optimizer.settings import (
+from tngd.optimizer.checks import (
     RATE,
-    Settings,
     check_groups,
     check_kinds,
     check_one_setting,
@@ -38,10 +33,15 @@ from tngd.optimizer.settings import (
     check_step,
     listed,
 )
+from tngd.optimizer.groups import flat, identities, left_to, matrix_shapes, shortened, step_along, take_step, trained
+from tngd.optimizer.memory import FullSizeSteps
+from tngd.optimizer.resume import check_state, described, settings_of, unpacked_device
+from tngd.optimizer.settings import Settings, one_of
 from tngd.optimizer.stepped import DeviceStep, SteppedDevice, Upload
 from tngd.optimizer.tile_step import TileStep, TileSteps
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
+DEFAULTS = Settings()
 OWN = ("array", "board", "loss", "model", "inner", "companion", "last", "_steps", "_memory", "_generator")
 
 
@@ -81,6 +81,7 @@ class TNGD(torch.optim.Optimizer):
         inner: an optimizer of the same parameters, which then takes the step with the direction as its gradient:
             Adam for TNGD-Adam, SGD for momentum. lr and weight_decay are its own.
         companion: an optimizer of other parameters of the same loss, stepped with their plain gradients.
+        settings: the device's settings as one record, in place of the keywords from damping to precondition.
 
     `step(closure)`: the closure returns (outputs, targets), outputs (b, d) still attached to their graph; the optimizer
     takes gradients itself, and neither reads nor needs `.grad`; with an inner optimizer or a companion it leaves there
@@ -103,39 +104,55 @@ class TNGD(torch.optim.Optimizer):
         params: torch.nn.Module | Iterable[Any],
         board: TileBoard | None = None,
         lr: float = RATE,
-        damping: float = 1e-2,
+        damping: float = DEFAULTS.damping,
         refresh: int | None = None,
         loss: Loss | torch.nn.Module = CROSS_ENTROPY,
         *,
         curvature: str | None = None,
-        time: float = inf,
-        start: str = "gradient",
-        delay: float = 0.0,
-        noise: float = 0.0,
+        time: float = DEFAULTS.time,
+        start: str = DEFAULTS.start,
+        delay: float = DEFAULTS.delay,
+        noise: float = DEFAULTS.noise,
         seed: int = 0,
         weight_decay: float = 0.0,
-        max_norm: float | None = None,
-        kl_clip: float | None = None,
-        adapt: int = 0,
-        lanczos: int | None = None,
-        tile_curvature: str = "ggn",
-        history: int = 1,
-        precondition: float | None = None,
+        max_norm: float | None = DEFAULTS.max_norm,
+        kl_clip: float | None = DEFAULTS.kl_clip,
+        adapt: int = DEFAULTS.adapt,
+        lanczos: int | None = DEFAULTS.lanczos,
+        tile_curvature: str = DEFAULTS.tile_curvature,
+        history: int = DEFAULTS.history,
+        precondition: float | None = DEFAULTS.precondition,
         array: Array | None = None,
         model: torch.nn.Module | None = None,
         inner: torch.optim.Optimizer | None = None,
         companion: torch.optim.Optimizer | None = None,
+        settings: Settings | None = None,
     ):
         check_kinds(board=board, array=array, model=model, inner=inner, companion=companion, seed=seed)
         if isinstance(params, torch.nn.Module):
             model, params = params, left_to(params, companion)
         curvature = curvature or ("ggn" if board is None else "tiles")
-        if curvature == "tiles" and array is not None:
+        refresh = (10 if curvature == "tiles" else DEFAULTS.refresh) if refresh is None else refresh
+        given = Settings(
+            curvature,
+            damping,
+            refresh,
+            time,
+            start,
+            delay,
+            noise,
+            max_norm,
+            kl_clip,
+            adapt,
+            lanczos,
+            tile_curvature,
+            history,
+            precondition,
+        )
+        settings = one_of(settings, given, board is not None)
+        if settings.curvature == "tiles" and array is not None:
             raise InputError("an array is for curvature ggn, mc or empirical; tiles have a board instead")
-        refresh = (10 if curvature == "tiles" else 1) if refresh is None else refresh
-        behaviour = time, start, delay, noise, max_norm, kl_clip, adapt, lanczos, tile_curvature, history, precondition
-        settings = Settings(curvature, damping, refresh, *behaviour)
-        if precondition is not None and model is None:
+        if settings.precondition is not None and model is None:
             raise InputError("a precondition takes a network layer by layer; give TNGD the module, or model=...")
         # None until what these have to fit is known.
         self.board, self.array, self.inner, self.companion = board, None, None, None
@@ -191,6 +208,11 @@ class TNGD(torch.optim.Optimizer):
             if self.companion is not None:
                 step_along(self.companion, batch.companion)
         return batch.value
+
+    @property
+    def settings(self) -> Settings:
+        """The settings of the next step: printable, comparable, and `TNGD(..., settings=...)` takes them."""
+        return self._settings()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group with its own lr and weight_decay; the device's settings are one for all.
