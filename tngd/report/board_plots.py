@@ -1,7 +1,7 @@
-"""All figures, as SVG text for the report. The only module that touches matplotlib.
+"""Figures of boards as SVG text for the report, with the colours and line styles of all figures.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; copies also differ in marker and line, so figures
-survive printing without colour.
+The colours are those of Okabe and Ito, which colour-blind readers can tell apart. Copies also differ in marker and
+line, so the figures stay readable in print without colour.
 """
 
 import io
@@ -31,7 +31,7 @@ STYLE = {
 
 
 def heat_maps(verification: dict[str, Any]) -> str:
-    """Target, its inverse, the inverse as the mean of the copies read it, and the difference."""
+    """Heat maps of the target, its inverse, the mean of the inverses read from the copies, and the difference."""
     target = np.array(verification["target"]["matrix"])
     inverse = np.array(verification["target"]["inverse"])
     mean = verification["mean_of_copies"]
@@ -58,7 +58,7 @@ def heat_maps(verification: dict[str, Any]) -> str:
 
 
 def error_curves(verification: dict[str, Any]) -> str:
-    """Error against samples for each copy and the mean, with the predicted line of each."""
+    """Error against samples for each copy and for the mean of copies, each with its predicted line."""
     rows = [*verification["copies"], verification["mean_of_copies"]]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.8), layout="constrained")
@@ -111,7 +111,7 @@ def populations(results: dict[str, dict[str, Any]]) -> str:
 
 
 def budget(verification: dict[str, Any], route: str) -> str:
-    """Signed shares of the causes as bars, copy by copy; they add up to the error, a black mark."""
+    """Signed shares of the causes as bars, copy by copy; the shares add up to the error, a black mark."""
     rows = [*verification["copies"], verification["mean_of_copies"]]
     budgets = [found for row in rows for found in row["budget"] if found["route"] == route]
     causes = list(dict.fromkeys(cause["name"] for found in budgets for cause in found["causes"]))
@@ -142,7 +142,7 @@ def budget(verification: dict[str, Any], route: str) -> str:
 
 
 def residual_maps(verification: dict[str, Any]) -> str:
-    """Every entry of each copy's sampled covariance less its law's mean, in standard deviations."""
+    """Residuals of each copy's sampled covariance, entry less mean by the copy's own law, in standard deviations."""
     copies = [copy for copy in verification["copies"] if "sampled" in copy][:6]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.5 * len(copies) + 0.8, 2.5), layout="constrained")
@@ -160,7 +160,7 @@ def residual_maps(verification: dict[str, Any]) -> str:
 
 
 def temperatures(sweep: dict[str, Any]) -> str:
-    """Error against ambient temperature: each copy, all of them, and what is left when they are known."""
+    """Error against ambient temperature: each copy, rms of the copies, and the error left when the copies are known."""
     ambient = sweep["ambient"]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
@@ -181,7 +181,7 @@ def temperatures(sweep: dict[str, Any]) -> str:
 
 
 def charges(charge: dict[str, Any]) -> str:
-    """Error of the charge readout against the time after the packet, and the instant that was chosen."""
+    """Error of the charge readout against the time after the charge packet, and the chosen instant of the reading."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 3.2), layout="constrained")
         axes = figure.subplots()
@@ -239,7 +239,7 @@ def residuals(device: dict[str, Any]) -> str:
 
 
 def gains(device: dict[str, Any]) -> str:
-    """Fitted gain of every observed element of every copy, in per cent off nominal, with two standard errors."""
+    """Fitted gain of every observed element of every copy, in per cent off nominal, ± two standard errors."""
     names = [name for name, gain in device["copies"][0]["gains"].items() if gain["observed"]]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11, 2.8), layout="constrained")
@@ -259,7 +259,7 @@ def gains(device: dict[str, Any]) -> str:
 
 
 def svg(figure: Figure) -> str:
-    """The figure as text that stands in a page."""
+    """The figure as SVG text to be placed in a page."""
     stream = io.StringIO()
     with warnings.catch_warnings():
         # The browser has the letters of a name that matplotlib's own font lacks.

@@ -1,4 +1,4 @@
-"""What the verbs print: tables of what they wrote to files."""
+"""Tables of boards for the terminal, from the JSON that the verbs wrote: errors, budgets, populations, calibrations."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -57,7 +57,7 @@ def verification_table(results: dict[str, dict[str, Any]]) -> Table:
 
 
 def more_tables(result: dict[str, Any]) -> Iterator[Table]:
-    """Where the errors come from, what the population and other conditions say, from one verification.json."""
+    """Error budgets, charge readout, population, temperature and readings, from one verification.json."""
     yield from budget_tables(result)
     yield from filter(None, [charge_table(result)])
     yield population_table(result)
@@ -76,7 +76,7 @@ def more_tables(result: dict[str, Any]) -> Iterator[Table]:
 
 
 def budget_tables(result: dict[str, Any]) -> Iterator[Table]:
-    """Signed shares of every cause in the error of the first copies and of the mean, a table for each route."""
+    """Signed share of every cause in the errors of the first copies and of the mean of copies, by route."""
     rows = [*result["copies"][:MOST_COPIES], result["mean_of_copies"]]
     budgets = [budget for row in rows for budget in row.get("budget", ())]
     for route in dict.fromkeys(budget["route"] for budget in budgets):
@@ -96,7 +96,7 @@ def budget_tables(result: dict[str, Any]) -> Iterator[Table]:
 
 
 def population_table(result: dict[str, Any]) -> Table:
-    """Freshly drawn copies: errors, yield, what matters, averaging."""
+    """Freshly drawn copies: errors, yield, contributions of parts by role, gain of averaging three copies."""
     found = result["population"]
     table = Table(title=f"{found['copies']} fresh copies", title_justify="left", show_header=False)
     if found["unstable"]:
@@ -121,7 +121,7 @@ def population_table(result: dict[str, Any]) -> Table:
 
 
 def temperature_table(found: dict[str, Any]) -> Table:
-    """Error against ambient temperature, and what is left when the copies are known at one or two."""
+    """Error against ambient temperature, and the error left when the copies are known at one temperature or at two."""
     low, high = found["known_at_both"]
     table = Table(title="Error against temperature (rms of the copies)", title_justify="left")
     titles = ("°C", "as it is", f"known at {found['known_at']:g} °C", f"known at {low:g} and {high:g} °C")
@@ -136,7 +136,7 @@ def temperature_table(found: dict[str, Any]) -> Table:
 
 
 def charge_table(result: dict[str, Any]) -> Table | None:
-    """The charge readout beside the covariance of the same board time."""
+    """The charge readout beside the covariance readout of the same board time; None without a charge readout."""
     found = result.get("charge")
     if not found:
         return None
@@ -152,7 +152,7 @@ def charge_table(result: dict[str, Any]) -> Table | None:
 
 
 def devices_table(devices: Iterable[tuple[str, Device]]) -> Table:
-    """The devices of the package: board, copies, what it is, rms of the known errors of parts and temperatures."""
+    """The devices of the package: board, copies, description, rms of the known errors of parts and temperatures."""
     devices = list(devices)
     designs = ", ".join(dict.fromkeys(device.fitted_on["design"] for _, device in devices))
     table = Table(title=f"Devices of the package, for --device; their board is of {designs}", title_justify="left")
@@ -166,7 +166,7 @@ def devices_table(devices: Iterable[tuple[str, Device]]) -> Table:
 
 
 def spread_table(device: Device) -> Table:
-    """What fresh copies were drawn from: the spread of every kind of part, and from how many."""
+    """Spread of every kind of part in the calibrated copies, from which fresh copies were drawn, and sample size."""
     known = device.fitted_on["copies_known"]
     title = f"Spread of parts in calibrated copies ({known}), relative; 95 % intervals"
     table = Table(title=title, title_justify="left")
@@ -180,7 +180,7 @@ def spread_table(device: Device) -> Table:
 
 
 def retrim_table(content: dict[str, Any]) -> Table:
-    """Errors of the inverse with nearest codes and with codes for the very copy, from one retrim.json."""
+    """Errors of the inverse with nearest codes and with codes chosen for each copy, from one retrim.json."""
     spent = content["programmings"]
     table = Table(title=f"Relative error of the inverse of {content['target']}, expected", title_justify="left")
     titles = ["copy", "nearest codes, uncalibrated", "own codes, one programming"]
@@ -198,7 +198,7 @@ def retrim_table(content: dict[str, Any]) -> Table:
 
 
 def calibration_lines(content: dict[str, Any]) -> Iterator[str]:
-    """What a calibration found, in sentences, from one device.json."""
+    """Sentences on a calibration: residuals, undetermined parameters, held-out errors, from one device.json."""
     fitted, held = content["fitted_on"], content["held_out"]
     for name, fit in fitted["copies"].items():
         before, after = fit["rms_residual_uncalibrated"], fit["rms_residual"]
@@ -218,7 +218,7 @@ def calibration_lines(content: dict[str, Any]) -> Iterator[str]:
 
 
 def _known_line(fitted: dict[str, Any]) -> str:
-    """What the data could not determine, and what they could not tell apart."""
+    """The sentence on undetermined parameters and strongly correlated pairs."""
     unknown, most = fitted["undetermined"], max(len(fit["correlated"]) for fit in fitted["copies"].values())
     names = ", ".join(unknown[:MOST_NAMES]) + (", …" if len(unknown) > MOST_NAMES else "")
     line = f"the data do not determine {len(unknown)} of {fitted['parameters']} parameters ({names})"

@@ -1,7 +1,7 @@
 """One self-contained HTML page from what a folder holds: no script, no file beside it, readable in print.
 
-A folder is one board (with `board.json`) or holds folders that are, or holds results of training; what has not been
-computed yet is said to be missing, with the command that makes it.
+A folder is one board (with `board.json`), or holds folders of boards, or holds results of training. For each result
+that is missing the page names the command that makes the result.
 """
 
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ from tngd.report import board_plots, results, training_plots
 from tngd.report.results import Trained, read_trained, training_provenance
 from tngd.report.training_tables import comparison_tables, squad_table, study_table
 
-ROUNDING = 1e-9  # of an error: what is below it is no spread of parts
+ROUNDING = 1e-9  # of the relative error: smaller errors come from rounding, not from the spread of parts
 
 
 @dataclass(frozen=True)
 class Section:
-    """One board in the report: its name and what its folder holds (None for what is not there)."""
+    """One board in the report: its name and the contents of the files in its folder (None for a missing file)."""
 
     name: str
     board: dict[str, Any]
     verification: dict[str, Any] | None
     measured: dict[str, Any] | None
     device: dict[str, Any] | None
-    stale: bool  # the device was fitted to other runs than the verification shows
+    stale: bool  # the device was fitted to other runs than those of the verification
 
 
 def render(folder: Path, path: Path) -> None:
-    """Write the page of `folder` to `path`; InputError if there is nothing to report, or not what verbs write."""
+    """Write the page of `folder` to `path`; InputError if there are no results, or damaged ones."""
     try:
         page = _page(folder)
     except InputError:
@@ -87,7 +87,7 @@ def _page(folder: Path) -> str:
 
 
 class _Plots:
-    """The plots as safe markup; a run without sampling has no curve."""
+    """The plots by name, as safe markup."""
 
     def __getattr__(self, name: str):
         owner = board_plots if hasattr(board_plots, name) else training_plots
@@ -105,8 +105,8 @@ def _section(folder: Path) -> Section:
 
 
 def _fitted_to(device: dict[str, Any], statistics: Path) -> bool:
-    """Whether these are the runs the device was calibrated on."""
-    known = device["provenance"].get("statistics_sha256")  # a board with banks is fitted to runs of its own
+    """Whether the device was calibrated on these runs."""
+    known = device["provenance"].get("statistics_sha256")  # None: a board with banks is fitted to runs of its own
     return known is None or (statistics.is_file() and sha256(statistics.read_bytes()) == known)
 
 
@@ -118,7 +118,7 @@ def _record(path: Path, verb: str) -> dict[str, Any]:
 
 
 def _provenance(sections: list[Section], trained: Trained) -> list[tuple[str, str, str]]:
-    """Rows (result, what, value)."""
+    """Rows (result, key, value) of the provenance of all results."""
     rows = []
     for section in sections:
         for kind in ("board", "verification", "measured", "device"):

@@ -1,7 +1,7 @@
-"""What the report says of training: results and devices of a folder, found by their schema, and their tables.
+"""Results of training and devices in a folder, found by their schema, and their tables in the report.
 
-Results name the device they were made on by its hash; it is looked for among the devices of the folder and those that
-come with the package.
+A result names the device on which it was made by the hash of that device. The device is looked for in the folder first,
+then among the devices of the package.
 """
 
 import re
@@ -25,7 +25,7 @@ BEGIN = re.compile(rb'\{\s*"schema": "tngd\.(\w+)/')
 
 @dataclass(frozen=True)
 class Named:
-    """A device, the content of its file, whether a board's section shows it, and the results that were made on it."""
+    """A device, the content of its file, whether a board's section shows the device, and the results made on it."""
 
     name: str
     device: Device
@@ -36,7 +36,7 @@ class Named:
 
 @dataclass(frozen=True)
 class Trained:
-    """Contents of training.json by task, of mnist.json and squad.json by name, devices, hashes of missing ones."""
+    """Contents of training.json by task, of mnist.json and squad.json by file, devices, hashes of missing devices."""
 
     tasks: tuple[Content, ...]
     mnist: dict[str, Content]
@@ -48,14 +48,14 @@ class Trained:
         return bool(self.tasks or self.mnist or self.squad or self.devices)
 
     def device_of(self, sha256: str | None) -> str:
-        """What a result says of its device."""
+        """Name of the device with this hash, the first 12 digits of the hash of a missing device, "" for None."""
         if sha256 is None:
             return ""
         return next((each.name for each in self.devices if device_hash(each.device) == sha256), sha256[:12])
 
 
 def read_trained(folder: Path) -> Trained:
-    """Everything of training in a folder and the folders in it; InputError for files of ours that are damaged."""
+    """Read all results of training in a folder and its subfolders; InputError for damaged files of this tool."""
     tasks: list[Content] = []
     kinds: dict[str, dict[str, Content]] = {"mnist": {}, "squad": {}}
     found: dict[str, Named] = {}
@@ -74,7 +74,7 @@ def read_trained(folder: Path) -> Trained:
 
 
 def devices_sheet(devices: tuple[Named, ...]) -> Sheet:
-    """Board, copies, what they were fitted to, what is left of the residuals, held-out error, and what used them."""
+    """Table of devices: board, data of the fit, uses, copies, errors of parts, residuals, held-out error."""
     rows = []
     for each in devices:
         device, fits = each.device, each.device.fitted_on.get("copies", {}).values()
@@ -113,7 +113,7 @@ def task_sheet(result: Content) -> Sheet:
 
 
 def settings_sheet(trained: Trained, comparison: Content) -> Sheet:
-    """Settings and device of every method of a comparison in mnist.json, and how many choices were tried."""
+    """Settings and device of every method of a comparison in mnist.json, and the number of settings tried in tuning."""
     tuning = comparison.get("tuning", {})
     rows = [
         (
@@ -133,7 +133,7 @@ def settings_text(settings: Content) -> str:
 
 
 def training_provenance(trained: Trained) -> Iterator[tuple[str, Content]]:
-    """What each result was made from; of many runs, every value once."""
+    """Provenance of each result; of many runs, every value once."""
     for result in trained.tasks:
         yield f"training {result['task']}", result["provenance"]
     for file, content in trained.mnist.items():
@@ -146,7 +146,7 @@ def training_provenance(trained: Trained) -> Iterator[tuple[str, Content]]:
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Files of training with their kind, told by how they begin: other files may be large."""
+    """Files of training with their kind, recognised by their first bytes: other files may be large."""
     for place in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         for file in sorted(place.glob("*.json")):
             found = BEGIN.match(_beginning(file)) if file.is_file() else None
@@ -157,7 +157,7 @@ def _files(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _uses(tasks: list[Content], mnist: dict[str, Content]) -> Iterator[tuple[str, str]]:
-    """Hashes of devices, each with the result that used it."""
+    """Hashes of devices, each with a result that used the device."""
     for result in tasks:
         yield result["device"], f"training {result['task']}"
     for content in mnist.values():
@@ -169,7 +169,7 @@ def _uses(tasks: list[Content], mnist: dict[str, Content]) -> Iterator[tuple[str
 
 
 def _assigned(uses: Iterator[tuple[str, str]], found: dict[str, Named], folder: Path) -> dict[str, list[str]]:
-    """Say of every device what used it, adding those of boards and of the package; what is left, by hash."""
+    """Note the uses of every device, adding used devices of boards and of the package; uses of unknown hashes."""
     unknown: dict[str, list[str]] = {}
     others: dict[str, Named] | None = None
     for sha256, what in uses:
@@ -183,18 +183,18 @@ def _assigned(uses: Iterator[tuple[str, str]], found: dict[str, Named], folder: 
 
 
 def _others(folder: Path) -> Iterator[tuple[str, Named]]:
-    """Devices of the package, then of the boards in the folder, which come first where both are the same."""
+    """Devices of the package, then of the boards in the folder: of two equal devices, that of the board remains."""
     places = [(name, device_path(name)) for name in PRESETS]
     places += [(str(file.relative_to(folder).parent), file) for file in sorted(folder.glob("*/device.json"))]
     places += [(folder.name, folder / "device.json")] * (folder / "device.json").is_file()
     for name, file in places:
-        with suppress(InputError):  # of a board from an earlier version: its own section shows what it holds
+        with suppress(InputError):  # device of a board from an earlier version: shown in the section of the board
             device = load_device(file)
             yield device_hash(device), Named(name, device, read_json(file, "calibrate"), name not in PRESETS)
 
 
 def _merged(runs: list[Content]) -> Content:
-    """One record of many: every value, once."""
+    """One provenance record of many runs: every value once."""
     found: dict[str, Any] = {}
     for key in dict.fromkeys(key for run in runs for key in run if key != "seed"):
         values = [run[key] for run in runs if run.get(key) is not None]

@@ -1,4 +1,4 @@
-"""Tables before anyone draws them: the terminal and the report show the same text."""
+"""Tables as plain text by rows, the same for the terminal and the report, and the texts of their figures."""
 
 import sys
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class Sheet:
 
 
 def sheet(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> Sheet:
-    """A sheet; a row that ends early is filled up."""
+    """A sheet; a short row is filled up with empty cells."""
     width = len(columns)
     return Sheet(title, tuple(columns), tuple((*row, *[""] * (width - len(row))) for row in rows), words)
 
@@ -33,17 +33,17 @@ def with_error(value: dict[str, float | None], digits: int, times: float = 1, un
 
 
 def with_interval(value: dict[str, float | None] | None, digits: int, times: float = 1, unit: str = "") -> str:
-    """A difference ± half of its 95 % interval; nothing where there is none."""
+    """A difference ± half the width of its 95 % interval; an empty text without a difference."""
     return "" if value is None else _plus_minus(value["mean"], value["half_width_95"], digits, times, unit, "+")
 
 
 def seconds(value: dict[str, float | None]) -> str:
-    """Mean ± standard error of seconds."""
+    """Mean ± standard error of times in seconds."""
     return with_error(value, 0 if value["mean"] >= SECONDS else 1)
 
 
 def seeds_of(summary: dict[str, Any]) -> str:
-    """How many seeds finished, and how many did not."""
+    """Number of seeds that finished, and of those that diverged, if any."""
     return f"{summary['finished']}" + (f", {summary['diverged']} diverged" if summary["diverged"] else "")
 
 
@@ -52,7 +52,7 @@ def _plus_minus(mean: float, spread: float | None, digits: int, times: float, un
 
 
 def show(table: Table | Sheet) -> None:
-    """Print a table, 110 letters wide where nobody sets the width."""
+    """Print a table, as wide as the terminal, else 110 characters wide."""
     drawn = rich_table(table) if isinstance(table, Sheet) else table
     Console(width=None if sys.stdout.isatty() else 110, markup=False, emoji=False).print(drawn)
 

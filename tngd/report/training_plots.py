@@ -1,4 +1,4 @@
-"""Figures of training, most of them of training.json, mnist.json and squad.json, as SVG text."""
+"""Figures of training as SVG text, from training.json, mnist.json and squad.json."""
 
 import textwrap
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from tngd.report.board_plots import COLOURS, LINES, MARKERS, STYLE, svg, words
 
-TOGETHER = 5  # curves in one row of panels that eyes tell apart
+TOGETHER = 5  # curves in one row of panels, few enough to tell apart
 PANELS = (("train_loss", "epoch"), ("train_loss", "cpu_s"), ("test_loss", "epoch"), ("test_loss", "cpu_s"))
 LABELS = {
     "train_loss": "training loss",
@@ -26,9 +26,9 @@ NAME = 34  # letters of a method in a line of a legend
 
 
 def task_curves(result: dict[str, Any]) -> str:
-    """Training loss against steps, mean over seeds with the range; above the optimum where that is known.
+    """Training loss against steps, mean over seeds with the range; less the optimum where the optimum is known.
 
-    `result` is a task of training.json. A seed that diverged takes the mean of its method with it from there on.
+    `result` is a task of training.json. The curve of a method ends where one of its seeds diverged.
     """
     optimum = np.array(result["optimal_train_loss"] or [0.0] * result["seeds"])
     with mpl.rc_context(STYLE):
@@ -117,7 +117,7 @@ def study_dots(study: dict[str, Any]) -> str:
 
 
 def settling(times: list[float], errors: dict[str, list[float]]) -> str:
-    """Distance of a device's state to where it should settle against the time of the reading, by name of the device."""
+    """Relative distance of a device's state to its steady state against the time of the reading, by device."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.4, 3.2), layout="constrained")
         axes = figure.subplots()
@@ -139,7 +139,7 @@ def squad_dots(result: dict[str, Any]) -> str:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (key, label) in zip(panels, (("test_loss", "test loss"), ("f1", "F1 [%]")), strict=True):
             for row, method in enumerate(methods):
-                k = int(method["name"].startswith("tngd"))  # on the device, and not
+                k = int(method["name"].startswith("tngd"))  # 1: on the device
                 found = [run["records"][-1][key] for run in method["runs"] if run["diverged"] is None]
                 _dots(axes, row, found, k)
             axes.set_xlabel(label)

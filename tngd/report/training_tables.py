@@ -1,7 +1,4 @@
-"""The summaries of mnist.json as tables, for `tngd train mnist` and the report.
-
-The methods of squad.json as a table, for `tngd train squad` and the report.
-"""
+"""Tables of training for the terminal and the report, from mnist.json, squad.json and training.json."""
 
 from typing import Any
 
@@ -18,7 +15,7 @@ COLUMNS = {
 
 
 def comparison_tables(setting: str, found: dict[str, Any]) -> list[Sheet]:
-    """Final figures of every method; then how soon it is where another ends, and its differences to Adam."""
+    """Final figures of every method, epochs to the losses of Adam and SGD, differences to Adam and the ideal device."""
     what, methods = found["what"], found["methods"]
     data = "MNIST" if what["genuine"] else "Images that are not MNIST's"
     size = f"{what['train']:,} images, {what['parameters']:,} parameters"
@@ -57,7 +54,7 @@ def comparison_tables(setting: str, found: dict[str, Any]) -> list[Sheet]:
 
 
 def study_table(name: str, found: dict[str, Any]) -> Sheet:
-    """A row a cell of a study, with what is varied."""
+    """One row for each cell of a study: its varied settings and final figures."""
     what, cells = found["what"], found["cells"]
     varied = list(next(iter(cells.values()))["what"]["varied"])
     rows = [
@@ -78,7 +75,7 @@ def _figures(summary: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _time(value: dict[str, Any] | None) -> str:
-    """The mean epochs and CPU seconds, or how many seeds came there at all."""
+    """Mean epochs and CPU seconds to a target, or the number of seeds that reached the target."""
     if value is None:
         return ""
     if "epochs" in value:
@@ -87,7 +84,7 @@ def _time(value: dict[str, Any] | None) -> str:
 
 
 def squad_table(result: dict[str, Any]) -> Sheet:
-    """Final figures, mean ± standard error over seeds, and CPU seconds of a step."""
+    """Final figures of every method in squad.json, mean ± standard error over seeds, and CPU seconds of a step."""
     recipe, steps = result["recipe"], result["steps_per_epoch"] * result["recipe"]["epochs"]
     rows = []
     for method in result["methods"]:
@@ -111,7 +108,7 @@ def squad_table(result: dict[str, Any]) -> Sheet:
 def training_table(result: dict[str, Any]) -> Sheet:
     """Final losses of every optimizer, from one task of training.json.
 
-    What is saturated in a mean step has a column if there is anything.
+    The mean number of saturated readings in a step has a column if any is not zero.
     """
     rows, full = [], any(method.get("tiles", {}).get("saturated") for method in result["methods"])
     for method in result["methods"]:

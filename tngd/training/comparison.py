@@ -1,8 +1,9 @@
-"""What a comparison of training runs says: means over seeds, and differences to a baseline paired by seed.
+"""Summary of a comparison of training runs: means over seeds, and differences to a baseline paired by seed.
 
 With d_s the difference of a figure between a method and the baseline on seed s, same initial weights and same batches,
-the 95 % interval of its mean is d̄ ± t₀.₉₇₅(n - 1) · sd(d)/√n. How soon a method is as good as another is where its
-curve, linear between epochs, first comes down to the other's last training loss on the same seed.
+the 95 % interval of the mean difference is d̄ ± t₀.₉₇₅(n - 1) · sd(d)/√n over n seeds. The time to a baseline is the
+epoch, or the CPU seconds of steps, at which the training loss of a method, linear between epochs, first falls to the
+last training loss of the baseline on the same seed.
 """
 
 import itertools
@@ -22,7 +23,7 @@ TARGETS = ("adam", "sgd")
 def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:
     """Mean and its standard error, None for a single value."""
     values = np.array(values, dtype=float)
-    scale = 2.0 ** (np.frexp(values)[1].max() - 1)  # exact, and squares of losses that ran away stay in range
+    scale = 2.0 ** (np.frexp(values)[1].max() - 1)  # exact, and squares of diverging losses do not overflow
     error = float(scale * (np.std(values / scale, ddof=1) / sqrt(len(values)))) if len(values) > 1 else None
     return {"mean": float(scale * np.mean(values / scale)), "standard_error": error}
 
@@ -35,7 +36,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> dic
 
 
 def reached(records: Records, target: float) -> dict[str, float] | None:
-    """Epochs and CPU seconds of steps after which the training loss first is at `target` or below, None if never."""
+    """Epochs and CPU seconds of steps until the training loss is first at `target` or below, None if never."""
     spent = np.cumsum([record["cpu_s"] for record in records])
     for k, (before, after) in enumerate(itertools.pairwise(records)):
         if before["train_loss"] <= target:
@@ -49,10 +50,10 @@ def reached(records: Records, target: float) -> dict[str, float] | None:
 def summary(
     runs: dict[str, dict[str, dict[str, Any]]], ideal: Mapping[str, str] = MappingProxyType({})
 ) -> dict[str, Any]:
-    """By method, from runs[method][seed], each with `records` and `diverged`: see the module.
+    """Figures by method, see the module, from runs[method][seed], each run with `records` and `diverged`.
 
-    `ideal`: of methods on a device with errors, the same method without. Diverged seeds are counted and left out of the
-    means. Differences and targets use the seeds that both finished.
+    `ideal` maps a method on a device with errors to the same method on an ideal device. Diverged seeds are counted and
+    left out of the means. Differences and times to a baseline use the seeds that both methods finished.
     """
     finished = {
         method: {seed: run["records"] for seed, run in seeds.items() if run["diverged"] is None}
@@ -73,7 +74,7 @@ def _figures(seeds: dict[str, Records]) -> dict[str, Any]:
 
 
 def _against(seeds: dict[str, Records], finished: dict[str, dict[str, Records]], ideal: str | None) -> dict[str, Any]:
-    """Differences to Adam and to the ideal device, and when each baseline is reached."""
+    """Differences to Adam and to the ideal device, and times to each baseline."""
     found: dict[str, Any] = {}
     for word, other in ((f"minus_{TARGETS[0]}", TARGETS[0]), ("minus_ideal", ideal)):
         baseline = finished.get(other, {})
@@ -93,7 +94,7 @@ def _against(seeds: dict[str, Records], finished: dict[str, dict[str, Records]],
 
 
 def _times(found: list[dict[str, float] | None]) -> dict[str, Any]:
-    """How many seeds came down to the target, of how many; means only if all did."""
+    """Number of seeds that reached the target, and of all seeds; mean times only if all seeds reached the target."""
     times = [each for each in found if each is not None]
     said: dict[str, Any] = {"reached": len(times), "of": len(found)}
     if len(times) == len(found):

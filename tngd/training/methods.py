@@ -1,7 +1,7 @@
-"""The optimizers of the comparison, each made from settings that can be written as JSON.
+"""Optimizers of the comparison on MNIST, each made from settings in JSON.
 
-Every method that is tuned has eight settings to choose from: the product of its `grid`. `tngd train mnist --tune` makes
-the choice, by the loss on held-back training images; TUNED keeps the outcome for those who do not tune anew.
+The grid of every tuned method has eight settings, the product of the values in `grid`. `tngd train mnist --tune` picks
+the best setting by the loss on held-out training images; TUNED keeps the best settings for runs without --tune.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Method:
-    """One optimizer of the comparison: `kind` says which maker takes its `settings`, joined with the tuned ones.
+    """One optimizer of the comparison: MAKERS[`kind`] makes it from `settings` and the tuned settings.
 
-    `device`: None, or "given" (the one of --device), or the name of a preset. A method that is a variant of another
-    and has no grid of its own takes the tuned settings of `tuned_as`. `ideal`: the same one without errors of a device.
+    `device`: None, "given" (the device of --device), or the name of a preset. A variant without a grid of its own takes
+    the tuned settings of the method `tuned_as`. `ideal` is the same method on an ideal device.
     """
 
     title: str
@@ -45,16 +45,16 @@ class Method:
 
     @property
     def choices(self) -> list[Settings]:
-        """The settings that tuning chooses from."""
+        """All settings in the grid."""
         return [dict(zip(self.grid, values, strict=True)) for values in product(*self.grid.values())]
 
 
 def make_optimizer(
     kind: str, settings: Settings, model: nn.Module, device: Device | None, seed: int
 ) -> torch.optim.Optimizer:
-    """The optimizer of this kind on a network; `seed` is of its own random numbers.
+    """The optimizer of this kind on a network; `seed` sets the random numbers of the optimizer.
 
-    Tiles and arrays are made of the device. InputError for an unknown kind.
+    Tiles and arrays are built from `device`. InputError for an unknown kind.
     """
     if kind not in MAKERS:
         raise InputError(f"unknown kind of optimizer {kind!r}; expected one of {', '.join(MAKERS)}")
@@ -62,7 +62,7 @@ def make_optimizer(
 
 
 def on_device(kind: str, settings: Settings) -> bool:
-    """Whether this optimizer is made of a calibrated device; parts of a given spread need none."""
+    """Whether this optimizer needs a calibrated device; parts of a given tolerance or deviation do not."""
     return kind in ON_DEVICE and not {"tolerance", "deviation"} & settings.keys()
 
 
@@ -73,7 +73,7 @@ def _adam(model: nn.Module, settings: Settings) -> torch.optim.Optimizer:
 
 
 def _natural(model: nn.Module, settings: Settings, seed: int, **more: Any) -> TNGD:
-    """TNGD; its own step, or with `momentum` that of SGD."""
+    """TNGD with its own step, or with the step of SGD if `momentum` is set."""
     if "momentum" in settings:
         inner = torch.optim.SGD(model.parameters(), lr=settings.pop("lr"), momentum=settings.pop("momentum"))
         return TNGD(model, inner=inner, seed=seed, **settings, **more)
@@ -102,7 +102,7 @@ def _on_tiles(model: nn.Module, settings: Settings, device: Device | None, seed:
 
 
 def _rough_device(tolerance: float) -> Device:
-    """Three copies of which nothing is known but the tolerance of the parts, and of the sources' power."""
+    """Three uncalibrated copies: only the tolerance of the parts and of the noise temperatures is known."""
     prior = Estimate(1.0, tolerance / sqrt(3), False)
     device = ideal_device(build_board(8, "differential"), 3)
     copies = [
@@ -130,7 +130,7 @@ SAMPLED = {"time": 50.0, "curvature": "mc"}
 KEPT = {"time": "inf", "refresh": 10}
 FRESH = {"lr": (0.03, 0.3), "damping": (0.01, 0.03, 0.1, 0.3)}
 HELD = {"time": "inf", "curvature": "mc", "refresh": 8}
-FINE = {"lr": (0.01, 0.03), "damping": (0.003, 0.01, 0.03, 0.1)}  # a kept state is a momentum
+FINE = {"lr": (0.01, 0.03), "damping": (0.003, 0.01, 0.03, 0.1)}  # finer step sizes: a kept state acts as a momentum
 CLIPPED = {"kl_clip": 1e-3}
 SAMPLED_TILES = {"tile_curvature": "mc"}
 PRECONDITIONED = {"curvature": "mc", "refresh": 8, "history": 8, "damping": 4.0, "time": 5.0, "momentum": 0.9}

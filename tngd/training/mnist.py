@@ -1,17 +1,17 @@
-"""Trials on MNIST: which images, which network, and what is measured after every epoch.
+"""Trials on MNIST: image files, networks, training and held-out images, and the figures after every epoch.
 
-The training set is the first so many training images. Tuning trains on the first four fifths of it, at most 8,000, and
-is judged by the training images behind those, a quarter as many: no test image has a part in it.
+Files. MNIST is four IDX files, as `make data` fetches them, or in <root>/MNIST/raw, as torchvision keeps them. An IDX
+file is a big-endian header (two zero bytes, the type 8 for bytes, the number of axes, their lengths) and the bytes of
+the array. The files of MNIST are recognised by their hashes; other files of the same form (Fashion-MNIST) are read too,
+and `genuine` is then false.
 
-MNIST from the four IDX files, as `make data` fetches them or as torchvision keeps them in <root>/MNIST/raw.
+Images. The training set of a trial is the first images of the training file. Tuning trains on the first four fifths of
+the training set, at most 8,000 images, and evaluates on the next training images, a quarter as many: test images have
+no part in tuning.
 
-An IDX file is a big-endian header (two zero bytes, the type 8 for bytes, the number of axes, their lengths) and the
-bytes of the array. Files are known by their hash; others of the same form (Fashion-MNIST) are taken and said to be.
-
-The image networks of the evidence: inputs (b, 1, 28, 28), ten outputs.
-
-The paper's network is a convolutional and two linear layers; it gives no sizes. Ours, `small`, has two convolutions and
-two linear layers, 6,218 parameters; `lenet` is LeNet-5 with rectifiers, 61,706 parameters.
+Networks. Inputs (b, 1, 28, 28), ten outputs. The paper's network has a convolutional and two linear layers of unstated
+sizes. `small` has two convolutional and two linear layers, 6,218 parameters; `lenet` is LeNet-5 with rectifiers, 61,706
+parameters.
 """
 
 import gzip
@@ -32,11 +32,9 @@ from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.training.methods import Settings, make_optimizer, on_device
 from tngd.training.trial import Trial
 
-EVALUATED = 10_000  # training images, at most, on which the training loss is taken
-AT_ONCE = 1000  # images
-TUNED_ON = 8000
-
-
+EVALUATED = 10_000  # training images, at most, on which the training loss is evaluated
+AT_ONCE = 1000  # images in one evaluation
+TUNED_ON = 8000  # training images, at most, of tuning
 ON_TILES = ("tngd-tiles-mc-ideal", "tngd-tiles-mc", "tngd-tiles-mc-worst")
 
 FILES = {
@@ -75,7 +73,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Images, and what tells these files from others."""
+    """Images, their hash, and whether all files are those of MNIST."""
 
     images: Images
     sha256: str
@@ -84,7 +82,7 @@ class Data:
 
 SETTINGS = {
     "paper": Setting("small", 10_000, 10_000),
-    # Of ten times the network and six times the images, the methods that cost a few Adam steps a step.
+    # Ten times the network and six times the images: only the methods whose step costs at most a few steps of Adam.
     "lenet": Setting(
         "lenet",
         60_000,
@@ -98,7 +96,7 @@ SETTINGS = {
 
 
 def load_data(root: Path) -> Data:
-    """The four files of MNIST in a folder, see tngd.training.mnist."""
+    """Images of the four files in a folder, with their hash."""
     images = load_mnist(root)
     parts = (images.train_images, images.train_labels, images.test_images, images.test_labels)
     digest = hashlib.sha256()
@@ -112,7 +110,7 @@ def mnist_trial(
 ) -> Trial:
     """A trial whose figures are train_loss, train_accuracy, test_loss and test_accuracy.
 
-    InputError if there are fewer images than the setting asks for, or no device where the method needs one.
+    InputError if the setting needs more images than there are, or the method needs a device and `device` is None.
     """
     images = data.images
     for asked, held, which in (
@@ -130,7 +128,7 @@ def mnist_trial(
 def tuning_trial(
     name: str, kind: str, settings: Settings, setting: Setting, data: Data, device: Device | None, seed: int
 ) -> Trial:
-    """A trial on a part of the training set, whose figures are held_loss and held_accuracy on another part of it."""
+    """A trial of tuning, whose figures are held_loss and held_accuracy on held-out training images."""
     trained = min(TUNED_ON, setting.train * 4 // 5)
     x, y = data.images.train_images, data.images.train_labels
     held = slice(trained, trained + max(1, trained // 4))
@@ -194,7 +192,7 @@ def _figures(sets: dict[str, tuple[Tensor, Tensor]]) -> Callable[[nn.Module], di
 
 
 def load_mnist(root: Path) -> Images:
-    """Read the four files in `root` or `root`/MNIST/raw, gzipped or not; InputError says what is missing or wrong."""
+    """Read the four files in `root` or `root`/MNIST/raw, gzipped or not; InputError for missing or damaged files."""
     folder = next((place for place in (root, root / "MNIST" / "raw") if _find(place, next(iter(FILES)))), None)
     if folder is None:
         raise InputError(f"{root} holds no MNIST ({next(iter(FILES))} is missing); get it with `make data`")
@@ -226,7 +224,7 @@ def _read(folder: Path, name: str) -> bytes:
 
 
 def _parsed(path: Path, content: bytes, axes: int) -> np.ndarray:
-    """The array of an IDX file of bytes with so many axes."""
+    """The array of an IDX file of bytes with `axes` axes; InputError for other content."""
     header = 4 + 4 * axes
     shape = tuple(np.frombuffer(content[4:header], ">u4").tolist()) if len(content) >= header else ()
     whole = content[:4] == bytes([0, 0, 8, axes]) and len(content) - header == np.prod(shape, dtype=np.int64)

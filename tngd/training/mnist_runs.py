@@ -1,14 +1,11 @@
-"""What `tngd train mnist` does: comparison, tuning and studies of optimizers, run by run into one file.
+"""Comparisons, tunings and studies of optimizers on MNIST (`tngd train mnist`), run by run into one mnist.json.
 
-mnist.json: one file for comparisons, tunings and studies, filled run by run.
+A run in the file is not made again, and an interrupted run goes on from its checkpoint in `<name>.checkpoints` beside
+the file. Several processes may fill one file at a time: each reads the file anew, adds its run and writes the file
+whole.
 
-A run that is there is not made again; one that stopped half way goes on from its checkpoint in `<name>.checkpoints`
-beside the file. Several processes may fill one file at a time: each reads it anew, adds its run and writes it whole.
-
-The choice of settings, with the same budget for every method: eight settings, five epochs, one seed of its own.
-
-Chosen is the setting with the smallest loss on held-back training images, see tngd.training.mnist; a setting that
-diverges is never chosen.
+Tuning has the same budget for every method: eight settings, five epochs, one seed that no comparison uses. The setting
+with the smallest loss on held-out training images wins, see tngd.training.mnist; a setting that diverges never wins.
 """
 
 import json
@@ -41,10 +38,10 @@ SEED = 1000
 def tune(
     path: Path, name: str, method: str, setting: Setting, data: Data, device: Device | None, progress: Progress
 ) -> None:
-    """Try every choice of a method and write all of them and the best into the results file, in place of any before."""
+    """Try every setting in the grid of a method; all losses and the best setting replace those in the results file."""
     known = METHODS[method]
     if not known.grid:
-        return  # nothing to choose, or chosen for the method it is a variant of
+        return  # nothing to tune, or tuned as the method of which this one is a variant
     tried, trial = [], None
     for settings in known.choices:
         trial = tuning_trial(
@@ -80,7 +77,7 @@ def tune(
 
 @dataclass(frozen=True)
 class ComparisonOptions:
-    """What is asked for; None: what the setting says, or all there is."""
+    """Options of `tngd train mnist`; None stands for the value in the setting, or for all methods."""
 
     setting: str = "paper"
     methods: tuple[str, ...] | None = None
@@ -108,46 +105,46 @@ class ComparisonOptions:
 
     @property
     def resolved(self) -> Setting:
-        """The setting with what is asked for instead."""
+        """The setting with the values given here in place of its own."""
         base = SETTINGS["study" if self.study else self.setting]
         given = {name: getattr(self, name) for name in ("seeds", "epochs", "train", "test")}
         return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
 def train_mnist(
-    request: ComparisonOptions,
+    options: ComparisonOptions,
     root: Path,
     device: str | None,
     out: Path,
     force: bool = False,
     progress: Progress = silent,
 ) -> Content:
-    """Make what is missing of the request in the results file; the comparison's or study's part of it.
+    """Make the missing runs in the results file; return the part of the file for this comparison or study.
 
-    Methods that work on a device are left out, unless named, if `device` (a file or a preset) is None. InputError for
-    what cannot be run, before anything is.
+    Methods that need a device are left out, unless named, if `device` (a file or a preset) is None. InputError for runs
+    that cannot be made, before the first run.
     """
     read_results(out)
     data = load_data(root)
     given = None if device is None else load_device(device)
     with one_thread():
-        if request.study:
-            return _study(request, data, given, out, force, progress)
-        return _comparison(request, data, given, out, force, progress)
+        if options.study:
+            return _study(options, data, given, out, force, progress)
+        return _comparison(options, data, given, out, force, progress)
 
 
 def _comparison(
-    request: ComparisonOptions, data: Data, device: Device | None, out: Path, force: bool, progress: Progress
+    options: ComparisonOptions, data: Data, device: Device | None, out: Path, force: bool, progress: Progress
 ) -> Content:
-    setting, name = request.resolved, request.setting
-    methods = request.methods or tuple(
+    setting, name = options.resolved, options.setting
+    methods = options.methods or tuple(
         key for key in setting.methods or METHODS if device is not None or METHODS[key].device is None
     )
     devices = {key: _device_of(key, device) for key in methods}
     mnist_trial("check", "SGD", {"lr": 1.0}, setting, data, None, 0)
     claim(out, ("comparisons", name), _described(setting, data), force)
-    jobs, done = len(methods) * (setting.seeds + request.tune), 0
-    for key in methods if request.tune else ():
+    jobs, done = len(methods) * (setting.seeds + options.tune), 0
+    for key in methods if options.tune else ():
         tune(out, name, key, setting, data, devices[key], one_of(progress, done, jobs))
         done += 1
     settings = {key: tuned_settings(read_results(out), name, key) for key in methods}
@@ -163,9 +160,9 @@ def _comparison(
 
 
 def _study(
-    request: ComparisonOptions, data: Data, device: Device | None, out: Path, force: bool, progress: Progress
+    options: ComparisonOptions, data: Data, device: Device | None, out: Path, force: bool, progress: Progress
 ) -> Content:
-    setting, name = request.resolved, request.study
+    setting, name = options.resolved, options.study
     study = STUDIES[name]
     trials = [
         (
@@ -186,7 +183,7 @@ def _study(
 
 
 def _device_of(key: str, given: Device | None) -> Device | None:
-    """The device that a method works on, None if on none."""
+    """The device of a method, None for a method without a device."""
     name = METHODS[key].device
     if name == "given" and given is None:
         raise InputError(f"{key} works on a calibrated device; give --device, or leave it out of --methods")
@@ -194,7 +191,7 @@ def _device_of(key: str, given: Device | None) -> Device | None:
 
 
 def _described(setting: Setting, data: Data) -> dict[str, Any]:
-    """What all runs of a comparison or study have in common."""
+    """Description that all runs of a comparison or study have in common."""
     network = NETWORKS[setting.network]()
     same = {"seeds", "methods"} | ({"schedule"} if setting.schedule == "constant" else set())
     return {key: value for key, value in asdict(setting).items() if key not in same} | {
@@ -206,7 +203,7 @@ def _described(setting: Setting, data: Data) -> dict[str, Any]:
 
 
 def _summed(out: Path, place: tuple[str, str], part: str) -> Content:
-    """Write the summary of all runs that are there; that part of the file."""
+    """Write the summary of all runs of a comparison or study; return that part of the file."""
 
     def add(content: Content) -> None:
         entry = content[place[0]][place[1]]
@@ -217,7 +214,7 @@ def _summed(out: Path, place: tuple[str, str], part: str) -> Content:
 
 
 def read_results(path: Path) -> Content:
-    """The file, or an empty one; InputError if it is another file."""
+    """The content of the results file, empty if there is no file; InputError for a file of another schema."""
     if not path.exists():
         return {"schema": SCHEMA} | {part: {} for part in PARTS}
     content = read_json(path, "train mnist")
@@ -228,7 +225,7 @@ def read_results(path: Path) -> Content:
 
 
 def change_results(path: Path, change: Callable[[Content], None]) -> Content:
-    """Read, change and write the file while no other process does."""
+    """Read, change and write the file while it is locked against other processes."""
     refuse_existing(path, force=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.parent, wait=True):
@@ -239,7 +236,7 @@ def change_results(path: Path, change: Callable[[Content], None]) -> Content:
 
 
 def claim(path: Path, place: tuple[str, ...], what: Content, force: bool) -> None:
-    """Say at `place` of the file what its runs are; InputError if it holds others, which `force` drops."""
+    """Write the description of the runs at `place` of the file; InputError if others are there, which `force` drops."""
     held = _at(read_results(path), place).get("what")
     wanted = json.loads(json.dumps(what))
     if held == wanted:
@@ -259,7 +256,7 @@ def claim(path: Path, place: tuple[str, ...], what: Content, force: bool) -> Non
 
 
 def kept_run(path: Path, place: tuple[str, ...], trial: Trial, force: bool, progress: Progress) -> Content:
-    """The run of this seed at a claimed `place` of the file, made if it is not there.
+    """The run of this seed at a claimed `place` of the file, made if missing.
 
     InputError if a run of another trial is there and `force` is off.
     """
@@ -288,7 +285,7 @@ def kept_run(path: Path, place: tuple[str, ...], trial: Trial, force: bool, prog
 
     change_results(path, add)
     checkpoint.unlink(missing_ok=True)
-    with suppress(OSError):  # others may still have theirs there
+    with suppress(OSError):  # the folder may hold checkpoints of other runs
         checkpoint.parent.rmdir()
     return run
 
@@ -300,7 +297,7 @@ def _at(content: Content, place: tuple[str, ...]) -> Content:
 
 
 def tuned_settings(content: dict[str, Any], setting: str, method: str) -> Settings:
-    """All settings of a method: its own and the tuned ones of the results file, or else of the package."""
+    """All settings of a method: the fixed ones, and the tuned ones of the results file or else of the package."""
     known, chosen = METHODS[method], METHODS[method].tuned_as or method
     if not METHODS[chosen].grid:
         return known.settings

@@ -1,18 +1,13 @@
-"""The small tasks trained: TNGD on calibrated copies beside SGD, Adam and exact NGD, same seeds and batches.
-
-Seed s sets the initial weights, the rows that are held for testing, the batches (drawn with replacement from the other
-rows), and which copy comes first.
-
-The small tasks of `tngd train`: data, model, budget and optimizers of each.
+"""Small tasks of `tngd train`: TNGD on calibrated copies beside SGD, Adam and exact NGD, same seeds and batches.
 
 `fair` (or another data set by name): logistic regression with 8 parameters, one board. `digits`: a 64-24-10 network,
-its curvature in 8 x 8 diagonal blocks on the copies. Step sizes and dampings are those of the lowest training loss in a
-sweep over {1, 2, 3, 5} x 10^k on seeds that are not reported, for every method alike: benchmarks/step_sizes.py, with
-its result beside it.
+its curvature in 8 x 8 diagonal blocks on the copies. Seed s sets the initial weights, the rows held out for testing,
+the batches (drawn with replacement from the other rows), and which copy comes first.
 
-What the verbs `train_task_file` and `report` do with files, by the rules of circuits.netlist.export.
+Step sizes and dampings are those of the lowest training loss in a sweep over {1, 2, 3, 5} x 10^k on seeds that are not
+reported, for every method alike: benchmarks/step_sizes.py, with its result beside it.
 
-Apart from them because torch and matplotlib take seconds to load, which no board needs.
+Results of all tasks gather in one training.json; an interrupted comparison goes on from its checkpoints.
 """
 
 from collections.abc import Callable
@@ -46,7 +41,7 @@ from tngd.training.workers import Pool, helpers
 
 SCHEMA = "tngd.training/1"
 EVALUATIONS = 30  # points of a learning curve
-TILES = ("passive", "unstable", "deviation", "saturated", "clipped")  # of what a step on tiles says
+TILES = ("passive", "unstable", "deviation", "saturated", "clipped")  # figures of a step on tiles that are kept
 
 TEST_FRACTION = 0.2
 
@@ -55,10 +50,10 @@ Factory = Callable[[list[Tensor], TileBoard], torch.optim.Optimizer]
 
 @dataclass(frozen=True, eq=False)
 class TrainedTask:
-    """One method on one seed: loss at the evaluated steps, final test figures, what the boards did.
+    """One method on one seed: loss at the evaluated steps, final test figures, figures of the tiles.
 
-    `tiles`, of a method that works on boards: means over the steps of what a tngd.optimizer.tile_step.TileStep says,
-    and the number of all `unstable` tiles. A seed that `diverged` says why, and has NaN where it did not come.
+    `tiles`, of a method on boards: means over the steps of the figures in a tngd.optimizer.tile_step.TileStep, but the
+    total number of `unstable` tiles. `diverged` is the reason of a divergence, else None; figures after it are NaN.
     """
 
     train_loss: list[float]
@@ -76,10 +71,10 @@ def train(
     progress: Progress = silent,
     kept: Path | None = None,
 ) -> dict[str, Any]:
-    """Run the comparison `name`; the task's entry in training.json.
+    """Run the comparison `name`; return the task's entry in training.json.
 
-    One thread, float64: the same device and seeds give the same numbers. `kept` is a folder for what an interrupted
-    call has done; the same call goes on from there, and clears away what it left.
+    One thread, float64: the same device and seeds give the same numbers. `kept` is a folder for checkpoints: after an
+    interrupted call the same call goes on from the checkpoints, and removes them at its end.
     """
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; expected one of {', '.join(TASKS)}")
@@ -126,7 +121,7 @@ def train(
 def ordered_trials(
     name: str, device: Device, seeds: int, steps: int, kept: Path | None
 ) -> list[tuple[Trial, Path | None]]:
-    """All trials of a comparison, method by method, and where each is kept."""
+    """All trials of a comparison, method by method, each with the path of its checkpoint."""
     task, own = TASKS[name](), device_hash(device)
     ideal = tile_board(ideal_device(device.board, len(device.copies)))
     boards = {"calibrated": tile_board(device)}
@@ -139,7 +134,7 @@ def ordered_trials(
 
 
 def check_budget(seeds: int, steps: int | None) -> None:
-    """Raise InputError unless there is something to train: `steps` None is the task's own number."""
+    """Raise InputError for no seed or no step; `steps` None is the task's own number of steps."""
     if seeds < 1 or (steps is not None and steps < 1):
         given = f"--seeds {seeds}" + (f" --steps {steps}" if steps is not None else "")
         raise InputError(f"at least one seed and one step are needed, got {given}")
@@ -178,7 +173,7 @@ def train_once(task: Task, method: TaskMethod, board: TileBoard, seed: int, step
 def task_trial(
     task: Task, method: TaskMethod, board: TileBoard, seed: int, steps: int, device: str | None = None
 ) -> Trial:
-    """One method on one seed; `device` is the hash of what the board is of, for checkpoints."""
+    """The trial of one method on one seed; `device` is the hash of the board's device, for checkpoints."""
     generator = torch.Generator().manual_seed(seed)
     test, training = split_rows(task, generator)
     drawn = torch.randint(len(training), (steps, task.batch), generator=generator)
@@ -221,7 +216,7 @@ def _optima(task: Task, seeds: int) -> list[float] | None:
 
 
 def _evaluated(steps: int) -> list[int]:
-    """Steps after which the losses are taken; they are before the first step, too."""
+    """Steps after which the losses are evaluated, besides the evaluation before the first step."""
     return sorted({round(x) for x in np.linspace(0, steps, min(EVALUATIONS, steps) + 1)} - {0})
 
 
@@ -239,7 +234,7 @@ def _trained(outcome: Outcome, trial: Trial) -> TrainedTask:
 
 
 def _summary(method: TaskMethod, runs: list[TrainedTask]) -> dict[str, Any]:
-    """A method in training.json; means are over the seeds that did not diverge."""
+    """Entry of a method in training.json; means over the seeds that did not diverge."""
     finished = [run for run in runs if run.diverged is None]
     figures = {
         "train_loss": [run.train_loss[-1] for run in finished],
@@ -268,7 +263,7 @@ def _summary(method: TaskMethod, runs: list[TrainedTask]) -> dict[str, Any]:
 
 
 def _clear(files: list[Path]) -> None:
-    """Remove checkpoints, and their folder unless others have theirs there."""
+    """Remove checkpoints, and their folder unless it holds others."""
     for file in files:
         file.unlink(missing_ok=True)
     for folder in {file.parent for file in files}:
@@ -277,14 +272,14 @@ def _clear(files: list[Path]) -> None:
 
 
 def split_rows(task: Task, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Rows for testing and for training, drawn by the generator."""
+    """Rows held out for testing and rows for training, drawn by the generator."""
     order = torch.randperm(len(task.features), generator=generator)
     held = round(TEST_FRACTION * len(order))
     return order[:held], order[held:]
 
 
 def optimal_loss(task: Task, seed: int) -> float | None:
-    """The smallest training loss a logistic regression can have on this seed's training rows, else None."""
+    """The smallest training loss of a logistic regression on this seed's training rows; None for other models."""
     if task.loss is not LOGISTIC:
         return None
     _, rows = split_rows(task, torch.Generator().manual_seed(seed))
@@ -295,7 +290,7 @@ def optimal_loss(task: Task, seed: int) -> float | None:
 def _logistic(name: str) -> Task:
     data = load(name)
     features, labels = torch.tensor(data.features), torch.tensor(data.labels)
-    settings = {"lr": 0.2, "damping": 0.01}  # one tile is the whole curvature: alike for exact NGD and TNGD
+    settings = {"lr": 0.2, "damping": 0.01}  # one tile holds the whole curvature: the same for exact NGD and TNGD
     return Task(
         name,
         features,
@@ -362,10 +357,10 @@ def train_task_file(
     force: bool = False,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Train one task on a device, a file or a preset, and add it to training.json.
+    """Train one task on a device (a file or a preset) and add the result to training.json.
 
-    Without `out` that is beside the device's file, and for a preset in the working folder. An interrupted call leaves
-    what it has done in `<name>.checkpoints` beside the file, and the same call goes on from there.
+    Without `out` training.json lies beside the device's file, and for a preset in the working folder. An interrupted
+    call leaves checkpoints in `<name>.checkpoints` beside training.json, from which the same call goes on.
     """
     if task not in TASKS:
         raise InputError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")

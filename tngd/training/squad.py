@@ -1,14 +1,15 @@
 """Question answering by fine-tuning: LoRA adapters and a span head of a DistilBERT, trained with TNGD and without.
 
-The paper's second experiment (arXiv 2405.13817, figure 5), with the controls it lacks: its "TNGD-Adam" has
-beta1 = beta2 = 0, which is sign descent on the direction of the device, so sign descent alone runs beside it, with the
-same step size and with a tuned one, and TNGD-Adam with Adam's own betas. With the paper's damping 1 and a start at the
-gradient the device leaves flat directions as they are: plain gradient descent is the control of TNGD itself.
+The paper's second experiment (arXiv 2405.13817, figure 5) with more controls. The paper's "TNGD-Adam" has
+beta1 = beta2 = 0, which is sign descent on the direction of the device. Its controls are sign descent without a device,
+with the same step size and with a tuned one, and TNGD-Adam with Adam's own betas. With the paper's damping 1 and a
+start at the gradient, the device leaves flat directions unchanged, so the control of TNGD itself is plain gradient
+descent.
 
-A method is a word, or a word with settings of its own: `adam:lr=0.003`, `tngd:lr=0.1:damping=0.1`. Seed s sets the
-adapters, the head, the order of the questions, dropout and sampled targets; the questions are the same for all. Methods
-without "paper" in their names have, of two to four settings each, those with the lowest mean loss over the batches of
-one epoch, for a seed that the comparison does not use: benchmarks/squad_sweep.json and squad_sweep_sgd.json.
+A method is a name, or a name with settings: `adam:lr=0.003`, `tngd:lr=0.1:damping=0.1`. Seed s sets the adapters, the
+head, the order of the questions, dropout and sampled targets; the questions are the same for all seeds. Methods without
+"paper" in their names were tuned: of two to four settings each, the one with the lowest mean loss over the batches of
+one epoch, for a seed that the comparison does not use (benchmarks/squad_sweep.json and squad_sweep_sgd.json).
 """
 
 import shutil
@@ -66,7 +67,7 @@ COMPARED = ("sgd", "adam", "sign", "sign:lr=0.001", "tngd-paper", "tngd", "tngd-
 
 @dataclass(frozen=True)
 class SquadSettings:
-    """What is compared: model, data, budget and methods. InputError for what cannot be."""
+    """Model, data, budget and methods of a comparison. InputError for impossible values."""
 
     model: str = MINILM
     layers: int = 2
@@ -100,7 +101,7 @@ class SquadSettings:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """A recipe with its pretrained model and tokens, and the hashes of what they were read from."""
+    """The settings with the pretrained model, the tokens, and the hashes of the files of both."""
 
     recipe: SquadSettings
     pretrained: Pretrained
@@ -112,9 +113,9 @@ class Task:
 def train_squad(
     recipe: SquadSettings, data: str | None, out: Path, force: bool = False, progress: Progress = silent
 ) -> dict:
-    """Run the comparison and write it to `out`; the trials beside it are kept until then, so a second call goes on.
+    """Run the comparison and write the result to `out`; after an interruption the same call goes on from checkpoints.
 
-    `data` is a folder with the two JSON files, "hub", or None for the known places. One thread, float32.
+    `data` is a folder with the two JSON files, "hub", or None for the folders in FOLDERS. One thread, float32.
     """
     refuse_existing(out, force)
     kept = out.with_name(out.name + ".trials")
@@ -128,7 +129,7 @@ def train_squad(
 
 
 def load_task(recipe: SquadSettings, data: str | None) -> Task:
-    """Read and tokenise the questions and load the pretrained weights; InputError says what is missing."""
+    """Read and tokenise the questions and load the pretrained weights; InputError for missing files or packages."""
     pretrained = load_pretrained(recipe.model)
     if data == HUB:
         questions = [read_hub(HUB_DATA, split) for split in ("train", "validation")]
@@ -148,7 +149,7 @@ def load_task(recipe: SquadSettings, data: str | None) -> Task:
 
 
 def compare(task: Task, kept: Path | None = None, progress: Progress = silent) -> dict[str, Any]:
-    """All methods and seeds of a task, as the content of squad.json; `kept` is a folder for unfinished trials."""
+    """Train all methods and seeds of a task; the content of squad.json. `kept` is a folder for checkpoints."""
     recipe = task.recipe
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
     total, entries, parameters = len(recipe.methods) * recipe.seeds, [], None
@@ -175,7 +176,7 @@ def compare(task: Task, kept: Path | None = None, progress: Progress = silent) -
 
 
 def trial(task: Task, spec: str, seed: int) -> Trial:
-    """One method on one seed. Its figures: loss, exact match and F1 on the test questions."""
+    """The trial of one method on one seed. Figures: loss, exact match and F1 on the test questions."""
     recipe, train = task.recipe, task.train
     settings = {k: v for k, v in asdict(recipe).items() if k not in ("methods", "seeds", "first_seed")}
     return Trial(
@@ -194,7 +195,7 @@ def trial(task: Task, spec: str, seed: int) -> Trial:
 
 
 def method_settings(spec: str) -> dict[str, float]:
-    """Settings of a method `name` or `name:setting=number:…`; InputError names what is known."""
+    """Settings of a method `name` or `name:setting=number:…`; InputError for an unknown name or setting."""
     name, *given = spec.split(":")
     if name not in METHODS:
         raise InputError(f"unknown method {name!r}; expected {', '.join(METHODS)}, or one as adam:lr=0.003")
@@ -211,7 +212,7 @@ def method_settings(spec: str) -> dict[str, float]:
 
 
 def build(settings: dict[str, float], model: nn.Module, curvature: str, seed: int) -> torch.optim.Optimizer:
-    """Adam where betas are given, else gradient descent, either after the device where damping and time are given."""
+    """Adam if betas are set, else gradient descent; on the direction of the device if damping and time are set."""
     own, lr, inner = [p for p in model.parameters() if p.requires_grad], settings["lr"], None
     if "beta1" in settings:
         inner = torch.optim.Adam(own, lr=lr, betas=(settings["beta1"], settings["beta2"]), eps=1e-8)
@@ -226,7 +227,7 @@ def build(settings: dict[str, float], model: nn.Module, curvature: str, seed: in
 
 
 def figures(model: nn.Module, tokens: Tokens) -> dict[str, float]:
-    """Mean loss, and exact match and F1 in per cent of the best spans, over all questions."""
+    """Mean loss over all questions, and exact match and F1 of the best spans in per cent."""
     parts: list[Tensor] = [
         model(ids, attended)
         for ids, attended in zip(tokens.ids.split(EVALUATED), tokens.attended.split(EVALUATED), strict=True)
@@ -239,7 +240,7 @@ def figures(model: nn.Module, tokens: Tokens) -> dict[str, float]:
 
 
 def _entry(spec: str, runs: dict[int, Outcome]) -> dict[str, Any]:
-    """A method in squad.json: its runs, and the last figures over those that did not diverge."""
+    """Entry of a method in squad.json: its runs, and the final figures over runs that did not diverge."""
     whole = [run.records for run in runs.values() if not run.diverged]
     steps = sum(records[-1]["steps"] for records in whole)
     names = ("batch_loss", "test_loss", "exact_match", "f1")
@@ -253,5 +254,5 @@ def _entry(spec: str, runs: dict[int, Outcome]) -> dict[str, Any]:
 
 
 def _written(spec: str) -> dict[str, float | str]:
-    """Settings of a method in JSON, which has no word for infinity."""
+    """Settings of a method in JSON, with infinity as a text: JSON has no infinite numbers."""
     return {name: value if np.isfinite(value) else str(value) for name, value in method_settings(spec).items()}

@@ -1,21 +1,18 @@
-"""Questions with answers that are spans of a text, in the JSON form of SQuAD 1.1, and their tokens.
+"""Question answering by spans of a text in the form of SQuAD 1.1: data and tokens, loss, and scores of answers.
 
-Question and context are one row of tokens: [CLS] question [SEP] context [SEP]. A row longer than L loses the end of its
-context and keeps its last [SEP]; a question whose answer is no longer inside is dropped and counted.
+Tokens. Question and context are one row: [CLS] question [SEP] context [SEP]. A row longer than L tokens loses the end
+of its context and keeps its last [SEP]; a question whose answer is cut off is dropped and counted.
 
-Spans in a text of L tokens as a learning problem: two softmaxes over the tokens, of the start and of the end.
+Loss. A model gives outputs z = (s, e), (b, 2 L): logits over the tokens of the start and of the end of the answer. With
+the targets (i, j), first and last token of the answer, the loss of a sample is
+½ (-log softmax(s)_i - log softmax(e)_j). The output Hessian of the loss is block-diagonal, ½ diag(H(s), H(e)) with
+H(s) = diag(p) - p pᵀ and p = softmax(s). So the factor of each block is the factor of a softmax over √2, and the
+Hessian is the second moment of (p_s - e_i, p_e - e_j)/√2 with independent draws i ~ p_s and j ~ p_e.
 
-A model gives outputs z = (s, e), (b, 2 L). With the targets (i, j), first and last token of the answer, the loss of a
-sample is ½ (-log softmax(s)_i - log softmax(e)_j). Its output Hessian is ½ diag(H(s), H(e)), H(s) = diag(p) - p pᵀ: the
-two halves are apart, so the factor of each is that of a softmax over √2, and a vector of two independent draws
-(p_s - e_i, p_e - e_j)/√2 has it as its second moment.
-
-Exact match and F1 of answers in words, as SQuAD 1.1 counts them.
-
-An answer is lower-cased, its ASCII punctuation and the articles a, an, the are taken out, and white space is one blank.
-Exact match: equal then. F1: with c words in common (as often as both have them), precision c / predicted words, recall
-c / true words, F1 = 2 P R / (P + R). Of several true answers the best counts; the score of a set is the mean in per
-cent.
+Scores. Answers are compared in lower case, without ASCII punctuation and the articles a, an, the, and with single
+blanks as white space. Exact match: the two answers are equal. F1 = 2 P R / (P + R), with c words in common (a word that
+occurs several times counts as often as both answers have it), precision P = c / predicted words, recall R = c / true
+words. Of several true answers the one with the highest score counts; the score of a set is the mean in per cent.
 """
 
 import gzip
@@ -38,7 +35,7 @@ from circuits.errors import InputError
 from tngd.curvature.losses import CROSS_ENTROPY, Loss
 
 TRAIN, TEST = "squad_train_8k.json.gz", "xquad.en.json.gz"
-FOLDERS = (Path("data"), Path("../shared/data"))  # where they are looked for when no folder is given
+FOLDERS = (Path("data"), Path("../shared/data"))  # searched if no folder is given
 
 NEVER = -1e4  # logit of a token that cannot be chosen: its probability is 0 in float32 and float64
 
@@ -55,16 +52,16 @@ class Row(Protocol):
 
 
 class Encoder(Protocol):
-    """Turns pairs of question and context into tokens, without cutting or padding."""
+    """A tokenizer of pairs of question and context that neither truncates nor pads."""
 
     def encode_batch(self, pairs: list[tuple[str, str]]) -> list[Row]:
-        """One row a pair."""
+        """One row for each pair."""
         ...
 
 
 @dataclass(frozen=True)
 class Question:
-    """A question, the text it is about, and its answers as (text, first character)."""
+    """A question, its context, and its answers as (text, first character in the context)."""
 
     question: str
     context: str
@@ -75,8 +72,8 @@ class Question:
 class Tokens:
     """m questions of L tokens: `ids`, `attended` and `context` (m, L), `targets` (m, 2), `offsets` (m, L, 2).
 
-    `context` marks the tokens of the text, in which answers lie; `offsets` are characters of it. `dropped` questions
-    did not fit.
+    `context` marks the tokens of the context, where answers lie; `offsets` are the first and last + 1 character of each
+    token. `dropped` counts the questions whose answers were cut off.
     """
 
     ids: Tensor
@@ -91,13 +88,13 @@ class Tokens:
         return len(self.questions)
 
     def subset(self, count: int, seed: int) -> "Tokens":
-        """So many of the questions, drawn by `seed`, or all if there are fewer."""
+        """`count` of the questions, drawn by `seed`, or all if there are fewer."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count]
         parts = (part[order] for part in (self.ids, self.attended, self.context, self.targets, self.offsets))
         return Tokens(*parts, tuple(self.questions[i] for i in order.tolist()), self.dropped)
 
     def texts(self, spans: Tensor) -> list[str]:
-        """The text of spans (m, 2), first and last token, as written in the contexts."""
+        """The texts of spans (m, 2), first and last token, as written in the contexts."""
         rows = torch.arange(len(self))
         first, last = self.offsets[rows, spans[:, 0], 0], self.offsets[rows, spans[:, 1], 1]
         ends = zip(self.questions, first.tolist(), last.tolist(), strict=True)
@@ -105,7 +102,7 @@ class Tokens:
 
 
 def find_folder(folder: Path | None) -> Path:
-    """The folder with both files: the given one, else the first of FOLDERS; InputError where there is none."""
+    """The folder with both files: the given one, else the first of FOLDERS; InputError if no folder has both files."""
     for place in FOLDERS if folder is None else (folder,):
         if (place / TRAIN).is_file() and (place / TEST).is_file():
             return place
@@ -117,7 +114,7 @@ def find_folder(folder: Path | None) -> Path:
 
 
 def read_squad(path: Path) -> list[Question]:
-    """The questions of a JSON file, gzipped or not; InputError if it is not SQuAD 1.1 or an answer is elsewhere."""
+    """Read the questions of a JSON file, gzipped or not; InputError if not SQuAD 1.1 or an answer is misplaced."""
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
@@ -134,9 +131,9 @@ def read_squad(path: Path) -> list[Question]:
 
 
 def read_hub(name: str, split: str) -> list[Question]:
-    """The questions of a data set of the hub with the columns of SQuAD; needs the package datasets and a network."""
+    """Load the questions of a hub data set with the columns of SQuAD; needs the package datasets and a network."""
     try:
-        # Only for this: datasets brings 370 MB along, and a folder with two JSON files needs none of it.
+        # Imported only here: datasets installs 370 MB, which a folder with two JSON files does not need.
         rows = importlib.import_module("datasets").load_dataset(name, split=split)
     except ImportError:
         raise InputError("--data hub needs the package datasets; type: pip install datasets") from None
@@ -150,9 +147,9 @@ def read_hub(name: str, split: str) -> list[Question]:
 
 
 def tokenise(questions: Sequence[Question], encoder: Encoder, length: int, pad: int = 0) -> Tokens:
-    """Rows of `length` tokens of the questions whose first answer is inside; InputError if it is none.
+    """Rows of `length` tokens of the questions whose first answer is inside the row; InputError for no such question.
 
-    The target is the first token that reaches into the answer and the last one.
+    The target is the first and the last token that overlap the answer.
     """
     rows = encoder.encode_batch([(q.question, q.context) for q in questions])
     count = len(questions)
@@ -177,7 +174,7 @@ def tokenise(questions: Sequence[Question], encoder: Encoder, length: int, pad: 
 
 
 def _targets(context: np.ndarray, offsets: np.ndarray, answers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and last token (m, 2) of answers from and to characters (m, 2), and which answers are whole inside (m,)."""
+    """First and last token (m, 2) of answers given by characters (m, 2), and whether all of it is inside (m,)."""
     touched = context & (offsets[:, :, 0] < answers[:, 1:]) & (offsets[:, :, 1] > answers[:, :1])
     first = touched.argmax(axis=1)
     last = touched.shape[1] - 1 - touched[:, ::-1].argmax(axis=1)
@@ -212,13 +209,13 @@ def _root(outputs: Tensor) -> Tensor:
 
 
 def _sampled(outputs: Tensor, u: Tensor) -> Tensor:
-    """Two draws, each by the first of its half of the uniform numbers."""
+    """Two independent draws, each by the first number in its half of `u`."""
     parts = zip(halves(outputs), halves(u), strict=True)
     return torch.cat([CROSS_ENTROPY.sampled(part, uniform) for part, uniform in parts], 1) / 2**0.5
 
 
 def halves(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Starts and ends (b, L) of outputs (b, 2 L); InputError for an odd number."""
+    """Logits of start and end (b, L) from outputs (b, 2 L); InputError for an odd number of columns."""
     if outputs.ndim != 2 or outputs.shape[1] % 2:
         raise InputError(
             f"outputs of spans are (batch, 2 x tokens), all starts before all ends, got {tuple(outputs.shape)}"
@@ -233,9 +230,10 @@ def span_outputs(logits: Tensor, attended: Tensor) -> Tensor:
 
 
 def best_spans(outputs: Tensor, allowed: Tensor, longest: int) -> Tensor:
-    """First and last token (b, 2) of the span with the largest s_i + e_j, i <= j < i + `longest`, all of it allowed.
+    """First and last token (b, 2) of the span with the largest s_i + e_j, i <= j < i + `longest`, both ends allowed.
 
-    `allowed` (b, L) says which tokens an answer may begin or end with; every row needs one. The first of equal spans.
+    `allowed` (b, L) marks the tokens at which an answer may begin or end; InputError for a row without such a token. Of
+    equal spans the first wins.
     """
     if longest < 1 or not bool(allowed.any(dim=1).all()):
         raise InputError(
@@ -255,19 +253,19 @@ SPAN = Loss("span", _value, _root, "mean", None, _sampled)
 
 @dataclass(frozen=True)
 class Score:
-    """Exact match and F1 in per cent, means over the questions."""
+    """Exact match and F1 in per cent, each the mean over the questions."""
 
     exact_match: float
     f1: float
 
 
 def normalised(answer: str) -> str:
-    """An answer as it is compared; the articles go after the punctuation, as in the official script."""
+    """An answer in the form for comparison; punctuation is removed before articles, as in the official script."""
     return " ".join(ARTICLES.sub(" ", answer.lower().translate(PUNCTUATION)).split())
 
 
 def f1_score(predicted: str, true: str) -> float:
-    """F1 of two answers by their words, 0 to 1; 0 where no word is common."""
+    """F1 of two answers by their words, 0 to 1; 0 without a common word."""
     found, wanted = normalised(predicted).split(), normalised(true).split()
     common = sum((Counter(found) & Counter(wanted)).values())
     if common == 0:
@@ -277,7 +275,7 @@ def f1_score(predicted: str, true: str) -> float:
 
 
 def score(predicted: Sequence[str], true: Sequence[Sequence[str]]) -> Score:
-    """Score of predictions against the true answers of every question; InputError unless there are as many."""
+    """Score of predictions against the true answers of every question; InputError for unequal numbers."""
     if len(predicted) != len(true) or not predicted or not all(true):
         raise InputError(
             f"expected one prediction a question and a true answer for each, got {len(predicted)} predictions for "

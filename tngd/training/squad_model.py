@@ -1,9 +1,9 @@
 """A pretrained DistilBERT with LoRA adapters and a span head, as a module from tokens to outputs (b, 2 L).
 
-LoRA adds (α/r) B A dropout(x) to the output of a frozen linear layer, A (r, m), B (n, r), B = 0 at first; here to the
-projections of queries, keys, values and of the attention's output. These adapters and the head are all that is trained:
-6 layers of width 768 with r = 2 have 75,266 such parameters. The sentence encoder MiniLM-L6 is a BERT; with the
-embedding of the first segment added to those of the positions it is exactly a DistilBERT of width 384 (to rounding).
+LoRA adds (α/r) B A dropout(x) to the output of a frozen linear layer, A (r, m), B (n, r), with B = 0 at the start; here
+to the projections of queries, keys, values and of the attention's output. Only the adapters and the head are trained:
+75,266 parameters for 6 layers of width 768 with r = 2. The sentence encoder MiniLM-L6 is a BERT. With the embedding of
+the first segment added to the embeddings of the positions, MiniLM-L6 equals a DistilBERT of width 384 up to rounding.
 """
 
 import importlib
@@ -26,7 +26,7 @@ from tngd.training.squad_data import Encoder, span_outputs
 MINILM = "minilm"
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of its model.safetensors
 ADAPTED = ("q_lin", "k_lin", "v_lin", "out_lin")
-LAYER_NAMES = {  # of a BERT layer, in a DistilBERT layer
+LAYER_NAMES = {  # parts of a BERT layer -> of a DistilBERT layer
     "attention.self.query": "attention.q_lin",
     "attention.self.key": "attention.k_lin",
     "attention.self.value": "attention.v_lin",
@@ -56,9 +56,9 @@ class SpanModel(nn.Module):
         self.body = body
 
     def forward(self, ids: Tensor, attended: Tensor) -> Tensor:
-        """Outputs with probability 0 where nothing is attended."""
-        # A float mask (b, 1, 1, L) is added to the attention as it is: one form that is right for every way to
-        # differentiate.
+        """Outputs with probability 0 at tokens that are not attended."""
+        # A float mask (b, 1, 1, L) is added to the attention scores without change, which suits every mode of
+        # differentiation.
         kind = next(self.parameters()).dtype
         mask = torch.zeros(attended.shape, dtype=kind, device=ids.device).masked_fill(~attended, torch.finfo(kind).min)
         found = self.body(input_ids=ids, attention_mask=mask[:, None, None, :])
@@ -66,7 +66,7 @@ class SpanModel(nn.Module):
 
 
 def load_pretrained(name: str = MINILM) -> Pretrained:
-    """MiniLM from its installed package, or a DistilBERT of the hub by name; InputError says what is missing."""
+    """Load MiniLM from its installed package, or a DistilBERT of the hub by name; InputError if either is missing."""
     return _minilm() if name == MINILM else _from_hub(name)
 
 
@@ -95,13 +95,13 @@ def span_model(
         task_type="QUESTION_ANS", r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(ADAPTED)
     )
     with warnings.catch_warnings():
-        # peft asks transformers by a name that transformers is about to change.
+        # peft uses a name of transformers that is deprecated.
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         return SpanModel(peft.get_peft_model(body, lora))
 
 
 def as_distilbert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Names and weights of a DistilBERT from those of a BERT whose texts are one segment."""
+    """Weights of a DistilBERT by name, from those of a BERT on texts of one segment."""
     found = {}
     for name, tensor in weights.items():
         part, _, rest = name.partition(".layer.")
@@ -117,7 +117,7 @@ def as_distilbert(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def needed(package: str) -> ModuleType:
-    """A package that only this task needs, loaded late: they take seconds; InputError where it is missing."""
+    """Import a package that only this task needs, late because it takes seconds; InputError if it is missing."""
     try:
         return importlib.import_module(package)
     except ImportError:

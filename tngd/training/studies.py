@@ -1,7 +1,8 @@
-"""What each part of the device does to training: one table a study, all on the small network, three seeds.
+"""Studies of the effect of each property of the device on training: one table a study, small network, three seeds.
 
-4,000 training images, three epochs. All cells of a study differ in what the study is about alone; where the best step
-size depends on it (a kept state is a momentum), the study has several step sizes and the table all of them.
+4,000 training images, three epochs. The cells of a study differ only in the property under study. Where the best step
+size depends on the property (a kept state acts as a momentum), the study varies the step size too, and the table shows
+every step size.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ ARRAY = {"rows": 576, "time": "inf", "refresh": 10, "kl_clip": 1e-3, "lr": 0.03,
 
 @dataclass(frozen=True)
 class Cell:
-    """One row: what is varied, for the table, and the optimizer (see tngd.training.methods)."""
+    """One row of a table: the varied settings as shown, and the optimizer (see tngd.training.methods)."""
 
     varied: Settings
     kind: str
@@ -24,13 +25,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """A key for the results file."""
+        """Key of the cell in the results file."""
         return ", ".join(f"{key} {value}" for key, value in self.varied.items())
 
 
 @dataclass(frozen=True)
 class Study:
-    """One table: what it is about, and its rows."""
+    """One table: its subject, and its rows."""
 
     about: str
     cells: tuple[Cell, ...]

@@ -1,18 +1,16 @@
-"""One training run of one optimizer, from record to record, kept so that an interrupted run goes on bit for bit.
+"""One training run of one optimizer with records and checkpoints: an interrupted run goes on bit for bit.
 
-Epoch e of seed s visits the samples in an order that s and e alone decide, in batches of b; what is left over at the
-end of an order is left out. There is a record after every epoch, and random numbers that the model draws (dropout)
-start anew from s and e behind it. A trial may instead bring the batches of all its steps, and say after which steps it
-is recorded.
+Epoch e of seed s visits the samples in an order set by s and e alone, in batches of b; samples that do not fill a last
+batch are left out. After every epoch there is a record, and the random numbers of the model (dropout) start anew from s
+and e. A trial may instead give the batches of all its steps, and the steps that end in a record.
 
     trial = Trial("Adam", {"lr": 1e-3}, seed=0, samples=len(x), batch=64, epochs=10, model=network,
                   forward=lambda model, rows: (model(x[rows]), y[rows]), loss=CROSS_ENTROPY,
                   optimizer=lambda model: torch.optim.Adam(model.parameters(), lr=1e-3), evaluate=figures)
     outcome = run_trial(trial, Path("adam-0.npz"))
 
-The state of a training run in one .npz without objects: tensors as arrays, everything else as JSON among them.
-
-One file, written in one step: no reader sees the tensors of one epoch with the records of another.
+A checkpoint is one .npz without pickled objects: tensors as arrays, everything else as one array of JSON. The file is
+written in one step, so no reader sees the tensors of one epoch with the records of another.
 """
 
 import io
@@ -40,8 +38,8 @@ from tngd.optimizer.baselines import ConjugateNGD, ExactNGD
 from tngd.optimizer.kfac import KFAC
 from tngd.optimizer.tngd import TNGD
 
-NATURAL = (TNGD, ExactNGD, ConjugateNGD, KFAC)  # take outputs and targets, and differentiate themselves
-REPORTED = 25  # steps between two words of progress
+NATURAL = (TNGD, ExactNGD, ConjugateNGD, KFAC)  # their step takes a function of outputs and targets, and differentiates
+REPORTED = 25  # steps between two calls of progress
 SCHEDULES: dict[str, Callable[[float], float]] = {"constant": lambda s: 1.0, "cosine": lambda s: (1 + cos(pi * s)) / 2}
 STREAMS = {"order": 0, "model": 1}
 
@@ -68,15 +66,15 @@ class Draws:
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """What is trained, on what, by what.
+    """Network, data, optimizer and budget of one training run.
 
-    `name` and `settings` (JSON) say what the trial is: a checkpoint of others is refused, so settings name everything
-    that the callables below have in them (data, network, step sizes, device).
+    `name` and `settings` (JSON) identify the trial: a checkpoint of another trial is refused, so the settings must name
+    everything on which the callables below depend (data, network, step sizes, device).
     `model()` makes the network, called under the seed. `forward(model, rows)`: outputs (b, d) and targets of the
-    samples with these numbers (b,). `optimizer(model)`: torch's own, or one of TNGD, ExactNGD, ConjugateNGD, KFAC.
-    `evaluate(model)`: figures by name, called before the first step and for every record, in evaluation mode and
-    without gradients; how many samples it looks at is its own affair. `draws`: the one epoch, batch by batch.
-    `schedule`: "constant", or "cosine": every lr times (1 + cos πs)/2 at the share s of all steps.
+    samples with these numbers (b,). `optimizer(model)`: one of torch's own, or TNGD, ExactNGD, ConjugateNGD, KFAC.
+    `evaluate(model)`: figures by name on any samples, called before the first step and for every record, in evaluation
+    mode and without gradients. `draws`: the batches of a single epoch. `schedule`: "constant", or "cosine", which
+    multiplies every lr by (1 + cos πs)/2 at the share s of all steps.
     """
 
     name: str
@@ -109,17 +107,17 @@ class Trial:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps an epoch."""
+        """Optimizer steps in an epoch."""
         return self.samples // self.batch if self.draws is None else len(self.draws.rows)
 
     @property
     def records(self) -> int:
-        """How many there are, but for the one before the first step."""
+        """Number of records, without the one before the first step."""
         return self.epochs if self.draws is None else len(self.draws.recorded)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes two trials the same."""
+        """Values that identify the trial: trials with equal values are the same."""
         own = {name: getattr(self, name) for name in ("name", "settings", "seed", "samples", "batch", "epochs")}
         own |= {"loss": self.loss.name}
         if self.draws is not None:
@@ -127,24 +125,24 @@ class Trial:
         return own if self.schedule == "constant" else own | {"schedule": self.schedule}
 
     def batches(self, record: int) -> tuple[int, Tensor]:
-        """The number of steps before those that end in this record (from 1), and their sample numbers (steps, b)."""
+        """The number of steps before a record (counted from 1), and the sample numbers (steps, b) of its own steps."""
         if self.draws is None:
             return (record - 1) * self.steps, batch_order(self.seed, record, self.samples, self.batch)
         start, end = (0, *self.draws.recorded)[record - 1 : record + 1]
         return start, self.draws.rows[start:end]
 
     def place(self, record: int, done: int) -> str:
-        """Where a step of this record is, for a sentence."""
+        """Name of the epoch or step in messages, for a step of this record after `done` steps."""
         return f"epoch {record}" if self.draws is None else f"step {done + 1}"
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """Records from the one before training to the last, the trained model, and why it stopped early, else None.
+    """Records from the one before training to the last, the trained model, and the reason of a divergence, else None.
 
-    A record has `epoch` (but for given batches), `steps` made so far, `cpu_s` and `wall_s` of the steps since the one
-    before (no evaluation), `batch_loss`, their mean loss before a step, `device`: means over them of what TNGD says in
-    `last`, and the figures of `evaluate`.
+    A record has `epoch` (not with given batches), `steps` made so far, the figures of `evaluate`, and, of the steps
+    since the previous record, `cpu_s` and `wall_s` (without evaluation), `batch_loss` (mean of the losses before each
+    step) and `device` (means of the numbers in `last` of TNGD).
     """
 
     records: list[dict[str, Any]]
@@ -153,16 +151,16 @@ class Outcome:
 
 
 def run_trial(trial: Trial, checkpoint: Path | None = None, progress: Progress = silent) -> Outcome:
-    """Train; `checkpoint` (.npz) is written after every record, and where it exists the run goes on from there.
+    """Train; `checkpoint` (.npz) is written after every record, and an existing checkpoint is continued.
 
-    A loss, or a figure, that is not finite, and from the second step on a step that the optimizer refuses, end the
-    trial as `diverged`. InputError for a checkpoint of another trial. `progress(done, total, what)` counts steps.
+    A loss or a figure that is not finite, and from the second step on an error of the optimizer's step, end the trial
+    as `diverged`. InputError for a checkpoint of another trial. `progress(done, total, what)` counts steps.
     """
     with torch.random.fork_rng():
         torch.manual_seed(trial.seed)
         model = trial.model()
         optimizer = trial.optimizer(model)
-        rates = [group["lr"] for group in _groups(optimizer)]  # before a checkpoint brings those of its last step
+        rates = [group["lr"] for group in _groups(optimizer)]  # before a checkpoint restores those of its last step
         kept = None if checkpoint is None else read_checkpoint(checkpoint, trial.identity)
         if kept is None:
             records = [_numbered(trial, 0) | {"steps": 0, "cpu_s": 0.0, "wall_s": 0.0} | _figures(trial, model)]
@@ -182,13 +180,13 @@ def run_trial(trial: Trial, checkpoint: Path | None = None, progress: Progress =
 
 
 def trial_hash(trial: Trial) -> str:
-    """SHA-256 of what makes the trial what it is."""
+    """SHA-256 of the identity of a trial."""
     return sha256(json.dumps(trial.identity, sort_keys=True))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch: the same digits everywhere, and CPU seconds that say how much work it was."""
+    """Run torch in one thread: the same digits on every machine, and CPU seconds that measure the work."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -198,7 +196,7 @@ def one_thread() -> Iterator[None]:
 
 
 def batch_order(seed: int, epoch: int, samples: int, batch: int) -> Tensor:
-    """Sample numbers of the batches of one epoch, (samples // batch, batch)."""
+    """Sample numbers of all batches of one epoch, (samples // batch, batch)."""
     generator = torch.Generator().manual_seed(_stream(seed, epoch, "order"))
     order = torch.randperm(samples, generator=generator)
     return order[: samples // batch * batch].reshape(-1, batch)
@@ -212,7 +210,7 @@ def _stretch(
     rates: list[float],
     progress: Progress,
 ) -> tuple[dict[str, Any] | None, str | None]:
-    """The steps up to a record: the record, or None and what went wrong."""
+    """Make the steps up to a record: the record, or None, and the reason of a divergence, else None."""
     torch.manual_seed(_stream(trial.seed, number, "model"))
     total, losses, said, spent = trial.epochs * trial.steps, [], [], np.zeros(2)
     done, batches = trial.batches(number)
@@ -224,7 +222,7 @@ def _stretch(
             losses.append(_step(trial, model, optimizer, rows))
         except (InputError, torch.linalg.LinAlgError) as error:
             if done == 0:
-                raise  # nothing can have diverged before the first step: the trial itself is wrong
+                raise  # before the first step nothing has diverged: the trial itself is wrong
             return None, f"{trial.place(number, done)}: {error}"
         spent += _clocks() - start
         if not isfinite(losses[-1]):
@@ -247,7 +245,7 @@ def _stretch(
 
 
 def _groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The parameter groups whose lr counts: those of an inner optimizer, where there is one."""
+    """The parameter groups with the step sizes: those of the inner optimizer, if there is one."""
     return (getattr(optimizer, "inner", None) or optimizer).param_groups
 
 
@@ -274,7 +272,7 @@ def _figures(trial: Trial, model: nn.Module) -> dict[str, float]:
 
 
 def _numbers(last: Any) -> dict[str, float]:
-    """All numbers in what the device says of a step, and how far tiles were off, which is found when asked for."""
+    """All numbers in the device's record of a step, and the deviation of tiles, a property computed on access."""
     if not is_dataclass(last):
         return {}
     found = {name: getattr(last, name, None) for name in (*(field.name for field in fields(last)), "deviation")}
@@ -287,7 +285,7 @@ def _clocks() -> np.ndarray:
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters and buffers; frozen parameters come from the factory again."""
+    """Trained parameters and buffers; `Trial.model` makes frozen parameters anew."""
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     return parameters | dict(model.named_buffers())
 
@@ -303,7 +301,7 @@ def _stream(seed: int, epoch: int, purpose: str) -> int:
 
 
 def write_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
-    """Write nested dictionaries, lists, tuples, numbers, words and tensors, under what `identity` (JSON) says."""
+    """Write a state of nested dictionaries, lists, tuples, numbers, texts and tensors, with its `identity` (JSON)."""
     tensors: list[Tensor] = []
     tree = {"schema": SCHEMA, "identity": identity, "state": _encoded(state, tensors)}
     text = np.frombuffer(json.dumps(tree, allow_nan=False).encode(), dtype=np.uint8)
@@ -312,7 +310,7 @@ def write_checkpoint(path: Path, identity: dict[str, Any], state: dict[str, Any]
 
 
 def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """What was written, tensors on the CPU, or None if there is no file; InputError if it is not of `identity`."""
+    """Read a state, tensors on the CPU, or None if there is no file; InputError for a file of another `identity`."""
     if not path.exists():
         return None
     try:
@@ -333,7 +331,7 @@ def read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any] | No
 
 
 def _encoded(value: Any, tensors: list[Tensor]) -> Any:
-    """JSON with every container tagged, so that keys that are numbers and tuples come back as they were."""
+    """JSON with every container tagged, so that tuples and numbers as keys are restored unchanged."""
     if isinstance(value, Tensor):
         tensors.append(value)
         return {"tensor": len(tensors) - 1}

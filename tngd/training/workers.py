@@ -1,7 +1,7 @@
-"""Trials of a comparison in further processes, one a core: each leaves its checkpoint, and this process reads it.
+"""Worker processes for the trials of a comparison, one a core: a worker writes checkpoints, the parent reads them.
 
-A helper is a Python process of this module, so that a script needs no main guard. What it cannot do, this process does
-itself, and says what is wrong. It ends with the process that started it, whatever ended that.
+A worker is a Python process of this module, so scripts need no main guard. The parent repeats a trial that failed in a
+worker, and so raises the error itself. A worker ends when its parent ends, even if the parent is killed.
 """
 
 import os
@@ -21,17 +21,17 @@ from threadpoolctl import threadpool_limits
 from tngd.training.trial import Trial, one_thread, run_trial
 
 Order = Callable[[], list[tuple[Trial, Path | None]]]
-WORTH = 500  # steps below which starting a process takes longer than it saves
+WORTH = 500  # steps for which starting a process takes as long as it saves
 
 
 class Pool:
-    """Numbers of jobs that are not begun yet: this process takes the first ones, helpers the last ones."""
+    """Numbers of the jobs not yet begun: the parent takes the first one, a worker the last one."""
 
     def __init__(self, jobs: int) -> None:
         self._left, self._lock = list(range(jobs)), Lock()
 
     def take(self, last: bool = False) -> int | None:
-        """A job to begin, None if there is none."""
+        """Take a job to begin, None if no job is left."""
         with self._lock:
             return self._left.pop(-1 if last else 0) if self._left else None
 
@@ -40,9 +40,9 @@ class Pool:
 def helpers(
     order: Order, pool: Pool, steps: int, said: Callable[[int, int, int, str], None]
 ) -> Iterator[Callable[[], None]]:
-    """Helpers at work on a pool; what is returned waits for them. `said(job, done, total, what)` is progress.
+    """Start workers on a pool; the yielded function waits for them. `said(job, done, total, what)` is progress.
 
-    `order()` makes all trials and says where each is kept; a helper gets it pickled. They end with the context.
+    `order()` makes all trials and the paths of their checkpoints; workers get it pickled. Workers end with the context.
     """
     many = min((os.cpu_count() or 1) - 1, steps // WORTH)
     running = [
@@ -64,24 +64,24 @@ def helpers(
 
 
 def _hand_out(process: subprocess.Popen, order: Order, pool: Pool, said: Callable[..., None]) -> None:
-    """Give a helper one job after the other, until none is left or the helper has ended."""
+    """Give a worker one job after the other, until no job is left or the worker has ended."""
     try:
         with process.stdin as stdin:
             pickle.dump(order, stdin)
             stdin.flush()
-            pickle.load(process.stdout)  # it has started: only now take a job
+            pickle.load(process.stdout)  # the worker has started: only now take a job
             while (job := pool.take(last=True)) is not None:
                 pickle.dump(job, stdin)
                 stdin.flush()
                 while (word := pickle.load(process.stdout)) is not None:
                     said(job, *word)
     except (OSError, EOFError, pickle.UnpicklingError):
-        pass  # what it left undone is done by this process
+        pass  # the parent does the unfinished jobs
 
 
 def main() -> None:
-    """Do the jobs that come in, and write words of progress, None at the end of a job."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that waits for this one
+    """Do the jobs from stdin; write progress to stdout, and None at the end of a job."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and the parent its workers
     incoming: queue.SimpleQueue = queue.SimpleQueue()
     Thread(target=_read, args=(incoming,), daemon=True).start()
     trials = incoming.get()()
@@ -92,7 +92,7 @@ def main() -> None:
             try:
                 run_trial(trial, file, lambda *word: _say(word))
             except Exception:
-                os._exit(1)  # the process that waits does the same trial, and says what is wrong
+                os._exit(1)  # the parent repeats the trial, and raises the error
             _say(None)
 
 
@@ -106,7 +106,7 @@ def _read(incoming: queue.SimpleQueue) -> None:
         while True:
             incoming.put(pickle.load(sys.stdin.buffer))
     except (EOFError, OSError, pickle.UnpicklingError):
-        os._exit(0)  # nobody waits any more
+        os._exit(0)  # the parent has ended
 
 
 def _say(word: Any) -> None:

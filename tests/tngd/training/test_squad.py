@@ -1,6 +1,6 @@
 """Question answering: the span loss and its curvature against loops, tokens and answers against hand cases, whole runs.
 
-What needs transformers and peft is skipped where they are not installed.
+Tests that need transformers and peft are skipped where these packages are missing.
 """
 
 import gzip
