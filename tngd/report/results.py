@@ -16,7 +16,7 @@ from circuits.files import read_json
 from circuits.model.device import Device
 from circuits.model.device_file import PRESETS, device_hash, device_path, load_device
 from circuits.model.ensemble import part_error
-from tngd.report.sheets import Sheet, sheet, with_error
+from tngd.report.sheets import Sheet, sheet, with_diverged, with_error
 
 Content = dict[str, Any]
 TRAINING = "training.json"
@@ -93,8 +93,8 @@ def task_sheet(result: Content) -> Sheet:
     """A task of training.json with settings and standard errors."""
     rows = []
     for method in result["methods"]:
-        final, tiles, lost = method["final"], method.get("tiles"), method.get("diverged", ())
-        name = method["name"] + (f" ({len(lost)} of {result['seeds']} diverged)" if lost else "")
+        final, tiles = method["final"], method.get("tiles")
+        name = with_diverged(method["name"], len(method.get("diverged", ())), result["seeds"])
         figures = ("", "", "")
         if final:
             losses = (with_error(final[key], 4) for key in ("train_loss", "test_loss"))

@@ -47,6 +47,11 @@ def seeds_of(summary: dict[str, Any]) -> str:
     return f"{summary['finished']}" + (f", {summary['diverged']} diverged" if summary["diverged"] else "")
 
 
+def with_diverged(name: str, diverged: int, seeds: int) -> str:
+    """Name of a method, with the number of its seeds that diverged, if any."""
+    return name + (f" ({diverged} of {seeds} diverged)" if diverged else "")
+
+
 def _plus_minus(mean: float, spread: float | None, digits: int, times: float, unit: str, sign: str) -> str:
     return f"{mean * times:{sign}.{digits}f}" + ("" if spread is None else f" ± {spread * times:.{digits}f}") + unit
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tngd.report.sheets import Sheet, seconds, seeds_of, sheet, with_error, with_interval
+from tngd.report.sheets import Sheet, seconds, seeds_of, sheet, with_diverged, with_error, with_interval
 
 FINAL = ("train loss", "test loss", "test accuracy")
 
@@ -94,7 +94,7 @@ def squad_table(result: dict[str, Any]) -> Sheet:
             rows.append((method["name"], settings, "diverged"))
             continue
         cells = [with_error(method["final"][name], digits) for name, (_, digits) in COLUMNS.items()]
-        name = method["name"] + (f" ({lost} of {len(method['runs'])} diverged)" if lost else "")
+        name = with_diverged(method["name"], lost, len(method["runs"]))
         rows.append((name, settings, *cells, f"{method['cpu_s_per_step']:.2f}"))
     return sheet(
         f"{recipe['model']}, {recipe['layers']} layers, {result['trained_parameters']:,} trained parameters: "
@@ -112,8 +112,8 @@ def training_table(result: dict[str, Any]) -> Sheet:
     """
     rows, full = [], any(method.get("tiles", {}).get("saturated") for method in result["methods"])
     for method in result["methods"]:
-        final, tiles, lost = method["final"], method.get("tiles"), len(method.get("diverged", ()))
-        name = method["name"] + (f" ({lost} of {result['seeds']} diverged)" if lost else "")
+        final, tiles = method["final"], method.get("tiles")
+        name = with_diverged(method["name"], len(method.get("diverged", ())), result["seeds"])
         figures = (
             (
                 f"{final['train_loss']['mean']:.4f}",
