@@ -2,14 +2,21 @@
 
 import itertools
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
 from simulated import rough_device
 
+from circuits.errors import InputError
 from circuits.files import write_json
 from circuits.model.converters import Converter, Interface
 from circuits.model.device import ideal_device
@@ -20,7 +27,8 @@ from tngd.report.results import task_sheet
 from tngd.report.training_plots import task_curves
 from tngd.report.training_tables import training_table
 from tngd.training import small_tasks
-from tngd.training.small_tasks import TASKS, TaskMethod, train, train_once
+from tngd.training.small_tasks import TASKS, TaskMethod, ordered_trials, train, train_once
+from tngd.training.trial import run_trial
 
 IDEAL = ideal_device(build_board(8, "differential"), 3)
 METHODS = [
@@ -229,3 +237,76 @@ def test_a_seed_that_diverges_is_counted_and_left_out(monkeypatch):
         assert [row[0] for row in sheet.rows] == ["one (1 of 2 diverged)", "all (2 of 2 diverged)"]
         assert sheet.rows[1][-5:] == ("",) * 5
     assert task_curves(result).startswith("<svg")
+
+
+ON_TWO_CORES = "import os, sys; os.cpu_count = lambda: 2; sys.argv[0] = 'tngd';"
+
+
+@pytest.fixture
+def worker(monkeypatch):
+    """Progress to be passed to `train` with 600 steps: the parent begins when a worker has trained for 50 of them."""
+    worked = Event()
+
+    def behind_the_worker(*given):
+        assert worked.wait(120)
+        return run_trial(*given)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(small_tasks, "run_trial", behind_the_worker)
+    return lambda done, total, what: done >= 50 and worked.set()
+
+
+def test_workers_change_no_number(tmp_path, worker, capfd):
+    device = rough_device(0.01, 3)
+    shared = train("fair", device, seeds=2, steps=50, progress=worker, kept=tmp_path / "kept")
+    assert json.dumps(shared) == json.dumps(train("fair", device, seeds=2, steps=50))
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_error_in_a_worker_is_raised_once_as_itself(tmp_path, worker, capfd):
+    *_, (_, file), (_, last) = ordered_trials("fair", IDEAL, 2, 50, tmp_path)
+    file.write_bytes(b"damaged")  # the second job of the worker
+    with pytest.raises(InputError, match=f"{file.name} is no whole checkpoint"):
+        train("fair", IDEAL, seeds=2, steps=50, progress=worker, kept=tmp_path)
+    assert last.exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_killed_training_leaves_no_worker(tmp_path):
+    code = ON_TWO_CORES + (
+        "import signal, threading, time; from pathlib import Path; from tngd.training import train_task_file\n"
+        "def kill(*_):\n"
+        "    if threading.current_thread() is not threading.main_thread():\n"
+        "        print(time.time(), flush=True); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train_task_file('digits', Path('ideal'), Path('training.json'), 1, 20_000, progress=kill)"
+    )
+    place = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
+    killed = subprocess.run([sys.executable, "-c", code], **place, capture_output=True, timeout=120, check=False)
+    # A worker holds the pipe of stderr open: that everything is read means that it has ended.
+    assert time.time() - float(killed.stdout) < 10
+    assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, b"")
+
+
+def test_ctrl_c_ends_workers_with_one_sentence_and_keeps_checkpoints(tmp_path):
+    code = ON_TWO_CORES + "from tngd.__main__ import main; main()"
+    call = [sys.executable, "-c", code, "train", "digits", "--device", "ideal", "--seeds", "1", "--steps", "2000"]
+    place = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}
+    running = subprocess.Popen(call, **place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    _, file = ordered_trials("digits", load_device("ideal"), 1, 2000, tmp_path / "training.checkpoints")[-1]
+    try:
+        end = time.monotonic() + 120
+        while not file.exists():  # the worker's first record
+            assert running.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        os.killpg(running.pid, signal.SIGINT)
+        out, said = running.communicate(timeout=10)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 130
+    assert b"Traceback" not in said
+    assert said.count(b"tngd: interrupted") == 1
+    assert out == b""
+    assert file.exists()
