@@ -37,7 +37,7 @@ from tngd.optimizer.baselines import ExactNGD
 from tngd.optimizer.tngd import TNGD
 from tngd.training.comparison import mean_and_error
 from tngd.training.trial import Draws, Outcome, Trial, one_thread, run_trial, trial_hash
-from tngd.training.workers import Pool, helpers
+from tngd.training.workers import Pool, worker_processes
 
 SCHEMA = "tngd.training/1"
 EVALUATIONS = 30  # points of a learning curve
@@ -93,12 +93,13 @@ def train(
             progress(sum(counted), len(trials) * total, what)
 
     pool, outcomes = Pool(len(trials)), {}
-    with one_thread(), helpers(order, pool, 0 if kept is None else budget * len(trials), say) as wait:
+    steps_in_all = 0 if kept is None else budget * len(trials)
+    with one_thread(), worker_processes(order, pool, steps_in_all, say) as wait:
         while (job := pool.take()) is not None:
             outcomes[job] = run_trial(*trials[job], partial(say, job))
             counted[job] = budget
         wait()
-        for job in set(range(len(trials))) - set(outcomes):  # finished by a helper, or left undone
+        for job in set(range(len(trials))) - set(outcomes):  # checkpoints of workers, and jobs left undone
             outcomes[job] = run_trial(*trials[job], partial(say, job))
     runs = [_trained(outcomes[job], trial) for job, (trial, _) in enumerate(trials)]
     results = [_summary(method, runs[k * seeds : (k + 1) * seeds]) for k, method in enumerate(task.methods)]

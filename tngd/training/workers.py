@@ -7,7 +7,6 @@ worker, and so raises the error itself. A worker ends when its parent ends, even
 import os
 import pickle
 import queue
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,7 +36,7 @@ class Pool:
 
 
 @contextmanager
-def helpers(
+def worker_processes(
     order: Order, pool: Pool, steps: int, said: Callable[[int, int, int, str], None]
 ) -> Iterator[Callable[[], None]]:
     """Start workers on a pool; the yielded function waits for them. `said(job, done, total, what)` is progress.
@@ -45,10 +44,9 @@ def helpers(
     `order()` makes all trials and the paths of their checkpoints; workers get it pickled. Workers end with the context.
     """
     many = min((os.cpu_count() or 1) - 1, steps // WORTH)
-    running = [
-        subprocess.Popen([sys.executable, "-m", "tngd.training.workers"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        for _ in range(many)
-    ]
+    call, pipe = [sys.executable, "-m", "tngd.training.workers"], subprocess.PIPE
+    # In groups of their own: Ctrl-C in a terminal reaches the parent alone, which then ends its workers.
+    running = [subprocess.Popen(call, stdin=pipe, stdout=pipe, process_group=0) for _ in range(many)]
     threads = [Thread(target=_hand_out, args=(each, order, pool, said), daemon=True) for each in running]
     try:
         for thread in threads:
@@ -81,7 +79,6 @@ def _hand_out(process: subprocess.Popen, order: Order, pool: Pool, said: Callabl
 
 def main() -> None:
     """Do the jobs from stdin; write progress to stdout, and None at the end of a job."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, and the parent its workers
     incoming: queue.SimpleQueue = queue.SimpleQueue()
     Thread(target=_read, args=(incoming,), daemon=True).start()
     trials = incoming.get()()
