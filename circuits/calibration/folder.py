@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from circuits import statistics
 from circuits.board import REFERENCE_CELSIUS, Design
 from circuits.calibration.discrepancy import FEW_DRAWS, draw_pairs
 from circuits.calibration.fitting import Fit
@@ -29,7 +30,6 @@ from circuits.parallel import Progress, silent
 from circuits.simulation.measurement import check_samples
 from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.simulation.runs import load_measurements
-from circuits.statistics.recorded import read_recorded
 
 # Device, uncertainty of its inverse (discrepancy of the pair model included), and hashes and versions of its inputs.
 Calibrated = tuple[Device, float, dict[str, str | int]]
@@ -115,7 +115,7 @@ def _calibrated_programs(
 
 def _calibrated_readings(made: Design, path: Path, readout: float, progress: Progress) -> Calibrated:
     """Calibrate by recorded readings."""
-    found = calibrate_recorded(made, read_recorded(path, made), readout, progress)
+    found = calibrate_recorded(made, statistics.read_recorded(path, made), readout, progress)
     about = {"readings": path.name, "readings_sha256": file_sha256(path)}
     return found.device, _uncertainty(made, found.model, found.fits), about
 

@@ -341,3 +341,10 @@ def checked(device: Device) -> Device:
     if not isinstance(device, Device):
         raise InputError(f"expected a device, got {device!r:.80}; read one with circuits.model.device_file.load_device")
     return device
+
+
+def part_error(device: Device) -> float:
+    """Root mean square of the known relative errors of parts and temperatures of all copies."""
+    rows = [(*copy.gains.values(), *copy.temperatures, *copy.inductances) for copy in device.copies]
+    known = [e.value - 1 for row in rows for e in row if e.observed or e.standard_error == 0]
+    return (sum(error**2 for error in known) / len(known)) ** 0.5 if known else 0.0

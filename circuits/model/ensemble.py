@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from circuits.board import Board
 from circuits.errors import InputError
@@ -116,7 +116,7 @@ def _spread(found: list[Estimate]) -> Spread:
     error = np.array([estimate.standard_error for estimate in found])
     free = len(value) - 1
     total, noise, tail = value.var(ddof=1), np.mean(error**2), (1 - CONFIDENCE) / 2
-    low, high = (_beyond(total * free / stats.chi2.ppf(q, free), noise) for q in (1 - tail, tail))
+    low, high = (_beyond(total * free / (2 * special.gammaincinv(free / 2, q)), noise) for q in (1 - tail, tail))
     return Spread(len(value), float(value.mean()), _beyond(total, noise), (low, high), float(np.sqrt(noise)))
 
 
@@ -159,10 +159,3 @@ def _drawn(spreads: dict[str, Spread], blank: FittedCopy, rng: np.random.Generat
         tuple(draw(f"temperature_{i}") for i in cells),
         tuple(draw(f"inductance_{i}") for i in cells),
     )
-
-
-def part_error(device: Device) -> float:
-    """Root mean square of the known relative errors of parts and temperatures of all copies."""
-    rows = [(*copy.gains.values(), *copy.temperatures, *copy.inductances) for copy in device.copies]
-    known = [e.value - 1 for row in rows for e in row if e.observed or e.standard_error == 0]
-    return (sum(error**2 for error in known) / len(known)) ** 0.5 if known else 0.0

@@ -13,7 +13,7 @@ from circuits.files import provenance, read_json, sha256
 from circuits.netlist.deck import circuit_of
 from circuits.nodal import noise_amplitude, nominal_circuit
 from circuits.ou import nominal_hold_correction
-from circuits.synthesis.design import YIELD_DRAWS
+from circuits.synthesis.options import YIELD_DRAWS
 
 SCHEMA = "tngd.board/3"
 

@@ -32,9 +32,8 @@ from circuits.nodal import Circuit, assemble_many, noise_amplitude, nominal_circ
 from circuits.ou import MOST_STATES, predicted_columns, reading_covariance
 from circuits.statistics.inversion import circuit_inverses, inversion_rule
 from circuits.synthesis.cells import without_negative
-from circuits.synthesis.design import YIELD_DRAWS
 from circuits.synthesis.elements import held_matrix
-from circuits.synthesis.options import SMALLEST_PART
+from circuits.synthesis.options import SMALLEST_PART, YIELD_DRAWS
 from circuits.synthesis.sensitivity import PartSensitivity, differentiated, expected_error, part_sensitivities
 
 WORST = 10  # parts of largest contribution that are listed

@@ -8,7 +8,7 @@ from .inversion import circuit_inverses as circuit_inverses
 from .inversion import inversion_rule as inversion_rule
 from .moments import Moments as Moments
 from .recorded import Recorded as Recorded
-from .recorded import read_recorded as read_recorded
+from .recorded_file import read_recorded as read_recorded
 
 __all__ = [
     # laws of estimates

@@ -28,6 +28,7 @@ from circuits.ou import hold_period, settling_time
 from circuits.synthesis.cells import CellPlan, passive_damping, plan_cells, suggest_precondition
 from circuits.synthesis.elements import LoadError, element_values, static_load, unloaded
 from circuits.synthesis.options import (
+    YIELD_DRAWS,
     BoardError,
     BoardOptions,
     BoardRequest,
@@ -41,7 +42,6 @@ from circuits.synthesis.rounding import coded, halved, needed_range, round_fixed
 from circuits.synthesis.target import DOUBLINGS, least_damping
 from circuits.synthesis.topology import build_board, with_parasitics
 
-YIELD_DRAWS = 400
 GOOD_YIELD = 0.99
 MOST_COPIES = 1000
 

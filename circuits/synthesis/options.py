@@ -23,6 +23,8 @@ SMALLEST_PART = {"F": 1e-13, "S": 1e-8}  # a capacitor of 0.1 pF and a resistor 
 ONLY_WITH_BANKS = ("bank_range", "switch_resistance", "pad_capacitance")
 ONLY_WITH = {"capacitive": ("resonance", "quality"), "resistive": ("unit_conductance",)}
 
+YIELD_DRAWS = 400
+
 
 class BoardError(InputError):
     """No board can be made with these options.

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from circuits import statistics
 from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Conditions, Design
 from circuits.copies import specimens
 from circuits.errors import InputError
@@ -20,7 +21,6 @@ from circuits.simulation.ngspice import find_ngspice, ngspice_version
 from circuits.simulation.runs import save_measurements
 from circuits.statistics.inversion import inversion_rule
 from circuits.statistics.moments import BLOCK
-from circuits.statistics.recorded import read_recorded
 from circuits.synthesis.options import two_digits
 from circuits.verification.compare import describe_verification, verify_recorded
 from circuits.verification.compare import verify as compare
@@ -135,7 +135,7 @@ def _samples(made: Design, options: VerifyOptions) -> int:
 
 def _verify_recorded(made: Design, folder: Path, options: VerifyOptions, force: bool) -> dict[str, Any]:
     refuse_existing(folder / "measured.json", force)
-    recorded = read_recorded(options.measured, made, ambient=options.ambient)
+    recorded = statistics.read_recorded(options.measured, made, ambient=options.ambient)
     result = describe_verification(verify_recorded(made, recorded, copies=options.copies, bound=options.bound))
     result["provenance"] = provenance(
         board_sha256=sha256((folder / "board.json").read_bytes()),

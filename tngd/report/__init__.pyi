@@ -3,12 +3,12 @@ from .board_plots import error_curves as error_curves
 from .board_plots import heat_maps as heat_maps
 from .board_plots import populations as populations
 from .board_plots import temperatures as temperatures
-from .board_tables import calibration_lines as calibration_lines
-from .board_tables import devices_table as devices_table
 from .board_tables import more_tables as more_tables
-from .board_tables import retrim_table as retrim_table
-from .board_tables import spread_table as spread_table
 from .board_tables import verification_table as verification_table
+from .device_tables import calibration_lines as calibration_lines
+from .device_tables import devices_table as devices_table
+from .device_tables import retrim_table as retrim_table
+from .device_tables import spread_table as spread_table
 from .page import render as render
 from .page import report as report
 from .sheets import Sheet as Sheet
@@ -28,12 +28,12 @@ __all__ = [
     # tables
     "Sheet",
     "show",
+    "more_tables",
+    "verification_table",
     "calibration_lines",
     "devices_table",
-    "more_tables",
     "retrim_table",
     "spread_table",
-    "verification_table",
     "comparison_tables",
     "squad_table",
     "study_table",

@@ -13,9 +13,8 @@ from typing import Any
 
 from circuits.errors import InputError
 from circuits.files import read_json
-from circuits.model.device import Device
+from circuits.model.device import Device, part_error
 from circuits.model.device_file import PRESETS, device_hash, device_path, load_device
-from circuits.model.ensemble import part_error
 from tngd.report.sheets import Sheet, sheet, with_diverged, with_error
 
 Content = dict[str, Any]

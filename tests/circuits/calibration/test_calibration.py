@@ -36,7 +36,7 @@ from circuits.synthesis.options import BoardOptions, BoardRequest
 from circuits.synthesis.topology import build_board
 from circuits.verification import folder
 from circuits.verification.folder import VerifyOptions
-from tngd.report.board_tables import calibration_lines
+from tngd.report.device_tables import calibration_lines
 
 
 def deviations(made, measured, route) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,8 @@ from circuits.statistics import moments, streaming
 from circuits.statistics.equilibrium import judge_equilibrium
 from circuits.statistics.estimators import effective_samples, joint_chi_square
 from circuits.statistics.moments import BLOCK
-from circuits.statistics.recorded import RecordSummary, read_recorded, recorded_law
+from circuits.statistics.recorded import RecordSummary, recorded_law
+from circuits.statistics.recorded_file import read_recorded
 from circuits.synthesis.design import make_design
 from circuits.synthesis.options import BoardOptions, Parasitics
 
