@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from circuits.synthesis.data_sets import named_fisher
-from circuits.synthesis.options import DATA_SETS
-from circuits.synthesis.target import inverse_factor
+from circuits.synthesis import DATA_SETS, inverse_factor, named_fisher
 
 
 def random_target(size: int, condition: float, seed: int) -> np.ndarray:

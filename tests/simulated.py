@@ -3,19 +3,18 @@
 import numpy as np
 from scipy.linalg import expm
 
-from circuits.board import Conditions
+from circuits import Conditions, assemble, reading_covariance, spectrum
 from circuits.copies import specimens
-from circuits.model.device import Device, copy_of, ideal_device
-from circuits.model.fitted_copy import Estimate
+from circuits.model import Device, Estimate, ideal_device
+from circuits.model.device import copy_of
 from circuits.model.pairs import pair_model
-from circuits.nodal import assemble
-from circuits.ou import drift, reading_covariance, spectrum, stationary_covariance
+from circuits.ou import drift, stationary_covariance
+from circuits.simulation import Run
 from circuits.simulation.ac import ExactRun
 from circuits.simulation.measurement import spectral_frequencies
-from circuits.simulation.runs import Run
-from circuits.statistics.estimators import estimate_law
-from circuits.statistics.moments import BLOCK, CHUNK, Moments
-from circuits.synthesis.topology import build_board
+from circuits.statistics import Moments, estimate_law
+from circuits.statistics.moments import BLOCK, CHUNK
+from circuits.synthesis import build_board
 
 
 def measured_exactly(made) -> dict[str, Run]:

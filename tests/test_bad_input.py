@@ -12,9 +12,8 @@ import pytest
 from conftest import needs_ngspice, tree
 
 from circuits.files import write_json, write_npz
-from circuits.model.device import ideal_device
-from circuits.model.device_file import describe_device
-from circuits.synthesis.topology import build_board
+from circuits.model import describe_device, ideal_device
+from circuits.synthesis import build_board
 from tngd.pipeline import RunOptions, _content
 from tngd.training.small_tasks import SCHEMA as TRAINING_SCHEMA
 

@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 from conftest import needs_ngspice
 
+from circuits import InputError
 from circuits.calibration import folder as calibration_folder
-from circuits.errors import InputError
 from circuits.files import write_json
-from circuits.model.device import ideal_device
-from circuits.model.device_file import describe_device
-from circuits.synthesis.data_sets import named_fisher
-from circuits.synthesis.topology import build_board
+from circuits.model import describe_device, ideal_device
+from circuits.synthesis import build_board, named_fisher
 from circuits.verification import folder as verification_folder
 from tngd import pipeline
 from tngd.__main__ import main

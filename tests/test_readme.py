@@ -12,9 +12,7 @@ import pytest
 import typer
 from conftest import needs_ngspice
 
-from circuits.synthesis.data_sets import named_fisher
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions
+from circuits.synthesis import BoardOptions, make_design, named_fisher
 from tngd.__main__ import main
 from tngd.cli import app
 

@@ -21,6 +21,7 @@ from tngd import report as reports
 from tngd import training
 
 INTERRUPTED = 130
+WIDE = 120  # columns that a help page may take
 BOARD = BoardOptions()
 # Defaults of modules that take long to load; a test compares them.
 AMBIENT = 27.0  # °C, circuits.board.REFERENCE_CELSIUS
@@ -91,8 +92,9 @@ app = typer.Typer(
     help="From a Fisher matrix to a stochastic processing unit, and to networks trained on its calibrated model.",
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help pages: rich takes longer to load than everything else that they need
 )
-train = typer.Typer(cls=Tasks, help="Train with TNGD beside other optimizers.")
+train = typer.Typer(cls=Tasks, rich_markup_mode=None, help="Train with TNGD beside other optimizers.")
 
 
 @app.command()
@@ -500,13 +502,13 @@ def _help(words: list[str]) -> int:
     Without parsing: typer's parser loads pydantic, which takes as long as the rest of the page.
     """
     command = typer.main.get_command(app)
-    context = typer.Context(command, info_name="tngd")
+    context = typer.Context(command, info_name="tngd", max_content_width=WIDE)
     for word in words[: words.index("--help")]:
         if isinstance(command, typer.core.TyperGroup):
             command = command.get_command(context, word)
             if command is None:
                 raise InputError(f"No such command {word!r}; see tngd --help")
-            context = typer.Context(command, info_name=word, parent=context)
+            context = typer.Context(command, info_name=word, parent=context, max_content_width=WIDE)
     print(command.get_help(context))
     return 0
 

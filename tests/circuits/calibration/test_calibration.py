@@ -14,29 +14,25 @@ from compare import FALSE_ALARM, assert_close
 from conftest import needs_ngspice
 from simulated import measured_by_sampling, measured_exactly, truth
 
-from circuits.board import Conditions
+from circuits import Conditions, InputError, assemble, reading_covariance
+from circuits.calibration import calibrate
 from circuits.calibration import folder as calibration_folder
 from circuits.calibration.element_fit import ElementParameters, element_means, model_circuit
-from circuits.calibration.routes import calibrate
 from circuits.copies import gains_of
-from circuits.errors import InputError
 from circuits.files import write_json
-from circuits.model.device import draw_device, ideal_device, predict
-from circuits.model.device_file import describe_device, device_hash, load_device
+from circuits.model import describe_device, draw_device, ideal_device, load_device, predict
+from circuits.model.device_file import device_hash
 from circuits.model.ensemble import ensemble_of
 from circuits.model.pairs import pair_model
-from circuits.netlist.export import write_design
-from circuits.nodal import assemble, assemble_gains
-from circuits.ou import predicted_columns, reading_covariance
+from circuits.netlist import write_design
+from circuits.nodal import assemble_gains
+from circuits.ou import predicted_columns
 from circuits.simulation.operating_point import SolveRun
-from circuits.statistics.inversion import inversion_rule
+from circuits.statistics import inversion_rule
+from circuits.synthesis import BoardOptions, BoardRequest, build_board, make_design
 from circuits.synthesis.design import board_and_program as synthesise
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions, BoardRequest
-from circuits.synthesis.topology import build_board
-from circuits.verification import folder
-from circuits.verification.folder import VerifyOptions
-from tngd.report.device_tables import calibration_lines
+from circuits.verification import VerifyOptions, folder
+from tngd.report import calibration_lines
 
 
 def deviations(made, measured, route) -> tuple[np.ndarray, np.ndarray]:

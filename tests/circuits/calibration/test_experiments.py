@@ -10,21 +10,17 @@ from conftest import needs_ngspice
 from reference import kronecker_lyapunov
 from scipy.linalg import expm
 
-from circuits.board import Conditions
-from circuits.calibration import folder
+from circuits import Conditions, InputError, SimulationError, assemble, reading_covariance, spectrum
+from circuits.calibration import calibrate_programs, folder
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.experiments import near_program, soldered_program, soldered_training
 from circuits.calibration.held_out import circuit_delays, delayed_and_slopes, delayed_covariance
-from circuits.calibration.routes import calibrate_programs
-from circuits.errors import InputError, SimulationError
-from circuits.model.device import predict
+from circuits.model import predict
 from circuits.model.pairs import half_of, pair_model
-from circuits.netlist.export import write_design
-from circuits.nodal import assemble
-from circuits.ou import diffusion, drift, reading_covariance, spectrum
+from circuits.netlist import write_design
+from circuits.ou import diffusion, drift
 from circuits.simulation.ac import ExactRun
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.synthesis import BoardOptions, Parasitics, make_design
 
 EVERYTHING = Parasitics(winding=0.5, self_resonance=50e6, esr=0.05, coupled_coils=0.01, stray=1e-12)
 

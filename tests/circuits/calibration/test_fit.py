@@ -11,7 +11,8 @@ from conftest import needs_ngspice
 from scipy import stats
 from simulated import measured_exactly
 
-from circuits.board import Conditions, Copy
+from circuits import Conditions, Copy, assemble, reading_covariance, spectrum
+from circuits.calibration import calibrate, calibrate_programs, fit, held_out_programs
 from circuits.calibration.discrepancy import (
     DISCREPANCY_SEED,
     delayed_discrepancies,
@@ -20,27 +21,19 @@ from circuits.calibration.discrepancy import (
     lagged_discrepancies,
 )
 from circuits.calibration.experiments import soldered_training
-from circuits.calibration.fitting import fit
-from circuits.calibration.held_out import (
-    held_out_programs,
-    observed_inverse,
-    predicted,
-    principal_scores,
-    program_statistics,
-)
+from circuits.calibration.held_out import observed_inverse, predicted, principal_scores, program_statistics
 from circuits.calibration.observations import covariance_evidence, flattened
-from circuits.calibration.routes import calibrate, calibrate_programs, uncertainties
+from circuits.calibration.routes import uncertainties
 from circuits.copies import draw_gains, gains_of, nominal_copy
-from circuits.model.device import predict
+from circuits.model import predict
 from circuits.model.fitted_copy import gain_names
 from circuits.model.pairs import half_circuit, half_of, pair_model
 from circuits.model.response import spectra
-from circuits.nodal import assemble, assemble_gains
-from circuits.ou import lagged_covariances, reading_covariance, spectrum
-from circuits.simulation.measurement import run_programs
-from circuits.statistics.estimators import estimate_law
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.nodal import assemble_gains
+from circuits.ou import lagged_covariances
+from circuits.simulation import run_programs
+from circuits.statistics import estimate_law
+from circuits.synthesis import BoardOptions, Parasitics, make_design
 
 EVERYTHING = Parasitics(winding=1.0, self_resonance=3e7, esr=0.05, coupled_coils=0.02, stray=0.5e-12)
 SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])

@@ -9,18 +9,19 @@ from compare import FALSE_ALARM, assert_close
 from scipy import stats
 from scipy.linalg import expm
 
-from circuits.board import Conditions, Copy
+from circuits import Conditions, Copy, assemble
+from circuits.calibration import calibrate_recorded
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.observations import lagged_evidence, lagged_law, lags_of
-from circuits.calibration.routes import calibrate_recorded
 from circuits.copies import nominal_copy
 from circuits.model.pairs import pair_model
-from circuits.nodal import assemble, lag_of
+from circuits.nodal import lag_of
 from circuits.ou import drift, lagged_covariances, stationary_covariance
+from circuits.statistics import Recorded
 from circuits.statistics.equilibrium import sums_of
 from circuits.statistics.estimators import law_of_pairs, mean_covariance
-from circuits.statistics.recorded import Recorded, RecordSummary
-from circuits.synthesis.design import make_design
+from circuits.statistics.recorded import RecordSummary
+from circuits.synthesis import make_design
 
 COPIES, READINGS = 10, 30_000
 

@@ -13,21 +13,18 @@ from compare import FALSE_ALARM, NORMAL_BOUND
 from scipy import stats
 from simulated import write_record
 
-from circuits.board import Conditions, Copy
-from circuits.calibration import folder
-from circuits.calibration.routes import calibrate_recorded
+from circuits import Conditions, Copy, InputError, assemble
+from circuits.calibration import calibrate_recorded, folder
 from circuits.copies import nominal_copy
-from circuits.errors import InputError
-from circuits.model.device_file import load_device
+from circuits.model import load_device
 from circuits.model.pairs import pair_model
-from circuits.netlist.export import write_design
-from circuits.nodal import assemble
+from circuits.netlist import write_design
 from circuits.ou import lagged_covariances
+from circuits.statistics import Recorded
 from circuits.statistics.estimators import law_about_mean, mean_covariance
-from circuits.statistics.recorded import Recorded, RecordSummary
+from circuits.statistics.recorded import RecordSummary
 from circuits.statistics.streaming import Clipping
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions
+from circuits.synthesis import BoardOptions, make_design
 
 COPIES, READINGS = 10, 400_000
 

@@ -11,17 +11,14 @@ from cases import M_MATRIX
 from conftest import needs_ngspice
 from simulated import known_device
 
-from circuits.board import Conditions
+from circuits import Conditions, InputError, assemble, reading_covariance
+from circuits.calibration import choose_codes
 from circuits.calibration.held_out import observed_inverse
-from circuits.calibration.retrim import choose_codes, nearest_program, trimmed_copy
+from circuits.calibration.retrim import nearest_program, trimmed_copy
 from circuits.copies import codes
-from circuits.errors import InputError
-from circuits.nodal import assemble
-from circuits.ou import predicted_columns, reading_covariance
-from circuits.simulation.measurement import run_programs
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions
-from circuits.synthesis.topology import build_board
+from circuits.ou import predicted_columns
+from circuits.simulation import run_programs
+from circuits.synthesis import BoardOptions, build_board, make_design
 
 PROGRAMMINGS = 8
 

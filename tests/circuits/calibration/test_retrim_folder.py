@@ -10,18 +10,13 @@ from cases import M_MATRIX
 from conftest import needs_ngspice
 from simulated import known_device
 
-from circuits.board import Conditions
-from circuits.calibration.retrim import choose_codes, trimmed_copy
+from circuits import Conditions, assemble, reading_covariance
+from circuits.calibration import choose_codes
+from circuits.calibration.retrim import trimmed_copy
 from circuits.files import write_json
-from circuits.model.converters import Interface
-from circuits.model.device import ideal_device
-from circuits.model.device_file import describe_device
-from circuits.netlist.export import write_design
-from circuits.netlist.folder import load_design
-from circuits.nodal import assemble
-from circuits.ou import reading_covariance
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions
+from circuits.model import Interface, describe_device, ideal_device
+from circuits.netlist import load_design, write_design
+from circuits.synthesis import BoardOptions, make_design
 
 OTHER = np.array([[2.0, 0.4, -0.3], [0.4, 1.5, 0.1], [-0.3, 0.1, 1.0]])
 

@@ -12,27 +12,21 @@ from conftest import needs_ngspice
 from scipy.stats import norm
 from simulated import truth
 
-from circuits.board import Conditions
-from circuits.calibration import folder
+from circuits import Conditions, InputError, SimulationError, assemble, reading_covariance, spectrum
+from circuits.calibration import calibrate_programs, fit, folder, held_out_programs
 from circuits.calibration.discrepancy import draw_pairs
 from circuits.calibration.experiments import random_program, soldered_training, training_programs
-from circuits.calibration.fitting import fit, fit_all
-from circuits.calibration.held_out import held_out_programs, observed_inverse, predicted, program_statistics
+from circuits.calibration.fitting import fit_all
+from circuits.calibration.held_out import observed_inverse, predicted, program_statistics
 from circuits.calibration.observations import flattened
-from circuits.calibration.routes import calibrate_programs
-from circuits.errors import InputError, SimulationError
 from circuits.files import write_json
-from circuits.model.device import predict
-from circuits.model.device_file import SCHEMA, describe_device, device_hash, load_device
+from circuits.model import describe_device, load_device, predict
+from circuits.model.device_file import SCHEMA, device_hash
 from circuits.model.pairs import pair_model
-from circuits.netlist.export import write_design
-from circuits.nodal import assemble
-from circuits.ou import reading_covariance, spectrum
+from circuits.netlist import write_design
 from circuits.parallel import side_by_side, silent
-from circuits.simulation import measurement
-from circuits.simulation.measurement import run_programs
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions
+from circuits.simulation import measurement, run_programs
+from circuits.synthesis import BoardOptions, make_design
 
 BOARDS = {
     "differential": (SMALL, "active", BoardOptions(bank_bits=4), 0.02),

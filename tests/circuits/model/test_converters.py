@@ -7,11 +7,12 @@ import pytest
 from cases import M_MATRIX
 from scipy import integrate, stats
 
-from circuits.errors import InputError
-from circuits.model.converters import IDEAL, Converter, Interface, board_interface, convert, converted_law, source_power
+from circuits import InputError
+from circuits.model import Converter, Interface
+from circuits.model.converters import IDEAL, board_interface, convert, converted_law, source_power
+from circuits.synthesis import build_board
 from circuits.synthesis.design import board_and_program as synthesise
 from circuits.synthesis.options import TEMPCO
-from circuits.synthesis.topology import build_board
 
 
 def slow(value: float, bits: int, full_scale: float) -> tuple[float, bool]:

@@ -10,14 +10,13 @@ import pytest
 from cases import M_MATRIX
 from conftest import needs_ngspice
 
+from circuits import InputError
 from circuits.calibration import folder
-from circuits.errors import InputError
 from circuits.files import write_json
-from circuits.model.device import Device, ideal_device
-from circuits.model.device_file import describe_device, device_hash, load_device
-from circuits.model.folder import set_interface
-from circuits.netlist.export import write_design
-from circuits.synthesis.design import make_design
+from circuits.model import Device, describe_device, ideal_device, load_device, set_interface
+from circuits.model.device_file import device_hash
+from circuits.netlist import write_design
+from circuits.synthesis import make_design
 
 CHANGED = "device.json was changed since it was made; make it again with `tngd calibrate`"
 ABOUT = {"ngspice": "42", "seed": 7, "board_sha256": "a" * 64, "statistics_sha256": "b" * 64, "versions": {"tngd": "0"}}

@@ -9,23 +9,31 @@ from cases import FAIR, FAIR_FACTOR, M_MATRIX
 from conftest import needs_ngspice
 from simulated import rough_device, truth
 
-from circuits.board import Conditions
+from circuits import Conditions, InputError, assemble, reading_covariance
 from circuits.calibration.presets import OFFSET, TOLERANCE, shipped_design
 from circuits.copies import gains_of, nominal_copy
-from circuits.errors import InputError
 from circuits.files import sha256, write_json
-from circuits.model.converters import Converter, Interface, board_interface, converted_law
-from circuits.model.device import Device, draw_device, ideal_device, predict
-from circuits.model.device_file import PRESETS, describe_device, device_hash, device_path, load_device
+from circuits.model import (
+    PRESETS,
+    Converter,
+    Device,
+    Estimate,
+    FittedCopy,
+    Interface,
+    describe_device,
+    draw_device,
+    ideal_device,
+    load_device,
+    predict,
+)
+from circuits.model.converters import board_interface, converted_law
+from circuits.model.device_file import device_hash, device_path
 from circuits.model.ensemble import element_spread
-from circuits.model.fitted_copy import Estimate, FittedCopy
 from circuits.model.pairs import pair_model
-from circuits.nodal import assemble, assemble_gains
-from circuits.ou import reading_covariance, reading_covariances
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions
-from circuits.synthesis.topology import build_board
-from tngd.device.tiles import tile_board
+from circuits.nodal import assemble_gains
+from circuits.ou import reading_covariances
+from circuits.synthesis import BoardOptions, build_board, make_design
+from tngd.device import tile_board
 
 NEGATIVE = np.array([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]])  # takes negative elements
 

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from circuits.errors import InputError
-from circuits.model.device import ideal_device
+from circuits import InputError
+from circuits.model import Estimate, ideal_device
 from circuits.model.ensemble import draw_boards, element_spread, ensemble_of, kind_of
-from circuits.model.fitted_copy import Estimate
-from circuits.synthesis.topology import build_board
-from tngd.device.tiles import tile_board
+from circuits.synthesis import build_board
+from tngd.device import tile_board
 
 
 def known(deviation: float, error: float, observed: bool = True):

@@ -5,13 +5,11 @@ import pytest
 from cases import FAIR, FAIR_FACTOR, M_MATRIX
 from compare import assert_close
 
-from circuits.board import Conditions
+from circuits import Conditions, reading_covariance, spectrum
 from circuits.model.pairs import half_circuit, half_of, pair_model
 from circuits.model.response import covariance_and_slopes, impedance, impedance_slopes, spectra, spectra_and_slopes
 from circuits.nodal import assemble_gains, states
-from circuits.ou import reading_covariance, spectrum
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.synthesis import BoardOptions, Parasitics, make_design
 
 LOSSES = Parasitics(winding=1.0, self_resonance=3e7, coupled_coils=0.02, esr=0.05)
 BOARDS = {

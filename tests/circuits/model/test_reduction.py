@@ -11,21 +11,19 @@ from reference import kronecker_lyapunov
 from scipy.linalg import expm
 from simulated import known_device, measured_exactly
 
-from circuits.board import Conditions
-from circuits.calibration.routes import calibrate
-from circuits.errors import InputError
+from circuits import Conditions, InputError, assemble, reading_covariance
+from circuits.calibration import calibrate
 from circuits.files import write_json
-from circuits.model.device import draw_device, ideal_device, predict
-from circuits.model.device_file import load_device
+from circuits.model import draw_device, ideal_device, load_device, predict, reduce_order
 from circuits.model.ensemble import draw_boards, ensemble_of, kind_of
 from circuits.model.pairs import pair_model
-from circuits.model.reduction import choose_order, reduce_order
-from circuits.nodal import assemble, states
-from circuits.ou import diffusion, drift, reading_covariance
-from circuits.synthesis.design import make_design, reprogram
-from circuits.synthesis.options import BoardOptions
-from circuits.synthesis.topology import build_board
-from tngd.device.process import program_process, stationary_law
+from circuits.model.reduction import choose_order
+from circuits.nodal import states
+from circuits.ou import diffusion, drift
+from circuits.synthesis import BoardOptions, build_board, make_design
+from circuits.synthesis.design import reprogram
+from tngd.device import program_process
+from tngd.device.process import stationary_law
 
 SMALL = np.array([[1.0, 0.1, -0.08], [0.1, 1.0, 0.05], [-0.08, 0.05, 1.0]])
 CIRCUITS = {

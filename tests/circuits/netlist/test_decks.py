@@ -11,16 +11,15 @@ from cases import FAIR, FAIR_FACTOR, TARGETS
 from compare import assert_close
 from reference import read_deck
 
-from circuits.board import TOLERANCE, Conditions, Part, check_name
+from circuits import Conditions, InputError, assemble
+from circuits.board import TOLERANCE, Part, check_name
 from circuits.copies import draw_copies, nominal_copy
-from circuits.errors import InputError
 from circuits.files import sha256
-from circuits.netlist.deck import ANALYSIS, circuit_of, deck_text
-from circuits.netlist.export import decks
-from circuits.nodal import assemble
+from circuits.netlist import circuit_of, deck_text, decks
+from circuits.netlist.deck import ANALYSIS
 from circuits.ou import held_covariance
-from circuits.synthesis.design import board_and_program, make_design
-from circuits.synthesis.options import BoardOptions, BoardRequest
+from circuits.synthesis import BoardOptions, BoardRequest, make_design
+from circuits.synthesis.design import board_and_program
 
 NUMBER = re.compile(r"[-+]?\d+\.?\d*(?:e[-+]?\d+)?")
 NETLISTS = Path(__file__).parents[3] / "netlists"

@@ -14,17 +14,21 @@ from reference import read_deck, read_kicad
 
 from circuits.board import GROUND
 from circuits.copies import populated_parts
-from circuits.netlist.bill import COLUMNS, bill_text, engineering
-from circuits.netlist.deck import circuit_of
-from circuits.netlist.explanation import explanation_text
-from circuits.netlist.export import decks, write_design
+from circuits.netlist import (
+    bill_text,
+    circuit_of,
+    decks,
+    engineering,
+    explanation_text,
+    library_text,
+    review_text,
+    schematic_svg,
+    write_design,
+)
+from circuits.netlist.bill import COLUMNS
 from circuits.netlist.kicad import pcb_netlist
-from circuits.netlist.review import avoiding_negative, part_counts, review_text, worst_parts
-from circuits.netlist.schematic import schematic_svg
-from circuits.netlist.spice import library_text
-from circuits.synthesis.design import make_design
-from circuits.synthesis.equations import cell_law
-from circuits.synthesis.options import BoardOptions
+from circuits.netlist.review import avoiding_negative, part_counts, worst_parts
+from circuits.synthesis import BoardOptions, cell_law, make_design
 
 DESIGNS = {
     "raw": make_design(FAIR, name="fair"),

@@ -8,19 +8,16 @@ from cases import FAIR, FAIR_FACTOR, M_MATRIX, random_target
 from compare import assert_close
 from reference import deck_impedance, kronecker_lyapunov, read_deck
 
-from circuits.board import Conditions
+from circuits import Conditions, reading_covariance
 from circuits.copies import nominal_copy
+from circuits.netlist import circuit_of, deck_text, review_lines, review_text
 from circuits.netlist.bill import bill_lines, digits
-from circuits.netlist.deck import circuit_of, deck_text
-from circuits.netlist.review import bringup, nominal_errors, review_lines, review_text, small_elements, worst_parts
+from circuits.netlist.review import bringup, nominal_errors, small_elements, worst_parts
 from circuits.nodal import assemble_gains, nominal_circuit
-from circuits.ou import diffusion, drift, reading_covariance
-from circuits.statistics.inversion import inversion_rule
-from circuits.synthesis.data_sets import named_fisher
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions, Parasitics
-from circuits.synthesis.sensitivity import MOST_NODES, differentiated, expected_error, part_sensitivities
-from circuits.synthesis.target import inverse_factor
+from circuits.ou import diffusion, drift
+from circuits.statistics import inversion_rule
+from circuits.synthesis import BoardOptions, Parasitics, expected_error, inverse_factor, make_design, named_fisher
+from circuits.synthesis.sensitivity import MOST_NODES, differentiated, part_sensitivities
 
 CHAIN = 2 * np.eye(5) - np.eye(5, k=1) - np.eye(5, k=-1)
 RING = CHAIN - np.eye(5, k=4) - np.eye(5, k=-4)

@@ -14,17 +14,15 @@ from pydantic import TypeAdapter
 from reference import deck_impedance, estimate_covariance, read_deck
 from scipy.integrate import quad
 
-from circuits.board import Conditions
+from circuits import Conditions, InputError, assemble
 from circuits.copies import specimens
-from circuits.errors import InputError
-from circuits.netlist.spice import circuit_text
-from circuits.nodal import assemble, nominal_circuit
+from circuits.netlist import circuit_text
+from circuits.nodal import nominal_circuit
 from circuits.ou import held_covariance, lagged_covariances, nominal_hold_correction
-from circuits.simulation.charge import ChargeRun, charge_law, charge_run
-from circuits.statistics.estimators import estimate_law
-from circuits.statistics.inversion import inversion_rule
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.simulation import charge_run
+from circuits.simulation.charge import ChargeRun, charge_law
+from circuits.statistics import estimate_law, inversion_rule
+from circuits.synthesis import BoardOptions, Parasitics, make_design
 from circuits.verification.charge_readout import ChargeReadout, judge_charges
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)

@@ -10,20 +10,19 @@ from cases import FAIR, FAIR_FACTOR, TARGETS, random_target
 from compare import FALSE_ALARM, NORMAL_BOUND, assert_close
 from conftest import needs_ngspice
 
-from circuits.board import Conditions
+from circuits import Conditions, assemble, reading_covariance, spectrum
 from circuits.copies import draw_copies, nominal_copy
-from circuits.netlist.export import write_design
-from circuits.netlist.spice import circuit_text
-from circuits.nodal import assemble, nominal_circuit, readout_matrix
-from circuits.ou import nominal_hold_correction, reading_covariance, spectrum
-from circuits.simulation.ac import exact_run
+from circuits.netlist import circuit_text, write_design
+from circuits.nodal import nominal_circuit, readout_matrix
+from circuits.ou import nominal_hold_correction
+from circuits.simulation import exact_run
 from circuits.simulation.ngspice import run_deck
 from circuits.simulation.transient import chunk_deck, run_chunk
-from circuits.statistics.estimators import estimate_law, joint_chi_square
-from circuits.statistics.inversion import inversion_rule
+from circuits.statistics import estimate_law, inversion_rule
+from circuits.statistics.estimators import joint_chi_square
 from circuits.statistics.moments import BLOCK, CHUNK
-from circuits.synthesis.design import board_and_program, make_design
-from circuits.synthesis.options import BoardOptions, BoardRequest, Parasitics
+from circuits.synthesis import BoardOptions, BoardRequest, Parasitics, make_design
+from circuits.synthesis.design import board_and_program
 
 pytestmark = needs_ngspice
 SAMPLES = 20_000

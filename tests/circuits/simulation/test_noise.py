@@ -10,16 +10,13 @@ from compare import assert_close
 from conftest import needs_ngspice
 from reference import kronecker_lyapunov, read_deck
 
-from circuits.board import Conditions
+from circuits import Conditions, InputError, SimulationError, assemble, reading_covariance
 from circuits.copies import draw_copies, gains_of
-from circuits.errors import InputError, SimulationError
-from circuits.netlist.spice import circuit_text
-from circuits.nodal import assemble, source_power
-from circuits.ou import reading_covariance
-from circuits.simulation.ac import exact_run
-from circuits.simulation.noise import noise_run
+from circuits.netlist import circuit_text
+from circuits.nodal import source_power
+from circuits.simulation import exact_run, noise_run
+from circuits.synthesis import BoardOptions, BoardRequest, Parasitics
 from circuits.synthesis.design import board_and_program
-from circuits.synthesis.options import BoardOptions, BoardRequest, Parasitics
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.05, 3e-12)
 HARD = TARGETS["random, condition 1e4"][0]

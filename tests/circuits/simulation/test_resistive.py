@@ -9,22 +9,18 @@ from conftest import needs_ngspice
 from reference import read_deck
 from scipy.linalg import expm
 
-from circuits.board import Conditions
+from circuits import Conditions, assemble, reading_covariance
 from circuits.copies import draw_copies, nominal_copy
-from circuits.netlist.deck import circuit_of, deck_text
-from circuits.netlist.explanation import explanation_text
-from circuits.netlist.review import review_text
-from circuits.netlist.spice import circuit_text
-from circuits.nodal import assemble, assemble_gains, nominal_circuit
-from circuits.ou import decay_time, predicted_columns, predicted_settling, reading_covariance, settling_time
-from circuits.simulation.ac import exact_run
-from circuits.simulation.operating_point import solve_run
+from circuits.netlist import circuit_of, circuit_text, deck_text, explanation_text, review_text
+from circuits.nodal import assemble_gains, nominal_circuit
+from circuits.ou import decay_time, predicted_columns, predicted_settling, settling_time
+from circuits.simulation import exact_run, solve_run
 from circuits.simulation.transient import chunk_deck, run_chunk
-from circuits.statistics.estimators import estimate_law, joint_chi_square
-from circuits.statistics.inversion import inversion_rule
-from circuits.synthesis.design import board_and_program, make_design
-from circuits.synthesis.equations import cell_law, maxwell_matrix, resistive_residuals
-from circuits.synthesis.options import BoardOptions, BoardRequest
+from circuits.statistics import estimate_law, inversion_rule
+from circuits.statistics.estimators import joint_chi_square
+from circuits.synthesis import BoardOptions, BoardRequest, cell_law, make_design, resistive_residuals
+from circuits.synthesis.design import board_and_program
+from circuits.synthesis.equations import maxwell_matrix
 from circuits.synthesis.sensitivity import part_sensitivities
 
 RESISTIVE = BoardOptions(coupling="resistive")

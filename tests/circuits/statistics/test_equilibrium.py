@@ -8,16 +8,14 @@ from conftest import needs_ngspice
 from scipy import stats
 from scipy.linalg import expm, solve_continuous_lyapunov
 
-from circuits.board import Conditions
-from circuits.netlist.deck import circuit_of
-from circuits.netlist.export import decks
-from circuits.nodal import assemble, lag_of
+from circuits import Conditions, assemble
+from circuits.netlist import circuit_of, decks
+from circuits.nodal import lag_of
 from circuits.simulation.transient import HELD, chunk_deck, chunks_lags, run_chunk
-from circuits.statistics.equilibrium import judge_equilibrium as judged
+from circuits.statistics import judge_equilibrium as judged
 from circuits.statistics.equilibrium import pairs_of_records, sums_of
 from circuits.statistics.moments import CHUNK
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions
+from circuits.synthesis import BoardOptions, make_design
 
 # Three readings of a process out of equilibrium: A is not normal, and A D is not symmetric.
 A = 0.15 * np.array([[1.0, 2.0, 0.0], [-0.5, 1.0, 0.3], [0.2, -0.4, 0.7]])

@@ -8,19 +8,16 @@ from cases import FAIR, FAIR_FACTOR
 from compare import assert_close
 from conftest import needs_ngspice
 
-from circuits.board import Conditions
-from circuits.errors import SimulationError
-from circuits.netlist.deck import circuit_of
-from circuits.netlist.export import decks
-from circuits.nodal import assemble
+from circuits import Conditions, SimulationError, assemble
+from circuits.netlist import circuit_of, decks
+from circuits.simulation import Plan, measure
 from circuits.simulation import measurement as simulation_measure
-from circuits.simulation.measurement import Plan, error_of_one, measure
+from circuits.simulation.measurement import error_of_one
 from circuits.simulation.transient import HELD, Chunk
+from circuits.statistics import estimate_law, inversion_rule
 from circuits.statistics.equilibrium import Sums
-from circuits.statistics.estimators import estimate_law
-from circuits.statistics.inversion import inversion_rule
 from circuits.statistics.moments import BLOCK, CHUNK, MOST_BLOCKS, Accumulator, running
-from circuits.synthesis.design import make_design
+from circuits.synthesis import make_design
 
 TWO = make_design(np.array([[1.0, 0.3], [0.3, 1.0]]), copies=1)
 CIRCUITS = {name: circuit_of(text) for name, text in decks(TWO)}

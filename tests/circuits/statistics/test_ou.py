@@ -9,8 +9,7 @@ from scipy import stats
 from scipy.integrate import quad_vec
 from scipy.linalg import expm
 
-from circuits import ou
-from circuits.board import Conditions
+from circuits import Conditions, ou
 from circuits.copies import draw_gains, gains_of, nominal_copy
 from circuits.nodal import Circuit, assemble_gains, nominal_circuit
 from circuits.simulation.ac import integrate

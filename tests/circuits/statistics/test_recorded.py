@@ -16,19 +16,15 @@ from reference import kronecker_lyapunov
 from scipy.linalg import expm
 from scipy.stats import norm
 
-from circuits.board import Conditions, Design
+from circuits import Conditions, Design, InputError, assemble
 from circuits.copies import specimens
-from circuits.errors import InputError
-from circuits.nodal import assemble, lag_of
+from circuits.nodal import lag_of
 from circuits.ou import lagged_covariances
-from circuits.statistics import moments, streaming
-from circuits.statistics.equilibrium import judge_equilibrium
+from circuits.statistics import judge_equilibrium, moments, read_recorded, streaming
 from circuits.statistics.estimators import effective_samples, joint_chi_square
 from circuits.statistics.moments import BLOCK
 from circuits.statistics.recorded import RecordSummary, recorded_law
-from circuits.statistics.recorded_file import read_recorded
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.synthesis import BoardOptions, Parasitics, make_design
 
 PAIR = np.array([[1.5, -0.5], [-0.5, 1.0]])
 

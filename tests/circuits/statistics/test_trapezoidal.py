@@ -14,13 +14,12 @@ from compare import FALSE_ALARM, NORMAL_BOUND, assert_close, circuit_of_cells
 from conftest import needs_ngspice
 from reference import deck_inductors, read_deck
 
-from circuits.board import Conditions
+from circuits import Conditions, InputError, assemble, reading_covariance
 from circuits.copies import draw_copies, nominal_copy
-from circuits.errors import InputError
+from circuits.netlist import circuit_text
 from circuits.netlist.deck import file_widths
-from circuits.netlist.spice import circuit_text
-from circuits.nodal import assemble, nominal_circuit, readout_matrix
-from circuits.ou import held_covariance, reading_covariance
+from circuits.nodal import nominal_circuit, readout_matrix
+from circuits.ou import held_covariance
 from circuits.simulation import transient
 from circuits.simulation.ngspice import run_deck
 from circuits.simulation.transient import (
@@ -36,8 +35,9 @@ from circuits.simulation.transient import (
     recipe_named,
     run_chunk,
 )
+from circuits.statistics import law_of_records
 from circuits.statistics import moments as circuits_moments
-from circuits.statistics.estimators import joint_chi_square, law_of_records
+from circuits.statistics.estimators import joint_chi_square
 from circuits.statistics.moments import BLOCK
 from circuits.statistics.trapezoidal import (
     UNIT,
@@ -45,8 +45,8 @@ from circuits.statistics.trapezoidal import (
     memory,
     stepped_lagged_covariances,
 )
+from circuits.synthesis import BoardOptions, BoardRequest, Parasitics
 from circuits.synthesis.design import board_and_program
-from circuits.synthesis.options import BoardOptions, BoardRequest, Parasitics
 
 RESISTIVE, BANKS = BoardOptions(coupling="resistive"), BoardOptions(bank_bits=3)
 NO_CAPACITOR = Parasitics(winding=0.5, coupled_coils=0.05, stray=3e-12)  # between winding and inductor there is none

@@ -12,26 +12,21 @@ from compare import FALSE_ALARM, assert_close
 from conftest import needs_ngspice
 from reference import deck_impedance, read_deck, read_kicad
 
-from circuits.board import Conditions, Program, ideal_conditions
+from circuits import Conditions, InputError, Program, assemble, reading_covariance, spectrum
+from circuits.board import ideal_conditions
 from circuits.copies import codes, draw_copies, nominal_copy, populated_parts
-from circuits.errors import InputError
-from circuits.netlist.deck import circuit_of, deck_text
-from circuits.netlist.export import codes_text, decks, write_design
-from circuits.netlist.folder import load_design
+from circuits.netlist import circuit_of, circuit_text, deck_text, decks, load_design, write_design
+from circuits.netlist.export import codes_text
 from circuits.netlist.kicad import pcb_netlist
-from circuits.netlist.spice import circuit_text
-from circuits.nodal import assemble, is_stable, nominal_circuit
-from circuits.ou import predicted_columns, reading_covariance, spectrum
-from circuits.simulation.ac import exact_run
-from circuits.simulation.operating_point import solve_run
+from circuits.nodal import is_stable, nominal_circuit
+from circuits.ou import predicted_columns
+from circuits.simulation import exact_run, solve_run
 from circuits.simulation.transient import chunk_deck, run_chunk
-from circuits.statistics.estimators import estimate_law, joint_chi_square
-from circuits.statistics.inversion import inversion_rule
-from circuits.synthesis.design import board_and_program, make_design, reprogram, reuse_design
-from circuits.synthesis.options import BoardOptions, BoardRequest
+from circuits.statistics import estimate_law, inversion_rule
+from circuits.statistics.estimators import joint_chi_square
+from circuits.synthesis import BoardOptions, BoardRequest, build_board, inverse_factor, make_design, reuse_design
+from circuits.synthesis.design import board_and_program, reprogram
 from circuits.synthesis.rounding import row_sum_scaling
-from circuits.synthesis.target import inverse_factor
-from circuits.synthesis.topology import build_board
 
 FOUR_BITS = BoardOptions(bank_bits=4)
 NEAR = FAIR + 0.3 * np.eye(8)  # another target for the same board, and a factor that is not quite its own

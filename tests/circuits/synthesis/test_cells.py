@@ -7,17 +7,17 @@ import pytest
 from cases import FAIR, FAIR_FACTOR, M_MATRIX, TARGETS, random_target
 from compare import NORMAL_BOUND, assert_close
 
-from circuits.board import Conditions
+from circuits import Conditions, InputError, reading_covariance
 from circuits.copies import draw_gains
-from circuits.errors import InputError
-from circuits.netlist.export import decks, write_design
+from circuits.netlist import decks, write_design
 from circuits.nodal import assemble_gains, nominal_circuit
-from circuits.ou import decay_time, reading_covariance, reading_covariances, settling_time
-from circuits.statistics.inversion import inversion_rule
+from circuits.ou import decay_time, reading_covariances, settling_time
+from circuits.statistics import inversion_rule
+from circuits.synthesis import BoardOptions, expected_error, make_design
 from circuits.synthesis.cells import passive_damping, plan_cells
-from circuits.synthesis.design import board_and_program, make_design
-from circuits.synthesis.options import BoardOptions, check_options
-from circuits.synthesis.sensitivity import expected_error, part_sensitivities
+from circuits.synthesis.design import board_and_program
+from circuits.synthesis.options import check_options
+from circuits.synthesis.sensitivity import part_sensitivities
 
 KINDS = {"plain": "plain", "differential": "differential", "active": "differential"}
 

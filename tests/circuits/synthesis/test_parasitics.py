@@ -9,18 +9,13 @@ from compare import assert_close
 from conftest import needs_ngspice
 from reference import deck_impedance, read_deck
 
-from circuits.board import Conditions
+from circuits import Conditions, InputError, assemble, reading_covariance, spectrum
 from circuits.copies import draw_copies, nominal_copy, populated_parts
-from circuits.errors import InputError
-from circuits.netlist.deck import circuit_of, deck_text
-from circuits.netlist.review import review_text
-from circuits.netlist.spice import circuit_text
-from circuits.nodal import assemble, nominal_circuit
-from circuits.ou import reading_covariance, spectrum
-from circuits.simulation.ac import exact_run
-from circuits.statistics.inversion import inversion_rule
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.netlist import circuit_of, circuit_text, deck_text, review_text
+from circuits.nodal import nominal_circuit
+from circuits.simulation import exact_run
+from circuits.statistics import inversion_rule
+from circuits.synthesis import BoardOptions, Parasitics, make_design
 from circuits.synthesis.topology import INPUT_CAPACITANCE, with_parasitics
 
 EACH = {

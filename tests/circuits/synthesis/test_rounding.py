@@ -8,18 +8,14 @@ import pytest
 from cases import FAIR, FAIR_FACTOR, TARGETS, random_target
 from conftest import needs_ngspice
 
-from circuits.board import Conditions
+from circuits import Conditions, InputError, reading_covariance
 from circuits.copies import nominal_copy
-from circuits.errors import InputError
-from circuits.netlist.export import write_design
-from circuits.netlist.folder import load_design
-from circuits.netlist.spice import circuit_text
+from circuits.netlist import circuit_text, load_design, write_design
 from circuits.nodal import nominal_circuit
-from circuits.ou import reading_covariance
-from circuits.simulation.ac import exact_run
-from circuits.statistics.inversion import inversion_rule
-from circuits.synthesis.design import board_and_program, make_design
-from circuits.synthesis.options import BoardOptions
+from circuits.simulation import exact_run
+from circuits.statistics import inversion_rule
+from circuits.synthesis import BoardOptions, make_design
+from circuits.synthesis.design import board_and_program
 from circuits.synthesis.rounding import round_to_grid, series_near
 
 SMALL = [name for name, (target, *_) in TARGETS.items() if np.linalg.cond(target) < 200]

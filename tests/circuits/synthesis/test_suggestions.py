@@ -9,12 +9,20 @@ import numpy as np
 import pytest
 from cases import TARGETS
 
-from circuits.errors import InputError
-from circuits.netlist.folder import load_design
-from circuits.synthesis.design import holds, make_design, reuse_design
-from circuits.synthesis.options import BoardOptions, BoardRequest, Parasitics
+from circuits import InputError
+from circuits.netlist import load_design
+from circuits.synthesis import (
+    BoardOptions,
+    BoardRequest,
+    Parasitics,
+    check_target,
+    inverse_factor,
+    make_design,
+    reuse_design,
+)
+from circuits.synthesis.design import holds
 from circuits.synthesis.rounding import needed_range
-from circuits.synthesis.target import check_congruence, check_target, inverse_factor
+from circuits.synthesis.target import check_congruence
 
 TWO = np.array([[2.0, 1.0], [1.0, 2.0]])
 CHAIN = 2 * np.eye(5) - np.eye(5, k=1) - np.eye(5, k=-1)

@@ -7,6 +7,7 @@ from cases import FAIR, FAIR_FACTOR, TARGETS
 from compare import assert_close
 
 from circuits.nodal import nominal_circuit
+from circuits.synthesis import BoardRequest, cell_law, stationary_residual
 from circuits.synthesis.cells import reading_signs
 from circuits.synthesis.design import board_and_program
 from circuits.synthesis.elements import element_values
@@ -19,11 +20,8 @@ from circuits.synthesis.equations import (
     NEGATIVE1,
     NEGATIVE2,
     STRAIGHT,
-    cell_law,
     maxwell_matrix,
-    stationary_residual,
 )
-from circuits.synthesis.options import BoardRequest
 
 
 @pytest.mark.parametrize("kind", ["plain", "differential"])

@@ -8,17 +8,15 @@ from conftest import needs_ngspice
 from reference import kronecker_lyapunov
 from scipy import stats
 
-from circuits.board import Conditions
+from circuits import Conditions, assemble, reading_covariance
 from circuits.copies import nominal_copy
-from circuits.netlist.deck import circuit_of
-from circuits.netlist.export import decks
-from circuits.nodal import assemble, nominal_circuit
-from circuits.ou import nominal_hold_correction, reading_covariance
-from circuits.simulation.measurement import Plan, measure
-from circuits.statistics.estimators import EstimateLaw, estimate_law
-from circuits.statistics.inversion import inversion_rule
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions, Parasitics
+from circuits.netlist import circuit_of, decks
+from circuits.nodal import nominal_circuit
+from circuits.ou import nominal_hold_correction
+from circuits.simulation import Plan, measure
+from circuits.statistics import EstimateLaw, estimate_law, inversion_rule
+from circuits.synthesis import BoardOptions, Parasitics, make_design
+from circuits.verification import verify
 from circuits.verification.budget import (
     AMBIENT,
     INTERACTION,
@@ -30,7 +28,6 @@ from circuits.verification.budget import (
     sampled_budget,
     total_interval,
 )
-from circuits.verification.compare import verify
 from circuits.verification.results import estimates
 
 ALL = Parasitics(0.5, 3e7, 0.05, 0.01, 1e-12)

@@ -9,17 +9,16 @@ from cases import FAIR, FAIR_FACTOR
 from compare import NORMAL_BOUND, assert_close
 from conftest import needs_ngspice
 
-from circuits.board import Conditions, Copy
+from circuits import Conditions, Copy, reading_covariance
 from circuits.copies import draw_gains
-from circuits.netlist.spice import circuit_text
+from circuits.netlist import circuit_text
 from circuits.nodal import assemble_gains, source_power
-from circuits.ou import reading_covariance
-from circuits.simulation.ac import exact_run
-from circuits.statistics.inversion import inversion_rule
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions, Parasitics
-from circuits.verification.population import POPULATION_SEED, contributions, draw_population, yield_at
-from circuits.verification.temperature import KNOWN_AT, KNOWN_AT_BOTH, sweep
+from circuits.simulation import exact_run
+from circuits.statistics import inversion_rule
+from circuits.synthesis import BoardOptions, Parasitics, make_design
+from circuits.verification import draw_population, sweep
+from circuits.verification.population import POPULATION_SEED, contributions, yield_at
+from circuits.verification.temperature import KNOWN_AT, KNOWN_AT_BOTH
 
 
 @pytest.mark.parametrize("congruence", [None, FAIR_FACTOR])

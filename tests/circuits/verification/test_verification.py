@@ -9,24 +9,19 @@ from compare import FALSE_ALARM, NORMAL_BOUND, assert_close
 from conftest import needs_ngspice
 from simulated import rough_device
 
-from circuits.board import Conditions
+from circuits import Conditions, InputError
 from circuits.copies import draw_gains
-from circuits.errors import InputError
-from circuits.model.device import draw_device
-from circuits.netlist.export import write_design
-from circuits.netlist.folder import load_design
+from circuits.model import draw_device
+from circuits.netlist import load_design, write_design
 from circuits.nodal import assemble_gains, assemble_many, nominal_circuit
 from circuits.ou import nominal_hold_correction, reading_covariances
-from circuits.simulation.measurement import Plan, measure
-from circuits.simulation.runs import load_measurements, save_measurements
+from circuits.simulation import Plan, load_measurements, measure, save_measurements
 from circuits.simulation.transient import run_chunk
-from circuits.statistics.estimators import estimate_law
-from circuits.statistics.inversion import inversion_rule
+from circuits.statistics import estimate_law, inversion_rule
 from circuits.statistics.moments import chunk_seed, chunk_sizes
-from circuits.synthesis.design import make_design
+from circuits.synthesis import make_design
+from circuits.verification import VerifyOptions, describe_verification, verify
 from circuits.verification import folder as verification_folder
-from circuits.verification.compare import describe_verification, verify
-from circuits.verification.folder import VerifyOptions
 
 SAMPLES = 6_000
 

@@ -16,19 +16,15 @@ from compare import assert_close
 from conftest import needs_ngspice
 from simulated import write_record
 
-from circuits.board import Conditions
+from circuits import Conditions, InputError, assemble, reading_covariance
 from circuits.calibration import folder as calibration_folder
-from circuits.errors import InputError
 from circuits.files import locked
-from circuits.netlist.export import write_design
-from circuits.nodal import assemble
-from circuits.ou import reading_covariance
-from circuits.statistics.inversion import inversion_rule
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardOptions
+from circuits.netlist import write_design
+from circuits.statistics import inversion_rule
+from circuits.synthesis import BoardOptions, make_design
+from circuits.verification import VerifyOptions
 from circuits.verification import folder as verification_folder
-from circuits.verification.folder import VerifyOptions
-from tngd.report.page import render
+from tngd.report import render
 
 TWO = np.array([[1.0, 0.3], [0.3, 1.0]])
 

@@ -6,10 +6,9 @@ from compare import assert_close
 from torch import nn
 from torch.nn import functional
 
-from circuits.errors import InputError
-from tngd.curvature import backward, layers
+from circuits import InputError
+from tngd.curvature import Recorder, backward, layers
 from tngd.curvature.backward import folded_gradients, way_down
-from tngd.curvature.layers import Recorder
 
 
 class Written(nn.Module):

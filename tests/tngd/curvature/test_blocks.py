@@ -5,11 +5,10 @@ import torch
 from compare import assert_close
 from torch import nn
 
+from tngd.curvature import CROSS_ENTROPY, Recorder
 from tngd.curvature.blocks import tile_blocks
 from tngd.curvature.cotangents import curvature_cotangents
 from tngd.curvature.factor import join_factors
-from tngd.curvature.layers import Recorder
-from tngd.curvature.losses import CROSS_ENTROPY
 
 
 class Twice(nn.Module):

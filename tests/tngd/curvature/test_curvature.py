@@ -9,13 +9,21 @@ from scipy.stats import chi2
 from torch import nn
 from torch.nn import functional
 
-from circuits.errors import InputError
-from tngd.curvature import factor, layers
+from circuits import InputError
+from tngd.curvature import (
+    CROSS_ENTROPY,
+    Loss,
+    Recorder,
+    cross_entropy,
+    curvature_factor,
+    factor,
+    layers,
+    mean_squared_error,
+)
 from tngd.curvature import layers as curvature_layers
-from tngd.curvature.cotangents import curvature_cotangents, curvature_factor
+from tngd.curvature.cotangents import curvature_cotangents
 from tngd.curvature.factor import join_factors, packed, unpacked
-from tngd.curvature.layers import Recorder
-from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss, as_loss, cross_entropy, mean_squared_error
+from tngd.curvature.losses import LOGISTIC, as_loss
 from tngd.optimizer.batch import evaluate_batch
 
 

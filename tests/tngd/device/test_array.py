@@ -15,17 +15,16 @@ from simulated import rough_device
 from small_network import batches, network
 from torch import nn
 
-from circuits.errors import InputError
-from circuits.model.converters import Converter, Interface
+from circuits import InputError
+from circuits.model import Converter, Device, Estimate, Interface, ideal_device
 from circuits.model.converters import convert as numpy_convert
-from circuits.model.device import Device, ideal_device
-from circuits.model.fitted_copy import Estimate
-from circuits.synthesis.topology import build_board
+from circuits.synthesis import build_board
 from tngd.curvature.factor import dense_factor
-from tngd.device.array import Array, array_of, noise_level, noise_of, program_array, readings
+from tngd.device import Array, array_of, low_rank_state, program_array
+from tngd.device.array import noise_level, noise_of, readings
 from tngd.device.converters import convert
-from tngd.device.low_rank import LowRank, is_stable, low_rank_state
-from tngd.optimizer.tngd import TNGD
+from tngd.device.low_rank import LowRank, is_stable
+from tngd.optimizer import TNGD
 
 JORDAN = np.array([[0.7, 1.0, 0.0], [0.0, 0.7, 1.0], [0.0, 0.0, 0.7]])
 

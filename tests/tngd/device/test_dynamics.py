@@ -13,10 +13,11 @@ from reference import dense_device_state, softmax_ggn
 from scipy.linalg import expm
 from scipy.stats import norm
 
-from circuits.errors import InputError
-from tngd.curvature.factor import Factor, Outer, Positions, Rows, dense_factor
-from tngd.device import dynamics
-from tngd.device.dynamics import Held, device_state, held_curvature
+from circuits import InputError
+from tngd.curvature import Factor, Rows
+from tngd.curvature.factor import Outer, Positions, dense_factor
+from tngd.device import device_state, dynamics, held_curvature
+from tngd.device.dynamics import Held
 
 BOUND_OF_SIX = norm.isf(FALSE_ALARM / 12)  # two-sided, six numbers in one test
 

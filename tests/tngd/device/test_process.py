@@ -14,24 +14,20 @@ from scipy import stats
 from scipy.linalg import expm
 from simulated import measured_exactly
 
-from circuits import ou
-from circuits.board import Conditions
-from circuits.calibration.routes import calibrate
-from circuits.errors import InputError
-from circuits.model.device import predict
-from circuits.nodal import assemble, assemble_many
-from circuits.synthesis.design import make_design
+from circuits import Conditions, InputError, assemble, ou
+from circuits.calibration import calibrate
+from circuits.model import predict
+from circuits.nodal import assemble_many
+from circuits.synthesis import make_design
+from tngd.device import Process, log_likelihood, program_process, sample_paths, stationary_draws
 from tngd.device import paths as device_paths
 from tngd.device import process as device_process
-from tngd.device.paths import prepare_steps, reading_draws, sample_paths, stationary_draws
+from tngd.device.paths import prepare_steps, reading_draws
 from tngd.device.process import (
     Gaussian,
-    Process,
     autocovariance,
     circuit_process,
     law_after,
-    log_likelihood,
-    program_process,
     reading_law,
     readings,
     stationary_covariance,

@@ -10,22 +10,18 @@ from compare import assert_close
 from scipy import linalg, stats
 from simulated import rough_device
 
+from circuits import InputError, reading_covariance
 from circuits.copies import codes
-from circuits.errors import InputError
-from circuits.model import converters
-from circuits.model.converters import Converter, Interface
-from circuits.model.device import Device, ideal_device, predict
-from circuits.model.fitted_copy import Estimate
+from circuits.model import Converter, Device, Estimate, Interface, converters, ideal_device, predict
 from circuits.nodal import nominal_circuit
-from circuits.ou import reading_covariance
+from circuits.synthesis import BoardOptions, BoardRequest, build_board, program
 from circuits.synthesis.cells import plan_cells
-from circuits.synthesis.design import board_and_program, program
-from circuits.synthesis.options import BoardOptions, BoardRequest
-from circuits.synthesis.topology import build_board
+from circuits.synthesis.design import board_and_program
+from tngd.device import invert_tiles, tile_board
 from tngd.device.tile_solve import ReadAt, tile_answers
-from tngd.device.tiles import code_tiles, held_tiles, hold_tiles, invert_tiles, row_sum_scalings, tile_banks, tile_board
+from tngd.device.tiles import code_tiles, held_tiles, hold_tiles, row_sum_scalings, tile_banks
+from tngd.optimizer import TNGD
 from tngd.optimizer.tile_step import step_tiles
-from tngd.optimizer.tngd import TNGD
 
 GOOD = FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T
 TARGETS = [np.eye(8), GOOD, FAIR] + [random_target(8, c, s) for s, c in enumerate((1.5, 2, 3, 5, 30, 1e3))]

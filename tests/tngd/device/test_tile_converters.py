@@ -10,16 +10,14 @@ from compare import assert_close
 from simulated import rough_device
 from test_tile_boards import rough
 
-from circuits.model.converters import Converter, Interface, converted_law
-from circuits.model.device import Device, draw_device, ideal_device
-from circuits.model.device_file import load_device
-from circuits.model.fitted_copy import Estimate
+from circuits.model import Converter, Device, Estimate, Interface, draw_device, ideal_device, load_device
+from circuits.model.converters import converted_law
+from circuits.synthesis import BoardOptions, BoardRequest
 from circuits.synthesis.design import board_and_program
-from circuits.synthesis.options import BoardOptions, BoardRequest
-from tngd.device import small_matrices
+from tngd.device import TileBoard, small_matrices, tile_board
 from tngd.device.converters import read_law
 from tngd.device.tile_solve import tile_answers
-from tngd.device.tiles import TileBoard, hold_tiles, tile_board
+from tngd.device.tiles import hold_tiles
 from tngd.optimizer.tile_step import step_tiles
 
 GOOD = FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T

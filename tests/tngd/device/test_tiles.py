@@ -7,17 +7,12 @@ from cases import FAIR, FAIR_FACTOR, random_target
 from compare import assert_close
 from simulated import measured_exactly, rough_device
 
-from circuits import ou
-from circuits.board import Conditions
-from circuits.calibration.routes import calibrate
-from circuits.errors import InputError
-from circuits.model.device import Device, draw_device, ideal_device, predict
-from circuits.nodal import assemble
+from circuits import Conditions, InputError, assemble, ou
+from circuits.calibration import calibrate
+from circuits.model import Device, draw_device, ideal_device, predict
+from circuits.synthesis import BoardRequest, build_board, make_design
 from circuits.synthesis.design import board_and_program as synthesise
-from circuits.synthesis.design import make_design
-from circuits.synthesis.options import BoardRequest
-from circuits.synthesis.topology import build_board
-from tngd.device.tiles import invert_tiles, tile_board
+from tngd.device import invert_tiles, tile_board
 
 # Condition numbers from 1 to 1e6, both signs, dominated and not.
 TARGETS = [np.eye(8), FAIR, FAIR_FACTOR @ FAIR @ FAIR_FACTOR.T] + [

@@ -7,9 +7,9 @@ from compare import assert_close
 from reference import softmax_ggn
 from torch import nn
 
-from circuits.errors import InputError
-from tngd.optimizer.baselines import ConjugateNGD, conjugate_gradients
-from tngd.optimizer.kfac import KFAC
+from circuits import InputError
+from tngd.optimizer import KFAC, ConjugateNGD
+from tngd.optimizer.baselines import conjugate_gradients
 
 
 def flat(model) -> np.ndarray:

@@ -10,10 +10,9 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
-from circuits.errors import InputError
-from tngd.device.array import array_of
-from tngd.device.tiles import tile_board
-from tngd.optimizer.tngd import TNGD
+from circuits import InputError
+from tngd.device import array_of, tile_board
+from tngd.optimizer import TNGD
 
 
 class Tied(nn.Module):

@@ -12,10 +12,11 @@ from simulated import rough_device
 from small_network import batches, network
 from torch import nn
 
-from circuits.errors import InputError
-from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC, Loss
-from tngd.device.tiles import tile_board
-from tngd.optimizer.tngd import TNGD
+from circuits import InputError
+from tngd.curvature import CROSS_ENTROPY, Loss
+from tngd.curvature.losses import LOGISTIC
+from tngd.device import tile_board
+from tngd.optimizer import TNGD
 
 
 def dense(model, x, y):

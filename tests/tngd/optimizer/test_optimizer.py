@@ -10,15 +10,15 @@ from compare import assert_close
 from reference import block_natural_gradient, softmax_ggn
 from simulated import rough_device
 
-from circuits.errors import InputError
-from circuits.model.device import ideal_device
-from circuits.synthesis.topology import build_board
-from tngd.curvature.cotangents import curvature_factor
-from tngd.curvature.losses import CROSS_ENTROPY, LOGISTIC
-from tngd.device.tiles import tile_board
-from tngd.optimizer.baselines import ExactNGD, woodbury
-from tngd.optimizer.tngd import TNGD
-from tngd.training.small_tasks import TASKS, TaskMethod, train_once
+from circuits import InputError
+from circuits.model import ideal_device
+from circuits.synthesis import build_board
+from tngd.curvature import CROSS_ENTROPY, curvature_factor
+from tngd.curvature.losses import LOGISTIC
+from tngd.device import tile_board
+from tngd.optimizer import TNGD, ExactNGD
+from tngd.optimizer.baselines import woodbury
+from tngd.training import TASKS, TaskMethod, train_once
 
 IDEAL = tile_board(ideal_device(build_board(8, "differential"), 3))
 

@@ -10,12 +10,12 @@ from reference import dense_device_state, softmax_ggn
 from small_network import batches
 from torch import nn
 
-from circuits.errors import InputError
+from circuits import InputError
 from tngd.curvature import kronecker
 from tngd.curvature import layers as curvature_layers
-from tngd.device.array import Array
+from tngd.device import Array
+from tngd.optimizer import TNGD
 from tngd.optimizer.history import DECAY, RENEWED
-from tngd.optimizer.tngd import TNGD
 
 
 def network() -> nn.Module:

@@ -10,11 +10,10 @@ import torch
 from small_network import batches, network
 from torch import nn
 
-from circuits.errors import InputError
-from circuits.model.device_file import load_device
-from tngd.device.array import Array
-from tngd.device.tiles import tile_board
-from tngd.optimizer.tngd import TNGD
+from circuits import InputError
+from circuits.model import load_device
+from tngd.device import Array, tile_board
+from tngd.optimizer import TNGD
 
 
 def small_cnn() -> nn.Module:

@@ -11,9 +11,10 @@ from small_network import batches, network
 from torch import nn
 from torch.nn import functional
 
-from circuits.errors import InputError
-from tngd.curvature.losses import Loss, as_loss
-from tngd.optimizer.tngd import TNGD
+from circuits import InputError
+from tngd.curvature import Loss
+from tngd.curvature.losses import as_loss
+from tngd.optimizer import TNGD
 
 
 def flat(model) -> np.ndarray:

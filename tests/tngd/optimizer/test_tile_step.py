@@ -6,8 +6,7 @@ import torch
 from cases import random_target
 from simulated import rough_device
 
-from tngd.device import small_matrices
-from tngd.device.tiles import tile_board
+from tngd.device import small_matrices, tile_board
 from tngd.optimizer.tile_step import step_tiles
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from simulated import rough_device
 
-from circuits.errors import InputError
+from circuits import InputError
 from circuits.files import write_json
-from circuits.model.device_file import describe_device, device_hash, load_device
-from tngd.report.page import report
+from circuits.model import describe_device, load_device
+from circuits.model.device_file import device_hash
+from tngd.report import comparison_tables, learning_curves, report, squad_table, study_table
 from tngd.report.sheets import rich_table, seconds, sheet, with_error, with_interval
-from tngd.report.training_plots import learning_curves, study_dots
-from tngd.report.training_tables import comparison_tables, squad_table, study_table
+from tngd.report.training_plots import study_dots
 from tngd.training.comparison import mean_and_error
 
 BENCHMARKS = Path(__file__).parents[3] / "benchmarks"

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from circuits.errors import InputError
-from tngd.training.mnist import DEVIATION, FILES, MEAN, load_mnist
+from circuits import InputError
+from tngd.training import load_mnist
+from tngd.training.mnist import DEVIATION, FILES, MEAN
 
 
 def write(folder, pack=False, count=7):

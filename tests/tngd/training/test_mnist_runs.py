@@ -14,20 +14,19 @@ import torch
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from circuits.errors import InputError
-from circuits.model.device_file import load_device
+from circuits import InputError
+from circuits.model import load_device
 from tngd import cli
 from tngd.__main__ import main
-from tngd.curvature.losses import CROSS_ENTROPY
-from tngd.optimizer.baselines import ExactNGD
+from tngd.curvature import CROSS_ENTROPY
+from tngd.optimizer import ExactNGD
 from tngd.report.training_plots import NAME
-from tngd.training import mnist_runs
+from tngd.training import METHODS, STUDIES, make_optimizer, mnist_runs
 from tngd.training import mnist_runs as training_mnist_runs
 from tngd.training.comparison import mean_and_error, paired_difference, reached, summary
-from tngd.training.methods import METHODS, TUNED, make_optimizer, on_device
+from tngd.training.methods import TUNED, on_device
 from tngd.training.mnist import FILES, NETWORKS, SETTINGS, Setting, load_data, mnist_trial, tuning_trial
 from tngd.training.mnist_runs import SCHEMA, change_results, claim, read_results
-from tngd.training.studies import STUDIES
 
 TINY = ("--train-size", "128", "--test-size", "64", "--epochs", "1", "--seeds", "2")
 

@@ -16,19 +16,16 @@ import pytest
 import torch
 from simulated import rough_device
 
-from circuits.errors import InputError
+from circuits import InputError
 from circuits.files import write_json
-from circuits.model.converters import Converter, Interface
-from circuits.model.device import ideal_device
-from circuits.model.device_file import describe_device, device_hash, load_device
-from circuits.synthesis.topology import build_board
-from tngd.device.tiles import tile_board
+from circuits.model import Converter, Interface, describe_device, ideal_device, load_device
+from circuits.model.device_file import device_hash
+from circuits.synthesis import build_board
+from tngd.device import tile_board
+from tngd.report import task_curves, training_table
 from tngd.report.results import task_sheet
-from tngd.report.training_plots import task_curves
-from tngd.report.training_tables import training_table
-from tngd.training import small_tasks
-from tngd.training.small_tasks import TASKS, TaskMethod, ordered_trials, train, train_once
-from tngd.training.trial import run_trial
+from tngd.training import TASKS, TaskMethod, run_trial, small_tasks, train, train_once
+from tngd.training.small_tasks import ordered_trials
 
 IDEAL = ideal_device(build_board(8, "differential"), 3)
 METHODS = [

@@ -19,13 +19,14 @@ import torch
 import typer
 from torch import nn
 
-from circuits.errors import InputError
+from circuits import InputError
 from tngd.cli import train as app
-from tngd.curvature.layers import Recorder
-from tngd.optimizer.tngd import TNGD
-from tngd.report.training_tables import squad_table
+from tngd.curvature import Recorder
+from tngd.optimizer import TNGD
+from tngd.report import squad_table
+from tngd.training import SquadSettings, train_squad
 from tngd.training import squad as module
-from tngd.training.squad import METHODS, SquadSettings, Task, build, compare, figures, method_settings, train_squad
+from tngd.training.squad import METHODS, Task, build, compare, figures, method_settings
 from tngd.training.squad_data import (
     NEVER,
     SPAN,

@@ -11,14 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from circuits.errors import InputError
-from tngd.curvature.losses import CROSS_ENTROPY
-from tngd.optimizer.baselines import ConjugateNGD, ExactNGD
-from tngd.optimizer.kfac import KFAC
-from tngd.optimizer.tngd import TNGD
+from circuits import InputError
+from tngd.curvature import CROSS_ENTROPY
+from tngd.optimizer import KFAC, TNGD, ConjugateNGD, ExactNGD
+from tngd.training import Trial, batch_order, run_trial
 from tngd.training import trial as engine
 from tngd.training.mnist import SETTINGS, Data, Images, mnist_trial
-from tngd.training.trial import Draws, Trial, batch_order, read_checkpoint, run_trial, trial_hash, write_checkpoint
+from tngd.training.trial import Draws, read_checkpoint, trial_hash, write_checkpoint
 
 SAMPLES, BATCH, EPOCHS = 83, 8, 3
 
