@@ -55,3 +55,10 @@ def test_matrix_file_needs_no_data_set(tmp_path):
     )
     code = f"import os; os.chdir({str(tmp_path)!r})\n{code}"
     assert not loaded(code) & {"sklearn", "statsmodels", "pandas", "matplotlib", "torch"}
+
+
+def test_verification_needs_no_derivation_and_no_table_reader():
+    """SymPy derives element laws for a design, pandas reads recorded voltages: neither is what `verify` waits for."""
+    code = "from circuits.verification import VerifyOptions, verify_folder\n"
+    code += "from tngd.report import more_tables, show, verification_table"
+    assert not loaded(code) & {"sympy", "pandas", "sklearn", "statsmodels", "matplotlib", "torch"}

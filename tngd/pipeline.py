@@ -14,21 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 
-from circuits.calibration import folder as calibration_folder
+from circuits import calibration, netlist, simulation, synthesis, verification
 from circuits.errors import InputError, UnstableCopyError
 from circuits.files import is_ours, read_json, refuse_existing, write_json
-from circuits.netlist import export
 from circuits.parallel import Progress
-from circuits.simulation import measurement
-from circuits.simulation.ngspice import find_ngspice
-from circuits.synthesis import fisher
-from circuits.synthesis import fisher as synthesis_fisher
-from circuits.synthesis.design import check_copies
-from circuits.synthesis.options import DATA_SETS, BoardRequest
-from circuits.verification import folder as verification_folder
-from tngd.report import page
-from tngd.training import small_tasks
-from tngd.training.small_tasks import check_budget
+from tngd import report as reports
+from tngd import training
 
 SCHEMA = "tngd.run/1"
 Stage = Callable[[str], Progress]
@@ -37,7 +28,7 @@ Step = tuple[str, bool, Callable[[Progress], object]]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run depends on."""
+    """Options that the results of a run depend on."""
 
     name: str
     copies: int = 3
@@ -50,19 +41,19 @@ class RunOptions:
 
 def run(options: RunOptions, out: Path, force: bool, stage: Stage) -> Path:
     """Do everything that is not done yet; the path of the report. `stage(text)` announces and gives a progress."""
-    if options.name not in DATA_SETS:
-        raise InputError(f"unknown data set {options.name!r}; expected one of {', '.join(DATA_SETS)}")
-    check_copies(options.copies, options.tolerance, options.seed)
-    measurement.check_samples(options.samples)
-    check_budget(options.seeds, options.steps)
-    find_ngspice()
+    if options.name not in synthesis.DATA_SETS:
+        raise InputError(f"unknown data set {options.name!r}; expected one of {', '.join(synthesis.DATA_SETS)}")
+    synthesis.check_copies(options.copies, options.tolerance, options.seed)
+    simulation.check_samples(options.samples)
+    training.check_budget(options.seeds, options.steps)
+    simulation.find_ngspice()
     _open_folder(options, out, force)
     _do(_matrices(options, out), stage)
     _do(_designs(options, out), stage)  # drawings of circuits are made one at a time
     _side_by_side([_board(options, out, kind) for kind in ("raw", "preconditioned")], stage)
     _do(_trainings(options, out), stage)
     stage("report")
-    report = page.report(out)
+    report = reports.report(out)
     write_json(out / "run.json", _content(options, finished=True))
     return report
 
@@ -106,18 +97,18 @@ class _StoppedError(Exception):
 
 
 def _matrices(options: RunOptions, out: Path) -> Iterator[Step]:
-    """What each step is called, whether it is done, and the work."""
+    """Steps that make the matrices: name, whether it is done, and the work."""
     name = options.name
     zero, fit, factor = out / "fisher-zero.npy", out / "fisher-fit.npy", out / "factor-zero.npy"
     yield (
         "Fisher matrix at w = 0",
         zero.with_suffix(".json").exists(),
-        lambda _: synthesis_fisher.write_fisher(name, "zero", zero, factor, True),
+        lambda _: synthesis.write_fisher(name, "zero", zero, factor, True),
     )
     yield (
         "Fisher matrix at the fit",
         fit.with_suffix(".json").exists(),
-        lambda _: synthesis_fisher.write_fisher(name, "fit", fit, None, True),
+        lambda _: synthesis.write_fisher(name, "fit", fit, None, True),
     )
 
 
@@ -147,9 +138,9 @@ def _designing(
 ) -> Callable[[Progress], object]:
     def work(_: Progress) -> None:
         try:
-            place = fisher.TargetOptions(str(matrix), precondition=precondition, name=options.name)
-            request = BoardRequest(options.copies, options.tolerance, options.seed, cells="active")
-            export.design_folder(place, request, folder)
+            place = synthesis.TargetOptions(str(matrix), precondition=precondition, name=options.name)
+            request = synthesis.BoardRequest(options.copies, options.tolerance, options.seed, cells="active")
+            netlist.design_folder(place, request, folder)
         except UnstableCopyError as error:
             if precondition is not None:
                 raise
@@ -160,18 +151,16 @@ def _designing(
 
 
 def _verifying(options: RunOptions, folder: Path) -> Callable[[Progress], object]:
-    inquiry = verification_folder.VerifyOptions(samples=options.samples, seed=options.seed)
-    return lambda progress: verification_folder.verify_folder(folder, inquiry, force=True, progress=progress)
+    inquiry = verification.VerifyOptions(samples=options.samples, seed=options.seed)
+    return lambda progress: verification.verify_folder(folder, inquiry, force=True, progress=progress)
 
 
 def _calibrating(folder: Path) -> Callable[[Progress], object]:
-    return lambda progress: calibration_folder.calibrate_folder(folder, progress=progress)
+    return lambda progress: calibration.calibrate_folder(folder, progress=progress)
 
 
 def _training(options: RunOptions, task: str, device: Path, out: Path) -> Callable[[Progress], object]:
-    return lambda progress: small_tasks.train_task_file(
-        task, device, out, options.seeds, options.steps, progress=progress
-    )
+    return lambda progress: training.train_task_file(task, device, out, options.seeds, options.steps, progress=progress)
 
 
 def _trained(path: Path, task: str) -> bool:

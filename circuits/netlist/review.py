@@ -120,7 +120,7 @@ def worst_parts(design: Design) -> list[PartSensitivity]:
 
 
 def avoiding_negative(design: Design) -> str:
-    """How to avoid negative elements, in words: a value of --damping, or a factor; "" if there are none."""
+    """Suggestion for avoiding negative elements: a value of --damping, or a factor; "" if there are none."""
     if not any(value < 0 for value in design.program.values.values()):
         return ""
     return " or ".join(without_negative(design.program.target, design.program.congruence, design.damping))

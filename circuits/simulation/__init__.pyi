@@ -1,6 +1,7 @@
 from .ac import exact_run as exact_run
 from .charge import charge_run as charge_run
 from .measurement import Plan as Plan
+from .measurement import check_samples as check_samples
 from .measurement import measure as measure
 from .measurement import run_programs as run_programs
 from .measurement import sample_programs as sample_programs
@@ -16,6 +17,7 @@ from .runs import save_measurements as save_measurements
 __all__ = [
     # a whole measurement
     "Plan",
+    "check_samples",
     "measure",
     "run_programs",
     "sample_programs",

@@ -1,4 +1,5 @@
 from .data_sets import named_fisher as named_fisher
+from .design import check_copies as check_copies
 from .design import make_design as make_design
 from .design import program as program
 from .design import reuse_design as reuse_design
@@ -32,6 +33,7 @@ __all__ = [
     "inverse_factor",
     "read_matrix",
     # boards and programs
+    "check_copies",
     "make_design",
     "program",
     "reuse_design",

@@ -130,7 +130,7 @@ def _bounds(errors: np.ndarray, bound: float) -> list[float]:
 
 
 def _parasitics(design: Design) -> str:
-    """How the parasitics of a design are taken into account."""
+    """Treatment of the parasitics of a design, in words."""
     size = states(nominal_circuit(design.board, design.program, Conditions()))
     most = np.inf if design.board.inputs else MOST_STATES
     return ON if size <= LARGE else NOMINAL if size <= most else OFF

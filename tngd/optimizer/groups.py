@@ -27,7 +27,7 @@ def trained(groups: Groups) -> list[Tensor]:
 
 
 def identities(parameters: Sequence[Tensor]) -> list[tuple[Any, ...]]:
-    """What tells whether a device still is that of these parameters: which, of what shapes and numbers, and where."""
+    """Identities of the parameters that a device is made for: object, shape, dtype and device of each."""
     return [(id(p), tuple(p.shape), p.dtype, p.device) for p in parameters]
 
 

@@ -1,4 +1,4 @@
-"""What the state of an optimizer has to fit to be loaded: the same parameters, partners and device."""
+"""Checks of a state before it is loaded: the same parameters, loss, device and other optimizers."""
 
 from dataclasses import fields
 from typing import Any
@@ -21,7 +21,7 @@ PARTNERS = ("inner", "companion")
 
 
 def described(optimizer: Optimizer) -> dict[str, Any]:
-    """What tells a TNGD from others, in the words of a refusal."""
+    """Description of an optimizer, by which a state of another one is refused; keys are words of the refusal."""
     own = trained(optimizer.param_groups)
     return {
         "shapes of the parameters": [list(p.shape) for p in own],
@@ -78,7 +78,7 @@ def _loss(loss: Loss) -> list[Any]:
 
 
 def _board(board: TileBoard) -> list[Any]:
-    """What tells copies of a board from others: of what kind they are, and a hash of every number of theirs."""
+    """Description of the copies of a board: their kind, and a hash of all their numbers."""
     found: list[Tensor] = []
     for part in (board, board.banks):
         values = [] if part is None else [getattr(part, field.name) for field in fields(part)]

@@ -38,7 +38,7 @@ from tngd.optimizer.stepped import Upload
 
 @dataclass(frozen=True, eq=False)
 class TileStep:
-    """What the boards did in one step.
+    """Record of one step of the boards.
 
     `unstable` tiles could not be held by their copy and took the step of the older factor alone; `passive` is the
     fraction that needed no negative element. `saturated` counts values that met the full scale of a converter, and on

@@ -254,7 +254,7 @@ class TNGD(torch.optim.Optimizer):
         self._generator.set_state(generator)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes with it; torch's own list has nothing of a subclass."""
+        """State of a copy; torch's own list has no attribute of a subclass."""
         own = {name: value for name, value in vars(self).items() if name in OWN}
         same = self._identities == identities(self._trained())
         return super().__getstate__() | own | {"_identities": same, "_recorder": None}

@@ -5,6 +5,7 @@ from .mnist_runs import ComparisonOptions as ComparisonOptions
 from .mnist_runs import train_mnist as train_mnist
 from .small_tasks import TASKS as TASKS
 from .small_tasks import TaskMethod as TaskMethod
+from .small_tasks import check_budget as check_budget
 from .small_tasks import train as train
 from .small_tasks import train_once as train_once
 from .small_tasks import train_task_file as train_task_file
@@ -26,6 +27,7 @@ __all__ = [
     # small tasks
     "TASKS",
     "TaskMethod",
+    "check_budget",
     "train",
     "train_once",
     "train_task_file",
