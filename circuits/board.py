@@ -281,6 +281,11 @@ def ideal_conditions(board: Board) -> Conditions:
     return Conditions(off=frozenset(unknown | dynamic))
 
 
+def inverse_scale(board: Board, program: Program) -> float:
+    """c/(k kT) [1/V²], k nodes a cell: P⁻¹ = Xᵀ (scale Cov(y)) X from the covariance (n, n) [V²] of the readings."""
+    return board.capacitance / (board.nodes_per_cell * program.energy)
+
+
 def impossible(board: Board) -> str | None:
     """The first contradiction in a board that was read from a file, in words; None if there is none."""
     poles = {"plain": 1, "differential": 2}

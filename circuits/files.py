@@ -108,6 +108,26 @@ def write_npy(path: Path, array: np.ndarray) -> None:
     write_bytes(path, stream.getvalue())
 
 
+def read_record(
+    path: Path, schema: str, verb: str, suggestion: str | None = None, parts: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Content of a JSON file that says this schema and has these parts, objects each; InputError if it does not.
+
+    The error ends with `suggestion`, by default the `verb` that makes such a file.
+    """
+    content = read_json(path, verb)
+    known = isinstance(content, dict) and content.get("schema") == schema
+    if not known or not all(isinstance(content.get(part), dict) for part in parts):
+        raise InputError(f"{path} does not say schema {schema}; {suggestion or f'make it again with `tngd {verb}`'}")
+    return content
+
+
+def seal_of(content: dict[str, Any]) -> str:
+    """SHA-256 of everything in a JSON file but the seal itself, `provenance.content_sha256`."""
+    about = {name: value for name, value in content["provenance"].items() if name != "content_sha256"}
+    return sha256(json.dumps(content | {"provenance": about}, sort_keys=True))
+
+
 def read_json(path: Path, made_by: str) -> Any:
     """Read a JSON file; InputError names the command that makes it if it is missing or broken."""
     try:

@@ -352,7 +352,7 @@ def test_file_name_that_is_no_text_is_no_error(here, works, refused):
 
 
 @pytest.mark.parametrize("options", [[], ["--cells", "active"], ["--damping", "1e-7"]], ids=" ".join)
-def test_hopeless_copies_are_refused_with_remedies_that_each_work_alone(options, refused, works):
+def test_hopeless_copies_are_refused_with_suggestions_that_each_work_alone(options, refused, works):
     given = ["design", "breast-cancer", "--at", "fit", "--seed", "0", *options]
     sentence = refused(*given, "--out", "x")
     assert re.search(r"\d+% of the copies hold this target", sentence)

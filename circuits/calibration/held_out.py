@@ -31,7 +31,7 @@ from threading import Event
 import numpy as np
 from scipy import special
 
-from circuits.board import Board, Design, Program
+from circuits.board import Board, Design, Program, inverse_scale
 from circuits.calibration.discrepancy import DrawnPairs, delayed_discrepancies, drawn_spectra, low_pass
 from circuits.calibration.experiments import near_program, random_program, soldered_program
 from circuits.calibration.fitting import Fit, discrepancy_parts
@@ -291,7 +291,7 @@ def _fresh(board: Board, rng: np.random.Generator, name: str) -> Program:
 
 def _by_covariance(board: Board, program: Program) -> Read:
     """Return the function from covariances (…, n, n) to inverses."""
-    X, scale = program.mapping, board.capacitance / (board.nodes_per_cell * program.energy)
+    X, scale = program.mapping, inverse_scale(board, program)
     return lambda S: scale * (X.T @ S @ X)
 
 

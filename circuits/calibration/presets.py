@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from circuits.board import Board, Conditions, Design, Element, Program
+from circuits.board import Board, Conditions, Design, Element, Program, inverse_scale
 from circuits.calibration.routes import calibrate, validated
 from circuits.copies import specimens
 from circuits.files import provenance, refuse_existing, sha256, write_json
@@ -118,7 +118,7 @@ def _model(board: Board, program: Program) -> tuple[list[str], Callable[[np.ndar
     populated = [element.name for element in board.elements if element.name in program.values]
     kinds = ("temperature", "inductance", "readout")
     X = program.mapping
-    scale = board.capacitance / (board.nodes_per_cell * program.energy)
+    scale = inverse_scale(board, program)
 
     def inverse(x: np.ndarray) -> np.ndarray:
         gains = dict.fromkeys((element.name for element in board.elements), 1.0)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from circuits.board import Bank, Board, Copy, Design, Program
+from circuits.board import Bank, Board, Copy, Design, Program, inverse_scale
 from circuits.calibration.discrepancy import delayed_discrepancies, draw_pairs, drawn_spectra
 from circuits.calibration.held_out import observed_inverse
 from circuits.calibration.observations import evidence_frequencies
@@ -126,7 +126,7 @@ def expected_inverse(model: PairModel, theta: np.ndarray, powers: np.ndarray, pr
     if board.inputs:
         return board.unit * X.T @ impedance(half, theta, np.zeros(1))[0].real @ X
     half = replace(half, power=half.power * powers)
-    scale = board.capacitance / (board.nodes_per_cell * program.energy)
+    scale = inverse_scale(board, program)
     return scale * X.T @ reading_covariance(half_circuit(half, theta)) @ X
 
 
@@ -141,7 +141,7 @@ def mean_discrepancy(model: PairModel, program: Program) -> np.ndarray:
         left, scale = drawn - matched, board.unit
     else:
         left = delayed_discrepancies(half, draws)[0]
-        scale = board.capacitance / (board.nodes_per_cell * program.energy)
+        scale = inverse_scale(board, program)
     return scale * X.T @ left.mean(axis=0) @ X
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Board, Program
+from circuits.board import COLDEST, HOTTEST, REFERENCE_CELSIUS, Board, Program, inverse_scale
 from circuits.errors import InputError
 from circuits.model.converters import IDEAL, Interface, board_interface, convert, converted_law
 from circuits.model.fitted_copy import Estimate, FittedCopy, fitted_circuit, gain_names, nominal_cell, readout_of
@@ -300,7 +300,7 @@ def _inverse(board: Board, made: Program, read: np.ndarray) -> np.ndarray:
     X = made.mapping
     if board.inputs:
         return board.unit * X.T @ read @ X
-    scale = board.capacitance / (board.nodes_per_cell * made.energy)
+    scale = inverse_scale(board, made)
     return Inversion(np.linalg.inv(made.target), X * np.sqrt(scale)).read(read)
 
 

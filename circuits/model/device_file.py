@@ -1,6 +1,5 @@
 """File of a device, `device.json`, sealed by its hash, and the presets of the package."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import resources
@@ -12,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from circuits.board import Board, impossible
 from circuits.errors import InputError
-from circuits.files import read_json, sha256
+from circuits.files import read_record, seal_of, sha256
 from circuits.model.converters import Interface
 from circuits.model.device import Device, unstable_copies
 from circuits.model.fitted_copy import FittedCopy, gain_names, nominal_values
@@ -36,7 +35,7 @@ def describe_device(device: Device, about: dict[str, Any] | None = None) -> dict
         "device_sha256": device_hash(device),
         "provenance": dict(about or {}),
     }
-    content["provenance"]["content_sha256"] = _content_hash(content)
+    content["provenance"]["content_sha256"] = seal_of(content)
     return content
 
 
@@ -55,9 +54,7 @@ def load_device(path: Path | str) -> Device:
     place = device_path(path)
     if not place.exists():
         raise InputError(f"{place} does not exist; make it with `tngd calibrate`, or take one of {', '.join(PRESETS)}")
-    content = read_json(place, "calibrate")
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise InputError(f"{place} does not say schema {SCHEMA}; make it again with `tngd calibrate`")
+    content = read_record(place, SCHEMA, "calibrate")
     _check_seal(place, content)
     try:
         device, seal = _device(content), content["device_sha256"]
@@ -94,14 +91,8 @@ def _check_seal(path: Path, content: dict[str, Any]) -> None:
     seal = about.get("content_sha256") if isinstance(about, dict) else None
     if seal is None:
         raise InputError(f"{path} is damaged (it has no content_sha256); make it again with `tngd calibrate`")
-    if seal != _content_hash(content):
+    if seal != seal_of(content):
         raise InputError(f"{path} was changed since it was made; make it again with `tngd calibrate`")
-
-
-def _content_hash(content: dict[str, Any]) -> str:
-    """Return SHA-256 of everything in a file but this hash itself."""
-    about = {name: value for name, value in content["provenance"].items() if name != "content_sha256"}
-    return sha256(json.dumps(content | {"provenance": about}, sort_keys=True))
 
 
 def _device(content: dict[str, Any]) -> Device:

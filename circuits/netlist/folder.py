@@ -1,6 +1,5 @@
 """Run folder of a design: `board.json`, read and written, and the sealed decks beside it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from circuits.board import Board, Copy, Design, Program
 from circuits.copies import specimens
 from circuits.errors import InputError
-from circuits.files import provenance, read_json, sha256
+from circuits.files import provenance, read_record, seal_of, sha256
 from circuits.netlist.deck import circuit_of
 from circuits.nodal import noise_amplitude, nominal_circuit
 from circuits.ou import nominal_hold_correction
@@ -37,15 +36,13 @@ def describe(design: Design, hashes: dict[str, str]) -> dict[str, Any]:
         "provenance": provenance(target_sha256=sha256(program.target), seed=design.seed, source=design.source)
         | {"netlist_sha256": hashes},
     }
-    content["provenance"]["content_sha256"] = _content_hash(content)
+    content["provenance"]["content_sha256"] = seal_of(content)
     return content
 
 
 def load_design(folder: Path) -> tuple[Design, dict[str, str]]:
     """Design in `folder`, and the circuit part of each of its decks; InputError if a file is missing or changed."""
-    content = read_json(folder / "board.json", "design")
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise InputError(f"{folder / 'board.json'} does not say schema {SCHEMA}; make it again with `tngd design`")
+    content = read_record(folder / "board.json", SCHEMA, "design")
     try:
         design = Design(
             TypeAdapter(Board).validate_python(content["board"]),
@@ -58,20 +55,15 @@ def load_design(folder: Path) -> tuple[Design, dict[str, str]]:
             str(content["provenance"]["source"]),
         )
         hashes = dict(content["provenance"]["netlist_sha256"])
-        seal = content["provenance"].pop("content_sha256")
+        seal = content["provenance"]["content_sha256"]
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         word = str(error).splitlines()[0]
         raise InputError(f"{folder / 'board.json'} is damaged ({word}); make it again with `tngd design`") from None
-    if _content_hash(content) != seal:
+    if seal_of(content) != seal:
         raise InputError(
             f"{folder / 'board.json'} was changed since it was designed; run `tngd design --force` to restore it"
         )
     return design, {copy.name: _read_deck(folder, copy.name, hashes) for copy in specimens(design)}
-
-
-def _content_hash(content: dict[str, Any]) -> str:
-    """Hash of the content of board.json without its seal."""
-    return sha256(json.dumps(content, sort_keys=True))
 
 
 def _cells(board: Board, program: Program) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from circuits.board import Board, Design, Program
+from circuits.board import Board, Design, Program, inverse_scale
 from circuits.nodal import Circuit
 from circuits.ou import predicted_columns, reading_covariances
 from circuits.statistics.estimators import EstimateLaw
@@ -58,7 +58,7 @@ def triangle(matrix: np.ndarray) -> np.ndarray:
 def inversion_rule(design: Design) -> Inversion:
     """Rule by which a design reads an inverse."""
     board, program = design.board, design.program
-    scale = board.capacitance / (board.nodes_per_cell * program.energy)
+    scale = inverse_scale(board, program)
     return Inversion(np.linalg.inv(program.target), program.mapping * np.sqrt(scale))
 
 

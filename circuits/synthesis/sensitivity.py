@@ -35,7 +35,7 @@ import numpy as np
 from scipy.linalg import schur
 from scipy.linalg.lapack import dtrsyl
 
-from circuits.board import Board, Conditions, Program, ideal_conditions
+from circuits.board import Board, Conditions, Program, ideal_conditions, inverse_scale
 from circuits.copies import gains_of, nominal_copy, part_values, wiring
 from circuits.nodal import Circuit, assemble_gains, nominal_circuit, stamp_vectors
 
@@ -95,7 +95,7 @@ def expected_error(board: Board, program: Program) -> float:
 
 def _with_parasitics(board: Board, program: Program) -> tuple[np.ndarray, np.ndarray]:
     """Norms of the inverse's change, (parts + sources,), and whether each counts: the circuit with its parasitics."""
-    scale = board.capacitance / (board.nodes_per_cell * program.energy)
+    scale = inverse_scale(board, program)
     X = program.mapping * np.sqrt(scale)
     change = X.T @ reading_gradients(board, program) @ X
     present = wiring(board, program, Conditions()).present

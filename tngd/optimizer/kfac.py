@@ -1,4 +1,4 @@
-"""K-FAC, the amortised digital rival: per layer the curvature is a Kronecker product A ⊗ G of two running means,
+"""K-FAC, the amortised digital baseline: per layer the curvature is a Kronecker product A ⊗ G of two running means,
 
     A = mean over samples of Σ_p ā āᵀ,   G = mean over samples and positions p of g gᵀ,   δW = G_λ⁻¹ ∇W A_λ⁻¹,
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from circuits.errors import InputError
-from circuits.files import locked, provenance, read_json, refuse_existing, write_json
+from circuits.files import locked, provenance, read_record, refuse_existing, write_json
 from circuits.model.device import Device
 from circuits.model.device_file import device_hash, load_device
 from circuits.parallel import Progress, one_of, silent
@@ -217,11 +217,7 @@ def read_results(path: Path) -> Content:
     """The content of the results file, empty if there is no file; InputError for a file of another schema."""
     if not path.exists():
         return {"schema": SCHEMA} | {part: {} for part in PARTS}
-    content = read_json(path, "train mnist")
-    known = isinstance(content, dict) and content.get("schema") == SCHEMA
-    if not known or not all(isinstance(content.get(part), dict) for part in PARTS):
-        raise InputError(f"{path} does not say schema {SCHEMA}; choose another --out")
-    return content
+    return read_record(path, SCHEMA, "train mnist", "choose another --out", PARTS)
 
 
 def change_results(path: Path, change: Callable[[Content], None]) -> Content:

@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from circuits.errors import InputError
-from circuits.files import file_sha256, locked, provenance, read_json, refuse_existing, sha256, write_json
+from circuits.files import file_sha256, locked, provenance, read_record, refuse_existing, sha256, write_json
 from circuits.model.device import Device, ideal_device
 from circuits.model.device_file import device_hash, device_path, load_device
 from circuits.parallel import Progress, silent
@@ -385,8 +385,4 @@ def train_task_file(
 def _training_file(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {"schema": SCHEMA, "tasks": {}}
-    content = read_json(path, "train")
-    known = isinstance(content, dict) and content.get("schema") == SCHEMA
-    if not known or not isinstance(content.get("tasks"), dict):
-        raise InputError(f"{path} does not say schema {SCHEMA}; choose another --out")
-    return content
+    return read_record(path, SCHEMA, "train", "choose another --out", ("tasks",))

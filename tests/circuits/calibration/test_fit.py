@@ -79,7 +79,7 @@ def test_drawn_copies_are_whole_boards_and_their_equal_pairs_the_model(board):
         assert np.linalg.norm(found[k] - equal[k]) > 1e-6 * np.linalg.norm(found[k])
 
 
-def test_leavings_of_covariances_are_those_of_whole_boards():
+def test_discrepancies_of_covariances_are_those_of_whole_boards():
     made = made_of("negative elements")
     model, program = pair_model(made.board), made.program
     half, draws = half_of(model, program), draw_pairs(model, 0, 2)

@@ -1,4 +1,4 @@
-"""The circuit of equal pairs against the assembly of the whole board: what it shows, its derivatives, its leavings."""
+"""The circuit of equal pairs against the assembly of the whole board: readings, derivatives, discrepancy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The digital rivals against literal twins: conjugate gradients and K-FAC."""
+"""The digital baselines against literal twins: conjugate gradients and K-FAC."""
 
 import numpy as np
 import pytest
