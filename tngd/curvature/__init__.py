@@ -1,4 +1,4 @@
-"""Curvature: the factor of a batch's curvature, without a matrix of parameters by parameters."""
+"""Curvature of a batch in factored form, without the matrix of parameters by parameters."""
 
 import lazy_loader as lazy
 

@@ -1,12 +1,12 @@
-"""One backward pass for all q cotangents of a batch, where the graph is a chain of layers that keep samples apart.
+"""One backward pass for all q cotangents of a batch, if the graph is a chain of layers that do not mix samples.
 
-Autograd takes a pass for each cotangent. Along a chain the same laws serve all of them at once, on gradients
-(*features, q, b), samples last, so that every operation is a long one:
+Autograd takes one pass for each cotangent. Along a chain, the same rules apply to all cotangents at once, on gradients
+(*features, q, b) with samples last, so that every operation runs along a long axis:
 
     linear G <- Wᵀ G,    activation G <- f'(z) ∘ G,    average over k positions: each gets G/k,
-    convolution: the position s u + i of its input gets Σ over offsets i of W_iᵀ G_u.
+    convolution of stride s: position x of its input gets Σ W_iᵀ G_u over outputs u and offsets i with s u + i = x.
 
-What is not such a chain is left to autograd, as are convolutions of stride 1, for which the library is faster.
+Autograd handles all other graphs, and convolutions of stride 1, for which torch is faster.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ Law = Callable[[Node, Tensor], Tensor]
 
 
 def way_down(outputs: Tensor, edges: Sequence[torch.autograd.graph.GradientEdge]) -> list[Node] | None:
-    """The nodes from outputs (b, d) down to the lowest edge; None if they are no chain that is known here."""
+    """The graph nodes from outputs (b, d) down to the lowest edge; None if they are no chain of known operations."""
     wanted, node, way = {edge.node for edge in edges}, outputs.grad_fn, []
     if not edges or len(wanted) < len(edges):
         return None
@@ -41,11 +41,11 @@ def way_down(outputs: Tensor, edges: Sequence[torch.autograd.graph.GradientEdge]
 
 @torch.no_grad()
 def folded_gradients(way: list[Node], edges: Sequence[torch.autograd.graph.GradientEdge], S: Tensor) -> list[Tensor]:
-    """The gradients (b, q, features) at every edge of cotangents S (b, q, d), along a way down."""
+    """The gradients (b, q, features) at every edge for cotangents S (b, q, d), in one pass along a chain of nodes."""
     places = {edge.node: k for k, edge in enumerate(edges)}
     found: list[Tensor] = [S] * len(edges)
     G = S.permute(2, 1, 0).clone(memory_format=torch.contiguous_format)
-    slope = None  # of the activation right above, (b, *features), which the last layer gets in its own order
+    slope = None  # f'(z) of the activation just passed, (b, *features); _by_sample applies the last one
     for node in way:
         if slope is not None and node is not way[-1]:
             G, slope = G.mul_(_samples_last(slope)), None
@@ -59,7 +59,7 @@ def folded_gradients(way: list[Node], edges: Sequence[torch.autograd.graph.Gradi
 
 
 def _by_sample(G: Tensor, slope: Tensor | None) -> Tensor:
-    """(*features, q, b) as (b, q, features), a copy: two plain transpositions are faster than one of three axes."""
+    """Copy (*features, q, b) to (b, q, features): two transpositions of two axes are faster than one of three."""
     q, b = G.shape[-2:]
     found = G.reshape(-1, q * b).T.contiguous().view(q, b, -1).transpose(0, 1)
     if slope is not None:
@@ -68,19 +68,19 @@ def _by_sample(G: Tensor, slope: Tensor | None) -> Tensor:
 
 
 def _is_parameter(node: Node) -> bool:
-    """Whether a node is a parameter, perhaps transposed, or nothing that is trained."""
+    """Whether a node is a parameter, perhaps transposed, or None (no gradient needed)."""
     if node is not None and node.name() == "TBackward0":
         node = node.next_functions[0][0]
     return node is None or node.name() == "torch::autograd::AccumulateGrad"
 
 
 def _samples_last(values: Tensor) -> Tensor:
-    """(b, *features) as (*features, 1, b)."""
+    """Values (b, *features) as (*features, 1, b)."""
     return values.flatten(1).T.contiguous().view(*values.shape[1:], 1, -1)
 
 
 def _linear(weight: Tensor, G: Tensor) -> Tensor:
-    """G (n, q, b) through a weight (m, n)."""
+    """The gradient (m, q, b) at the input of a linear layer from G (n, q, b) at its output; weight (m, n)."""
     return (weight @ G.flatten(1)).view(-1, *G.shape[1:])
 
 
@@ -108,7 +108,7 @@ def _convolution(node: Node, G: Tensor) -> Tensor:
 
 
 def _input(node: Node, b: int) -> int | None:
-    """Which input of a node goes on down; None if the node or its settings are not known here."""
+    """The index of the node's input along which the chain continues; None for an unknown operation or setting."""
     name = node.name()
     if name in SLOPES:
         return 0
@@ -124,7 +124,7 @@ def _input(node: Node, b: int) -> int | None:
 
 
 def _is_tiled(node: Node) -> bool:
-    """Whether an average has whole windows side by side."""
+    """Whether the windows of an average pooling tile its input exactly, without overlap or padding."""
     k, step = tuple(node._saved_kernel_size), tuple(node._saved_stride)
     plain = step in ((), k) and not any(node._saved_padding) and node._saved_divisor_override is None
     shape = node._saved_self.shape

@@ -1,12 +1,12 @@
-"""The 8 x 8 diagonal blocks of a curvature RᵀR + λI, straight from what the layers keep, R itself unformed.
+"""The 8 x 8 diagonal blocks of a curvature RᵀR + λI, from inputs and output gradients of layers, without forming R.
 
-Tile k holds parameters 8k to 8k + 7 of the flat vector, whatever they belong to. A tile inside row o of a linear layer
-sees the products of one output gradient g_o and inputs a_i, so
+Tile k holds parameters 8k to 8k + 7 of the flat vector, whichever layers they belong to. The parameters of a tile
+inside row o of a linear layer share one output gradient g_o and differ in their inputs a_i, so
 
     (RᵀR)_ij = Σ_k (Σ_c g_kco²) a_ki a_kj,
 
-one product of matrices for all tiles of all rows that begin alike. Tiles that lie across rows, layers, or the end of
-the vector take their few columns of R explicitly, as do layers whose rows are written out anyway.
+one matrix product for the tiles of all rows with the same alignment to the tiles. Tiles that cross the end of a row, of
+a layer, or of the vector are formed from their few explicit columns of R, and so are layers with explicit rows.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ Piece = tuple[int, Tensor]  # offset in the flat vector and R (r, width) from th
 
 
 def tile_blocks(factor: Factor, size: int, damping: float, like: Tensor) -> Tensor:
-    """Blocks (size, size, tiles) in the precision and on the device of `like`; the last is filled with curvature 0."""
+    """Blocks (size, size, tiles) in the precision and on the device of `like`; the last is padded with zeros."""
     P = like.new_zeros(size, size, -(-factor.size // size))
     cuts = _Cuts(tuple(sorted({0, factor.size} | {s for block in factor.blocks for s in _starts(block)})), size)
     columns = like.new_zeros(len(cuts.tiles) * size, factor.rank)
@@ -36,25 +36,25 @@ def tile_blocks(factor: Factor, size: int, damping: float, like: Tensor) -> Tens
     for i in range(1, size):
         P[:i, i] = P[i, :i]
     R = columns.view(len(cuts.tiles), size, factor.rank)
-    P[:, :, cuts.tiles.to(like.device)] = (R @ R.mT).movedim(0, -1)  # whatever was added there before
+    P[:, :, cuts.tiles.to(like.device)] = (R @ R.mT).movedim(0, -1)  # replaces the partial sums of cut tiles
     P.diagonal(dim1=0, dim2=1).add_(damping)
     return P
 
 
 @dataclass(frozen=True)
 class _Cuts:
-    """Where rows of layers begin and end; a tile with a cut inside takes its columns of R written out."""
+    """Offsets where rows of layers begin and end; a tile with a cut inside is formed from explicit columns of R."""
 
     places: tuple[int, ...]
     size: int
 
     @property
     def tiles(self) -> Tensor:
-        """Numbers of the cut tiles (k,)."""
+        """Indices of the cut tiles (k,)."""
         return _cut_tiles(self)
 
     def of(self, offset: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Which parameters of a stretch lie in cut tiles, counted from its offset, and which columns they are."""
+        """Indices, from `offset`, of a range's parameters in cut tiles, and their columns among all cut tiles."""
         index, column = _cut_parameters(self, offset, length)
         return index.to(device), column.to(device)
 
@@ -73,7 +73,7 @@ def _cut_parameters(cuts: _Cuts, offset: int, length: int) -> tuple[Tensor, Tens
 
 
 def _starts(block: Outer | Positions | Rows) -> Iterator[int]:
-    """Where stretches of parameters begin and end that may share a tile only inside."""
+    """The offsets at which ranges of parameters begin and end: a tile across such an offset is cut."""
     if isinstance(block, Rows):
         yield from (end for offset, length in block.places for end in (offset, offset + length))
         return
@@ -86,7 +86,7 @@ def _starts(block: Outer | Positions | Rows) -> Iterator[int]:
 
 
 def _pieces(block: Outer | Positions | Rows) -> Iterator[Piece]:
-    """R stretch by stretch."""
+    """The columns of R, by range of parameters."""
     if isinstance(block, Rows):
         start = 0
         for offset, length in block.places:
@@ -125,7 +125,7 @@ def _add_outer(P: Tensor, columns: Tensor, block: Outer, cuts: _Cuts) -> None:
     if len(index):
         columns[column] = (G[:, :, index // m] * a[:, None, index % m]).permute(2, 0, 1).flatten(1)
     power = G.square().sum(1).T  # (n, b)
-    period = size // gcd(m, size)  # rows after which the tiles begin alike again
+    period = size // gcd(m, size)  # rows after which the alignment to the tiles repeats
     for phase in range(min(period, n)):
         start = -(block.weight + phase * m) % size  # of the first whole tile in the row
         count = (m - start) // size

@@ -1,11 +1,11 @@
-"""Curvature of a batch as a factor: G = RᵀR, R = S J, never n x n itself.
+"""Cotangents S of a batch's curvature G = RᵀR, R = S J with the Jacobian J; the N x N matrix G is never formed.
 
-Row (k, c) of R is the gradient of (S z)_kc with respect to all parameters. The cotangents S (b, q, d) say which
-curvature it is, with w_k the weight of sample k in the loss:
+Row (k, c) of R is the gradient of (S z)_kc with respect to all N parameters, z the outputs. The cotangents S (b, q, d)
+decide the kind of curvature, with w_k the weight of sample k in the loss and H its output Hessian:
 
-    ggn        sqrt(w_k) times the factor of the output Hessian           q = its rank
-    mc         sqrt(w_k) times a random vector whose second moment it is  q = 1
-    empirical  the sample's own loss gradient times sqrt(w_k)             q = 1
+    ggn        generalized Gauss-Newton: sqrt(w_k) times a factor of H                     q = rank of the factor
+    mc         its Monte Carlo estimate: sqrt(w_k) times a random vector, second moment H  q = 1
+    empirical  empirical Fisher: sqrt(w_k) times the loss gradient of the sample           q = 1
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +17,11 @@ from circuits.errors import InputError
 from tngd.curvature.losses import Loss
 
 CURVATURES = ("ggn", "mc", "empirical")
-ROWS = 64  # samples whose rows are taken at once: bounds memory, which would grow with the square of the batch
+ROWS = 64  # samples whose rows are computed at once; without this bound, memory grows with the square of the batch size
 
 
 def evaluated(closure: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """What a closure returned, (outputs, targets); InputError if that is not what the optimizers here take."""
+    """(outputs, targets) from a closure; InputError if it returns anything else or the shapes do not match."""
     result = closure()
     if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, Tensor) for part in result)):
         raise InputError(f"the closure must return (outputs, targets), two tensors, got {type(result).__name__}")
@@ -42,9 +42,9 @@ def evaluated(closure: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Ten
 def curvature_cotangents(
     kind: str, outputs: Tensor, targets: Tensor, loss: Loss, slope: Tensor | None, generator: torch.Generator | None
 ) -> Tensor:
-    """S (b, q, d) of a curvature; `slope` (b, d), the loss gradient at the outputs, for empirical; random for mc.
+    """S (b, q, d) of one kind of curvature; `slope` (b, d), the loss gradient at the outputs, is for empirical only.
 
-    Random numbers are drawn on the CPU, so that every device sees the same; those of sample k are row k of one draw.
+    For mc, random numbers are drawn on the CPU, the same for every device; sample k takes row k of one draw.
     """
     outputs = outputs.detach()
     b, d = outputs.shape
@@ -63,7 +63,7 @@ def curvature_cotangents(
 
 
 def _of_shape(loss: Loss, what: str, found: Tensor, shape: tuple[int | None, ...]) -> Tensor:
-    """What a loss returned, if it is a tensor of that shape, None for any extent; else InputError."""
+    """The value `found` that a loss returned; InputError unless it is a tensor of that shape, None for any size."""
     got = tuple(found.shape) if isinstance(found, Tensor) else ()
     if len(got) != len(shape) or any(n is not None and n != m for n, m in zip(shape, got, strict=True)):
         wanted = ", ".join("r" if n is None else str(n) for n in shape)
@@ -72,20 +72,20 @@ def _of_shape(loss: Loss, what: str, found: Tensor, shape: tuple[int | None, ...
 
 
 def _normal(b: int, q: int, generator: torch.Generator | None, like: Tensor) -> Tensor:
-    """Standard normal numbers (b, q); a row does not depend on how many follow, as it would with torch's own."""
+    """Standard normal numbers (b, q); unlike in torch.randn, a row does not depend on the number of rows after it."""
     uniform = torch.rand(b, q, generator=generator, dtype=torch.float64)
     return (2**0.5 * torch.erfinv((2 * uniform - 1).clamp(min=-1 + 2**-52))).to(like)
 
 
 def curvature_factor(outputs: Tensor, parameters: Sequence[Tensor], loss: Loss) -> Tensor:
-    """R (b r, N) of the ggn of a mean loss, from outputs (b, d) still attached to their graph, which is kept."""
+    """R (b r, N) of the ggn of a mean loss, from outputs (b, d) that still have their graph; the graph is kept."""
     return explicit_rows(outputs, parameters, loss.root(outputs.detach()) / len(outputs) ** 0.5)
 
 
 def explicit_rows(outputs: Tensor, parameters: Sequence[Tensor], S: Tensor, names: Sequence[str] = ()) -> Tensor:
-    """R (b q, N) for any graph, samples that mix included, by one backward pass a row: time grows with b².
+    """R (b q, N) for any graph, even one that mixes samples, by one backward pass a row: time grows with b².
 
-    InputError, with the `names` of the parameters, if an operation has no batched backward pass.
+    InputError, with the `names` of the parameters, if an operation has no batched (vmap) backward pass.
     """
     b, d = outputs.shape
     blocks = []

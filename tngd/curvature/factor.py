@@ -1,17 +1,16 @@
-"""The factor R (r, N) of a curvature RᵀR, layer by layer: its Gram matrix K = R Rᵀ and products, R itself unformed.
+"""The factor R (r, N) of a curvature RᵀR, layer by layer: Gram matrix K = R Rᵀ and products, without forming R.
 
-Row (k, c) of a linear layer is the outer product of the output gradient g_kc and the input a_k, so
+Row (k, c) of a linear layer is the outer product of output gradient g_kc and input a_k, so with v = (W, β)
 
     K += (A Aᵀ + 1) ∘ (G Gᵀ),    (R v)_kc = g_kc · (W a_k + β),    Rᵀ c: W = Σ_k (Σ_c c_kc g_kc) a_kᵀ,
 
-v = (W, β); with several positions a sample (convolutions, sequences) row (k, c) is a sum of such products over them.
-Parameters live at offsets of one flat vector (N,); rows are ordered sample by sample.
+where the 1 is the bias term. With several positions in a sample (convolutions, sequences) row (k, c) is the sum of
+these outer products over positions. Parameters have offsets in one flat vector (N,); rows are ordered by sample.
 
-The curvature of joined batches of one model: one factor with the rows of all.
-
-Blocks of the same parameters are put one below the other in the form they have. Where batches called the layers
-differently, so that the blocks are of other parameters, all are written out, parameter by parameter, and rows of a
-batch that did not use a parameter are zero there.
+The curvature of several batches of one model is one factor with the rows of all batches. Blocks of the same parameters
+are concatenated, as explicit rows only if their kinds or shapes differ. Where batches called the layers differently, so
+that their blocks cover different parameters, all blocks become explicit rows, one block a parameter, with zero rows
+where a batch did not use the parameter.
 """
 
 from dataclasses import dataclass, fields
@@ -21,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 96  # rows of K at once: only the lower triangle is computed
-NARROW = 16
+BLOCK = 96  # rows of K computed at once; only the lower triangle is computed
+NARROW = 16  # inputs of a layer below which the transposed product is faster
 
 
 @dataclass(frozen=True, eq=False)
 class Outer:
-    """Rows of a linear layer with one position a sample; offsets of weight and bias, None where not trained."""
+    """Rows of a linear layer, one position a sample; `weight`, `bias` are offsets, None where not trained."""
 
     inputs: Tensor  # (b, m)
     outputs: Tensor  # (b, q, n)
@@ -36,7 +35,7 @@ class Outer:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Of the parameters it has columns of."""
+        """Offsets of the parameters whose columns are in this block."""
         return tuple(at for at in (self.weight, self.bias) if at is not None)
 
     def add_gram(self, K: Tensor) -> None:
@@ -72,7 +71,7 @@ class Outer:
             total[self.bias : self.bias + n] += G.sum(0)
 
     def rows(self) -> "Rows":
-        """The same rows, written out."""
+        """The same rows as an explicit matrix."""
         return Positions(
             self.inputs[:, None, :, None], self.outputs[:, :, None, :, None], self.weight, self.bias
         ).rows()
@@ -80,7 +79,7 @@ class Outer:
 
 @dataclass(frozen=True, eq=False)
 class Positions:
-    """Rows of a convolution or of a linear layer on sequences: sums over positions, groups of channels apart."""
+    """Rows of a convolution, or of a linear layer on sequences: sums over positions, for each channel group."""
 
     inputs: Tensor  # (b, groups, m, positions)
     outputs: Tensor  # (b, q, groups, n, positions)
@@ -89,7 +88,7 @@ class Positions:
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Of the parameters it has columns of."""
+        """Offsets of the parameters whose columns are in this block."""
         return tuple(at for at in (self.weight, self.bias) if at is not None)
 
     def add_gram(self, K: Tensor) -> None:
@@ -120,7 +119,7 @@ class Positions:
             total[self.bias : self.bias + groups * n] += G.sum((0, 3)).reshape(-1)
 
     def rows(self) -> "Rows":
-        """The same rows, written out: one product a sample and group for all its cotangents."""
+        """The same rows as an explicit matrix: one product for each sample and group, over all its cotangents."""
         b, q, groups, n, positions = self.outputs.shape
         parts = []
         if self.weight is not None:
@@ -137,14 +136,14 @@ class Positions:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows written out; places are (offset, length) of their columns, in order."""
+    """Explicit rows; places are the (offset, length) of their columns in the flat vector, in order."""
 
     matrix: Tensor  # (r, n)
     places: tuple[tuple[int, int], ...]
 
     @property
     def offsets(self) -> tuple[int, ...]:
-        """Of the parameters it has columns of."""
+        """Offsets of the parameters whose columns are in this block."""
         return tuple(offset for offset, _ in self.places)
 
     def add_gram(self, K: Tensor) -> None:
@@ -167,7 +166,7 @@ class Rows:
             start += length
 
     def rows(self) -> "Rows":
-        """Itself."""
+        """The block itself, which has explicit rows."""
         return self
 
 
@@ -176,7 +175,7 @@ KINDS = {kind.__name__: kind for kind in (Outer, Positions, Rows)}
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """R (rank, size) as blocks of columns; parameters in no block have curvature 0."""
+    """R (rank, size) as blocks of columns; parameters in no block have zero curvature."""
 
     blocks: tuple[Outer | Positions | Rows, ...]
     rank: int
@@ -184,18 +183,18 @@ class Factor:
 
     @property
     def values(self) -> Tensor:
-        """Some tensor of a block: its precision and device are those of all."""
+        """A tensor of the first block, with the precision and device of all blocks."""
         block = self.blocks[0]
         return block.matrix if isinstance(block, Rows) else block.outputs
 
     def gram(self, like: Tensor) -> Tensor:
-        """K (r, r), in the precision and on the device of `like`."""
+        """The Gram matrix K (r, r), in the precision and on the device of `like`."""
         return _gram(self.blocks, like, self.rank)
 
     def parted(self) -> tuple[Tensor, list[Tensor]] | None:
-        """K₁ (r, r) and matrices R_j (r, n_j), K = K₁ + Σ R_j R_jᵀ: what is cheap to form, and to multiply by.
+        """K₁ (r, r) and matrices R_j (r, n_j) with K = K₁ + Σ R_j R_jᵀ, cheap to form and to multiply by.
 
-        K₁ is of the linear layers; None if a block is neither one nor written out, or there is none.
+        K₁ is the Gram matrix of Outer blocks, R_j are explicit rows; None if a block is Positions, or without blocks.
         """
         cheap = tuple(block for block in self.blocks if isinstance(block, Outer))
         written = [block.matrix for block in self.blocks if isinstance(block, Rows)]
@@ -217,7 +216,7 @@ class Factor:
         return total
 
     def dense(self, like: Tensor) -> Tensor:
-        """R itself, (r, N)."""
+        """R (r, N) as one dense matrix."""
         R = like.new_zeros(self.rank, self.size)
         for block in (block.rows() for block in self.blocks):
             start = 0
@@ -228,7 +227,7 @@ class Factor:
 
 
 def all_finite(vector: Tensor) -> bool:
-    """Whether every number is finite; the sum says so at once in all but extreme cases."""
+    """Whether every number is finite: true if the sum is finite, else every number is tested."""
     return isfinite(float(vector.sum())) or bool(torch.isfinite(vector).all())
 
 
@@ -246,12 +245,12 @@ def _gram(blocks: "tuple[Outer | Positions | Rows, ...]", like: Tensor, rank: in
 
 
 def dense_factor(matrix: Tensor) -> Factor:
-    """The factor whose R is the given matrix (r, N)."""
+    """The factor whose R is the given dense matrix (r, N)."""
     return Factor((Rows(matrix, ((0, matrix.shape[1]),)),), *matrix.shape)
 
 
 def apart(block: Outer | Positions | Rows) -> tuple[Outer | Positions | Rows, ...]:
-    """One block a parameter, of rows written out; others as they are."""
+    """Explicit rows split into one block for each parameter; a block of another kind stays whole."""
     if not isinstance(block, Rows):
         return (block,)
     parts = block.matrix.split([length for _, length in block.places], dim=1)
@@ -268,13 +267,13 @@ def packed(factor: Factor) -> dict[str, Any]:
 
 
 def unpacked(content: dict[str, Any]) -> Factor:
-    """The factor that `packed` wrote."""
+    """The factor from the content that `packed` returned."""
     blocks = [KINDS[entry["kind"]](**{k: v for k, v in entry.items() if k != "kind"}) for entry in content["blocks"]]
     return Factor(tuple(blocks), content["rank"], content["size"])
 
 
 def join_factors(factors: list[Factor], scales: list[float]) -> Factor:
-    """One factor with the rows of all, each scaled: the curvature of joined batches of the same model."""
+    """One factor with the scaled rows of all factors: the curvature of several batches of the same model."""
     if len(factors) == 1 and scales == [1.0]:
         return factors[0]
     if len({tuple(block.offsets for block in factor.blocks) for factor in factors}) > 1:
@@ -294,7 +293,7 @@ def join_factors(factors: list[Factor], scales: list[float]) -> Factor:
 
 
 def _alike(factors: list[Factor]) -> list[Factor]:
-    """The same curvatures in blocks of the same places: where these differ, one of rows for every parameter."""
+    """The same factors with one block of explicit rows for every parameter, the same places in every factor."""
     written = [[part for block in factor.blocks for part in apart(block.rows())] for factor in factors]
     places = sorted({part.places for parts in written for part in parts})
     alike = []

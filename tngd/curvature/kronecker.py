@@ -1,18 +1,18 @@
-"""The digital factor T under the whole curvature: what the device holds is λI + M RᵀR Mᵀ, M = T⁻¹, T Tᵀ near RᵀR.
+"""Kronecker-factored digital preconditioner T of a curvature: the device holds λI + M RᵀR Mᵀ, M = T⁻¹, T Tᵀ ≈ RᵀR.
 
-T is stale (see tngd.optimizer.history) and a Kronecker product a layer. A row of R is a matrix (β | W) (n, 1 + m) of a
-layer, of its bias and weight, and
+T comes from earlier steps (see tngd.optimizer.history), as one Kronecker product for each layer. A row of R, seen at
+one layer, is a matrix (β | W) (n, 1 + m) of bias and weight, and
 
     G = Σ ββᵀ + W Wᵀ,   A = Σ (β | W)ᵀ (β | W) / tr G,   then A ← A/A₀₀, G ← A₀₀ G,
 
 summed over rows and averaged over batches, is one step from the identity towards the product A ⊗ G nearest to RᵀR (Van
-Loan and Pitsianis, 1993). Damped as K-FAC is (Martens and Grosse, 2015), A = (1 āᵀ; ā B + π √δ I), π² the ratio of the
-mean diagonals of B and G, C Cᵀ = B + π √δ I - ā āᵀ and L Lᵀ = G + √δ/π I, a gradient (V, β) has on the device the
-coordinates
+Loan and Pitsianis, 1993). With the damping of K-FAC (Martens and Grosse, 2015), A = (1 āᵀ; ā B + π √δ I), π² is the
+ratio of the mean diagonals of B and G, C Cᵀ = B + π √δ I - ā āᵀ and L Lᵀ = G + √δ/π I. On the device a gradient (V, β)
+has the coordinates
 
     V' = L⁻¹ (V - β āᵀ) C⁻ᵀ,   β' = L⁻¹ β,        and a state (V', β') is read as   V = L⁻ᵀ V' C⁻¹,   β = L⁻ᵀ β' - V ā,
 
-the transpose. Inputs a become C⁻¹ (a - ā), centred and white: a factor keeps its form.
+the transpose. Layer inputs a become C⁻¹ (a - ā), centred and whitened, so the blocks of a factor keep their kind.
 """
 
 from collections.abc import Mapping
@@ -24,16 +24,16 @@ from torch import Tensor
 from circuits.errors import InputError
 from tngd.curvature.factor import Factor, Outer, Positions, Rows, all_finite, apart
 
-LARGEST = 2048  # numbers on a side of a layer; beyond, that side gets a multiple of I
-BALANCE = 1e-3, 1e3
-TINY = 1e-30
+LARGEST = 2048  # largest size of a Kronecker factor; a larger factor becomes a multiple of I
+BALANCE = 1e-3, 1e3  # limits of π
+TINY = 1e-30  # smallest divisor
 
 Block = Outer | Positions | Rows
 
 
 @dataclass(frozen=True, eq=False)
 class Product:
-    """Sums of A and G of one layer, by the offsets of its weight and bias, or of a vector (n, 1); not yet scaled."""
+    """Unscaled Kronecker factors A and G of a layer, at the offsets of its weight and bias, or of a vector (n, 1)."""
 
     weight: int
     bias: int | None
@@ -46,7 +46,7 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """The coordinates of one layer: ā (m,), C⁻¹ (m, m) and L⁻¹ (n, n), or numbers."""
+    """Change of coordinates of one layer: ā (m,), C⁻¹ (m, m), L⁻¹ (n, n); a number stands for a multiple of I."""
 
     weight: int
     bias: int | None
@@ -58,12 +58,12 @@ class Change:
 
 @dataclass(frozen=True, eq=False)
 class Metric:
-    """M = T⁻¹ of a whole network; parameters of no layer in it are left as they are."""
+    """M = T⁻¹ of a whole network; the identity for parameters without a change of coordinates."""
 
     changes: tuple[Change, ...]
 
     def upload(self, vector: Tensor) -> Tensor:
-        """M v, (N,)."""
+        """M v (N,): a gradient in the coordinates of the device."""
         total = vector.clone()
         for change in self.changes:
             V, beta = _parts(total, change)
@@ -74,7 +74,7 @@ class Metric:
         return total
 
     def read(self, state: Tensor) -> Tensor:
-        """Mᵀ y, (N,)."""
+        """Mᵀ y (N,): a state of the device in the coordinates of the parameters."""
         total = state.clone()
         for change in self.changes:
             V, beta = _parts(total, change)
@@ -84,11 +84,11 @@ class Metric:
         return total
 
     def factor(self, factor: Factor) -> Factor:
-        """R Mᵀ, (r, N), of a factor in whatever blocks."""
+        """R Mᵀ (r, N), for a factor R with blocks of any kind."""
         places = {(change.weight, change.bias): change for change in self.changes}
         owners = {offset: change for place, change in places.items() for offset in place if offset is not None}
         blocks: list[Block] = []
-        loose: dict[int, list[Rows]] = {}  # rows of a change's weight and bias apart, by the offset of the weight
+        loose: dict[int, list[Rows]] = {}  # separate rows of a change's weight and bias, by the offset of the weight
         for block in factor.blocks:
             for part in (block,) if _place(block) in places else apart(block):
                 known, owner = places.get(_place(part)), owners.get(part.offsets[0])
@@ -101,10 +101,10 @@ class Metric:
 
 
 def nearest_products(factor: Factor, shapes: Mapping[int, tuple[int, int]]) -> tuple[Product, ...]:
-    """A product for every layer, and for every parameter whose rows are not those of a layer.
+    """One Kronecker product for every layer, and for every single parameter whose rows are not those of a layer.
 
-    `shapes`: (n, m) of parameters, (n, 1) of vectors, by their offsets; what is not in it, as a convolution in groups,
-    gets none. InputError if the curvature is not finite.
+    `shapes`: (n, m) of matrices and (n, 1) of vectors, by the offset of the parameter; parameters without a shape, as
+    in grouped convolutions, get no product. InputError if the curvature is not finite.
     """
     parts = [part for block in factor.blocks for part in ((block,) if _is_layer(block, shapes) else apart(block))]
     whole = [part for part in parts if shapes.keys() >= {*part.offsets}]
@@ -112,9 +112,10 @@ def nearest_products(factor: Factor, shapes: Mapping[int, tuple[int, int]]) -> t
 
 
 def averaged(old: tuple[Product, ...], new: tuple[Product, ...], share: float) -> tuple[Product, ...]:
-    """The running mean of layers seen before, 1 - share the new; layers not in `new` stay.
+    """Moving average of each layer's product, `share` the weight of the old; layers not in `new` keep the old product.
 
-    Where the new ones cut the parameters otherwise (of layers that share some), the old ones of the same parameters go.
+    Where layers share parameters, new products may group the parameters in another way; old products of these
+    parameters are then dropped.
     """
     cut = {offset: _key(product) for product in new for offset in _key(product) if offset is not None}
     known = {_key(each): each for each in old if all(cut.get(k, _key(each)) == _key(each) for k in _key(each))}
@@ -132,7 +133,7 @@ def averaged(old: tuple[Product, ...], new: tuple[Product, ...], share: float) -
 
 
 def metric_of(products: tuple[Product, ...], damping: float) -> Metric:
-    """M of the products with damping δ > 0."""
+    """M from Kronecker products, with damping δ > 0."""
     return Metric(tuple(_change(product, damping) for product in products))
 
 
@@ -141,7 +142,7 @@ def _key(product: Product) -> tuple[int, int | None]:
 
 
 def _whole(parts: list[Rows], change: Change) -> Rows:
-    """Rows of the weight and bias of a change from those of either, zero where there are none."""
+    """Explicit rows of both weight and bias of a change, from rows of either; zero where one is missing."""
     n, m = change.shape
     places, like = ((change.weight, n * m), (change.bias, n)), parts[0].matrix
     known = {part.places[0]: part.matrix for part in parts}
@@ -158,7 +159,7 @@ def _is_layer(block: Block, shapes: Mapping[int, tuple[int, int]]) -> bool:
 
 
 def _place(block: Block) -> tuple[int | None, int | None]:
-    """Offsets of weight and bias; of a parameter alone it is the first."""
+    """Offsets of weight and bias; (offset, None) for a single parameter."""
     if isinstance(block, Rows):
         return block.places[0][0], block.places[1][0] if len(block.places) > 1 else None
     return (block.weight, block.bias) if block.weight is not None else (block.bias, None)
@@ -167,7 +168,7 @@ def _place(block: Block) -> tuple[int | None, int | None]:
 def _moments(
     block: Block, shapes: Mapping[int, tuple[int, int]]
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-    """Σ ββᵀ + W Wᵀ, Σ |β|² and Σ Wᵀβ (None without bias), Σ Wᵀ W."""
+    """Σ ββᵀ + W Wᵀ, Σ |β|² and Σ Wᵀβ (both None without bias), and Σ Wᵀ W, summed over rows."""
     if isinstance(block, Outer):
         return _outer_moments(block)
     if isinstance(block, Positions):
@@ -226,7 +227,7 @@ def _change(product: Product, damping: float) -> Change:
     if product.mixed is not None:
         a = product.mixed.double() / scale
         B = B - torch.outer(a, a) if B.ndim else B - a.square().mean()
-    elif m == 1:  # a vector: all its curvature is in G
+    elif m == 1:  # a vector has its whole curvature in G
         ratio = torch.ones_like(scale)
     right = _inverse_root(B, ratio * damping**0.5) if a is not None or m > 1 else B.new_ones(())
     left, a = _inverse_root(G, damping**0.5 / ratio), None if a is None else a.to(product.B.dtype)
@@ -264,7 +265,7 @@ def _mean_diagonal(M: Tensor) -> Tensor:
 
 
 def _inverse_root(M: Tensor, shift: Tensor) -> Tensor:
-    """C⁻¹ of C Cᵀ = M + shift I; what rounding took below 0 in M counts as 0."""
+    """C⁻¹ of C Cᵀ = M + shift I; eigenvalues of M that rounding made negative count as 0."""
     if not M.ndim:
         return (M.clamp(min=0) + shift).rsqrt()
     eye = torch.eye(len(M), dtype=M.dtype, device=M.device)
@@ -276,15 +277,15 @@ def _inverse_root(M: Tensor, shift: Tensor) -> Tensor:
 
 
 def _turned(matrix: Tensor) -> Tensor:
-    """The transpose of a matrix, or a number."""
+    """The transpose of a matrix; a number unchanged."""
     return matrix.mT if matrix.ndim else matrix
 
 
 def _left(matrix: Tensor, values: Tensor) -> Tensor:
-    """A matrix, or a number, times every matrix of the last two axes."""
+    """A matrix, or a number, times every matrix in the last two axes of the values."""
     return matrix @ values if matrix.ndim else values * matrix
 
 
 def _times(values: Tensor, matrix: Tensor) -> Tensor:
-    """Every vector along the last axis times a matrix, or a number."""
+    """A matrix, or a number, times every vector along the last axis of the values."""
     return values @ matrix.mT if matrix.ndim else values * matrix

@@ -1,16 +1,14 @@
-"""What linear and convolutional layers see in one forward pass, and from it the factor R of the curvature.
+"""Inputs and output gradients of linear and convolutional layers, and the curvature factor R made of them.
 
-Hooks keep the input a of every call of a layer and its place in the graph; backward passes from the outputs, one for
-each of the q cotangents a sample has or, along a chain (tngd.curvature.backward), one for all, give the gradients at
-those places for all samples at once. That is right while samples do not mix; it is checked with the first curvature of
-every kind of graph (the operations in it, which modules train) and then with fewer and fewer, and that nothing else
-used the layers' parameters. Parameters of other layers get explicit rows, a backward pass each.
+Forward hooks keep the input of every layer call and the place of its output in the graph. Backward passes from the
+outputs give the gradients at these places for all samples at once: one pass for each of the q cotangents of a sample
+or, along a chain of layers (tngd.curvature.backward), one pass for all q. At each of its positions a layer computes
+W a + β; inputs a and output gradients are arranged by position, (b, groups, channels, positions), and become the
+layer's block of R, all cotangents at once or one after the other.
 
-One call of a linear or convolutional layer: what it saw and the gradient at its output, position by position.
-
-At one position a layer gives W a + β, a what it sees there: (b, groups, channels, positions), and so its gradient.
-
-How the gradients at one layer call become its block of R, all cotangents at once or one after the other.
+The gradients are those of single samples only if samples do not mix, and they are complete only if no other operation
+uses the layers' parameters. Recorder.check tests both, ever more rarely for each kind of graph. Parameters of other
+layers get explicit rows, one backward pass a row.
 """
 
 from collections import Counter
@@ -26,15 +24,15 @@ from tngd.curvature.backward import folded_gradients, way_down
 from tngd.curvature.cotangents import evaluated, explicit_rows
 from tngd.curvature.factor import Factor, Outer, Positions, Rows, apart
 
-LIMIT = 2**24  # numbers in the rows of one layer; beyond, they are kept as products
+LIMIT = 2**24  # numbers in the explicit rows of one layer; beyond, inputs and output gradients are kept instead
 WARM = 31 * 2**20  # bytes; see Recorder
 Block = Outer | Positions | Rows
 Places = tuple[int | None, int | None]
-TOLERANCE = 1e-3  # of a layer's gradient: recorded against autograd's, float32 networks of any depth
-NEGLIGIBLE = 1e-5  # of the largest gradient: what is below it is rounding in float32
-GOLDEN = (5**0.5 - 1) / 2  # whose multiples lie apart, modulo 1
+TOLERANCE = 1e-3  # relative difference of recorded and autograd's gradients, for float32 networks of any depth
+NEGLIGIBLE = 1e-5  # of the largest gradient; smaller differences are rounding in float32
+GOLDEN = (5**0.5 - 1) / 2  # its multiples modulo 1 are evenly spread
 
-KEPT = 2**22  # numbers in the gradients of one layer call; beyond, each cotangent's are multiplied into rows at once
+KEPT = 2**22  # numbers in the gradients of one layer call; beyond, rows are formed for one cotangent at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,10 +46,10 @@ class Call:
 
 
 class Writer:
-    """Collects the block of one layer call, one cotangent after the other.
+    """Builder of the block of R of one layer call, from its inputs (b, groups, m, positions) and output gradients.
 
-    Inputs (b, groups, m, positions). A kind Rows writes the rows out: together at the end, which is faster, or where
-    the gradients of all cotangents would be large, one cotangent at a time.
+    A block of kind Rows has explicit rows. They are formed together at the end, which is faster, or, where the
+    gradients of all cotangents together would be large, one cotangent at a time.
     """
 
     def __init__(self, inputs: Tensor, channels: int, q: int, places: tuple[int | None, int | None], kind: type):
@@ -67,7 +65,7 @@ class Writer:
         self.kept = inputs.new_empty(0)
 
     def add(self, c: int, gradient: Tensor) -> None:
-        """Take the gradients (b, groups, n, positions) of cotangent number c."""
+        """Take the gradients (b, groups, n, positions) of cotangent c."""
         if not len(self.kept):
             self.kept = self.inputs.new_empty(self.size)
         if not self.at_once:
@@ -79,11 +77,11 @@ class Writer:
             self.kept[:, c, self.columns :] = gradient.sum(-1).view(len(gradient), -1)
 
     def take(self, gradients: Tensor) -> None:
-        """Take the gradients (b, q, channels * positions) of all cotangents at once, not to be used by others."""
+        """Take over the gradients (b, q, channels * positions) of all cotangents; the caller must not change them."""
         self.kept = gradients
 
     def block(self) -> Outer | Positions | Rows:
-        """The block, once all cotangents are in. It has inputs of its own: the caller may reuse the batch's memory."""
+        """The block, once all cotangents are in; it does not use the inputs' memory, which the caller may reuse."""
         b, q, _ = self.kept.shape
         if self.kind is Outer:
             return Outer(self.inputs[:, 0, :, 0].clone(), self.kept, self.weight, self.bias)
@@ -96,7 +94,7 @@ class Writer:
 
 
 class Recorder:
-    """Records a model for the given trained parameters, whose order is that of the flat vector (N,)."""
+    """Recorder of a model's layer calls; `parameters` are the trained ones in the order of the flat vector (N,)."""
 
     def __init__(self, model: nn.Module, parameters: Sequence[Tensor]):
         self.parameters = list(parameters)
@@ -116,18 +114,18 @@ class Recorder:
         self.recorded = {k for k, found in owners.items() if all(map(is_recorded, found))}
         places = {module: self._offsets_of(module) for module in self.modules if is_recorded(module)}
         self.places = {module: found for module, found in places.items() if found != (None, None)}
-        self.seen: Counter[int] = Counter()  # curvatures, by the kind of graph
+        self.seen: Counter[int] = Counter()  # number of curvatures so far, by kind of graph
         self._refuse_sparse()
-        # A block just under 32 MB, taken and freed untouched: from then on glibc keeps memory of that size for the next
-        # step, which would else fault in all its pages again, a tenth of its time. Elsewhere it does nothing.
+        # Allocate a block just under 32 MiB and free it untouched: from then on glibc keeps freed blocks of that size
+        # for the next step, which would otherwise spend a tenth of its time on page faults. No effect elsewhere.
         torch.empty(WARM, dtype=torch.uint8)
 
     def holds(self) -> bool:
-        """Whether the modules still are those of the model, with the same parameters."""
+        """Whether the model still has the same modules and parameters."""
         return self.owned == _owned(self.modules)
 
     def refuse_mixing(self) -> None:
-        """InputError where a layer mixes samples by design."""
+        """InputError if a layer mixes samples by design (batch normalization)."""
         for module, name in self.modules.items():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
                 raise InputError(
@@ -137,7 +135,7 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[list[Call]]:
-        """Collect the calls made inside."""
+        """Collect the layer calls made inside the context."""
         self.refuse_mixing()
         calls: list[Call] = []
 
@@ -162,7 +160,7 @@ class Recorder:
                 handle.remove()
 
     def evaluate(self, closure: Callable) -> tuple[Tensor, Tensor, list[Call]]:
-        """What the closure returned, and the calls it made."""
+        """Outputs and targets of the closure, and its layer calls; InputError if a layer did not take the batch."""
         with self.recording() as calls:
             outputs, targets = evaluated(closure)
         for call in calls:
@@ -178,7 +176,7 @@ class Recorder:
         """R (b q, N) from cotangents S (b, q, d); the graph is kept."""
         writers = [_writer(call, S.shape[1], self.places[call.layer]) for call in calls]
         edges = [call.edge for call in calls]
-        # One cotangent, sequences, and gradients too large to keep together are for autograd.
+        # Autograd handles single cotangents, sequences, and gradients too large to keep together.
         fold = S.shape[1] > 1 and all(map(is_plain, calls)) and not any(each.at_once for each in writers)
         way = way_down(outputs, edges) if fold else None
         if way is not None:
@@ -191,7 +189,7 @@ class Recorder:
         return self._joined(outputs, calls, writers, S)
 
     def gradients(self, outputs: Tensor, calls: list[Call], cotangent: Tensor) -> list[Tensor]:
-        """The gradient (b, *) at the output of every call of one cotangent (b, d), zero where none reaches it."""
+        """The gradients (b, *) at the outputs of all calls for one cotangent (b, d); zero where no gradient arrives."""
         if not calls:
             return []
         edges = [call.edge for call in calls]
@@ -203,19 +201,19 @@ class Recorder:
     def check(self, outputs: Tensor, calls: list[Call]) -> None:
         """InputError, naming a layer, if samples mix or change places, or a layer's parameters are used outside it.
 
-        It takes a few backward passes, so it is made with the first, second, fourth, eighth … curvature of a kind of
-        graph: the set of its operations, which modules train, and whether the batch has several samples, for one alone
-        cannot show that samples mix.
+        The check takes a few backward passes, so it is made only with the first, second, fourth, eighth … curvature of
+        a kind of graph: the set of its operations, which modules are in training mode, and whether the batch has
+        several samples (one sample alone cannot show that samples mix).
         """
         kind = hash((operations(outputs), tuple(module.training for module in self.modules), len(outputs) > 1))
         taken = self.seen[kind]
         if not taken & (taken + 1):
             self._check(outputs, calls)
-        self.seen[kind] += 1  # not if it was refused: the next one is checked then
+        self.seen[kind] += 1  # not after an error: the next curvature is then checked again
 
     def _check(self, outputs: Tensor, calls: list[Call]) -> None:
         b, d = outputs.shape
-        # Cotangents that owe nothing to the loss: its slopes cancel where a network is trained.
+        # Cotangents independent of the loss: the loss gradients of a trained network nearly cancel.
         number = torch.arange(b * d, dtype=torch.float64).view(b, d)
         even = torch.cos(number * number).to(outputs)
         weight = 0.5 + (number[:, :1] * GOLDEN % 1).to(outputs)
@@ -239,7 +237,7 @@ class Recorder:
             allow_unused=True,
             materialize_grads=True,
         )
-        # As two halves: what serves several cotangents at once is checked with it.
+        # Two cotangents of half the size, so that the path for several cotangents at once is checked too.
         halves = cotangent[:, None, :].expand(-1, 2, -1) / 2
         recorded = self.factor(outputs, calls, halves).transpose(cotangent.new_ones(2 * len(outputs)))
         whole = float(torch.stack([g.norm() for g in found]).norm())
@@ -253,12 +251,12 @@ class Recorder:
                 )
 
     def _offsets_of(self, layer: nn.Module) -> Places:
-        """Offsets of weight and bias of a layer, None where not trained or not all its own."""
+        """Offsets of weight and bias of a layer; None where not trained or shared with a layer that is not recorded."""
         found = (layer._parameters.get(name) for name in ("weight", "bias"))
         return tuple(self.offsets[id(p)] if p is not None and id(p) in self.recorded else None for p in found)
 
     def _joined(self, outputs: Tensor, calls: list[Call], writers: list[Writer], S: Tensor) -> Factor:
-        """A block for every layer, whatever was called in which order, and rows of the other parameters."""
+        """One block for every layer, in whatever order layers were called, and explicit rows of other parameters."""
         found: dict[Places, list[Block]] = {}
         for call, writer in zip(calls, writers, strict=True):
             found.setdefault(self.places[call.layer], []).append(writer.block())
@@ -268,7 +266,7 @@ class Recorder:
         blocks: list[Block] = []
         for places in dict.fromkeys(self.places.values()):
             own = tuple(offset for offset in places if offset is not None)
-            if written.keys() >= {*own}:  # a layer that was not called may be used all the same
+            if written.keys() >= {*own}:  # no recorded call, but its parameters may be used elsewhere
                 blocks.append(_beside([written.pop(offset) for offset in own]))
             elif places in found:
                 blocks.append(found[places][0] if len(found[places]) == 1 else _summed(found[places]))
@@ -293,24 +291,24 @@ class Recorder:
 
 
 def _owned(modules: Iterable[nn.Module]) -> list[int]:
-    """The identities of the parameters and parts of every module."""
+    """The ids of the parameters and direct submodules of every module."""
     return [id(each) for one in modules for each in (*one._parameters.values(), *one._modules.values())]
 
 
 def _beside(blocks: Sequence[Rows]) -> Rows:
-    """One block of the columns of all."""
+    """One block with the columns of all blocks, side by side."""
     matrix = torch.cat([block.matrix for block in blocks], dim=1) if len(blocks) > 1 else blocks[0].matrix
     return Rows(matrix, tuple(place for block in blocks for place in block.places))
 
 
 def _summed(blocks: Sequence[Block]) -> Rows:
-    """The rows of a layer that was called several times."""
+    """The explicit rows of a layer that was called several times: the sum over its calls."""
     rows = [block.rows() for block in blocks]
     return Rows(sum(each.matrix for each in rows), rows[0].places)
 
 
 def _untied(blocks: list[Block]) -> list[Block]:
-    """The same where layers share some of their parameters, not all: a block each for those layers' parameters."""
+    """The blocks split so that no two share a parameter: layers that share some parameters get a block for each."""
     times = Counter(offset for block in blocks for offset in block.offsets)
     alone = [block for block in blocks if max(times[offset] for offset in block.offsets) == 1]
     parts: dict[int, list[Rows]] = {}
@@ -322,7 +320,7 @@ def _untied(blocks: list[Block]) -> list[Block]:
 
 
 def _writer(call: Call, q: int, places: Places) -> Writer:
-    """For the block of one call with q cotangents: rows where they are few, products where they are many."""
+    """Writer of the block of one call with q cotangents: explicit rows only where these are small enough."""
     inputs, layer = seen(call), call.layer
     linear = isinstance(layer, nn.Linear)
     channels = layer.out_features if linear else layer.out_channels
@@ -333,7 +331,7 @@ def _writer(call: Call, q: int, places: Places) -> Writer:
 
 
 def operations(outputs: Tensor) -> frozenset[type]:
-    """The kinds of all operations in the graph of outputs."""
+    """The types of all operations in the graph of the outputs."""
     todo, met = [outputs.grad_fn], {outputs.grad_fn}
     while todo:
         for before, _ in todo.pop().next_functions:
@@ -352,7 +350,7 @@ def by_position(call: Call, gradient: Tensor) -> Tensor:
 
 
 def seen(call: Call) -> Tensor:
-    """What a call saw, (b, groups, m, positions)."""
+    """The input of a call by output position, (b, groups, m, positions)."""
     layer, a = call.layer, call.inputs
     b = len(a)
     if isinstance(layer, nn.Linear):
@@ -362,7 +360,7 @@ def seen(call: Call) -> Tensor:
 
 
 def is_recorded(module: nn.Module) -> bool:
-    """Linear and Conv2d, subclasses too unless they compute something else."""
+    """Whether a module is Linear or Conv2d, or a subclass with an unchanged forward."""
     if isinstance(module, nn.Linear):
         return type(module).forward is nn.Linear.forward
     return isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
@@ -374,12 +372,12 @@ def is_plain(call: Call) -> bool:
 
 
 def _places(values: Tensor) -> Tensor:
-    """Values (b, *, n) as (b, positions, n), n = 0 too."""
+    """Values (b, *, n) as (b, positions, n), for n = 0 too."""
     return values[:, None] if values.ndim == 2 else values.flatten(1, -2)
 
 
 def _patches(layer: nn.Conv2d, a: Tensor) -> Tensor:
-    """What every output position sees, (b, channels, *kernel, *positions), a view of the padded input."""
+    """The input patch of every output position, (b, channels, *kernel, *positions), a view of the padded input."""
     if any(layer._reversed_padding_repeated_twice):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         a = nn.functional.pad(a, layer._reversed_padding_repeated_twice, mode=mode)

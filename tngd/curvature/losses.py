@@ -1,11 +1,11 @@
-"""Losses with a known output Hessian: value, and per sample a factor S of it, H = SᵀS.
+"""Losses with a known output Hessian H: the value, and for each sample a factor S with H = SᵀS.
 
 `root(z)` returns S (b, r, d) for outputs z (b, d). For cross-entropy H = diag(p) - p pᵀ has rank d - 1, and with the
 tail sums q_i = Σ_{j>i} p_j, q_0 = 1, its exact triangular factor is
 
     S_i = sqrt(p_i q_i / q_{i-1}) (e_i - Σ_{j>i} p_j/q_i e_j),   i = 1 … d - 1;
 
-for binary labels H = diag p (1 - p), over d with the mean; for the mean squared error over all entries H = 2/d I.
+for binary labels H = diag p (1 - p), for the squared error H = 2 I, both divided by d with reduction "mean".
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ from torch.nn import functional
 
 from circuits.errors import InputError
 
-SUM = 1e-3  # by which class probabilities may miss 1
+SUM = 1e-3  # largest deviation of a sum of class probabilities from 1
 
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss of outputs (b, d) and targets, and what its curvature needs. A user's own loss is one of these.
+    """A loss of outputs (b, d) and targets, with the functions its curvature needs; users can define their own.
 
     `value(outputs, targets)`: the loss, a scalar: the sum over samples, or with reduction "mean" their mean.
-    `root(outputs)`: S (b, r, d). `counted(targets)`: which samples count (b,), all if None. `sampled(outputs, u)`: a
+    `root(outputs)`: S (b, r, d). `counted(targets)`: which samples count (b,); all if None. `sampled(outputs, u)`: a
     random vector (b, d) with second moment H from u (b, d), uniform in (0, 1); Sᵀ times normal numbers if None.
     """
 
@@ -55,9 +55,9 @@ class Loss:
 
 
 def cross_entropy(reduction: str = "mean", ignore_index: int = -100, label_smoothing: float = 0.0) -> Loss:
-    """Softmax cross-entropy of class numbers (b,) or class probabilities (b, d), as torch defines it.
+    """Softmax cross-entropy of class indices (b,) or class probabilities (b, d), as torch defines it.
 
-    Smoothing changes the gradient and not the Hessian; ignored samples have neither.
+    Label smoothing changes the gradient but not the Hessian; both are zero for ignored samples.
     """
     value = partial(
         functional.cross_entropy, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
@@ -67,7 +67,7 @@ def cross_entropy(reduction: str = "mean", ignore_index: int = -100, label_smoot
 
 
 def mean_squared_error(reduction: str = "mean") -> Loss:
-    """Σ (z - y)², over the batch or, with "mean", divided by b d; y (b, d)."""
+    """Squared error Σ (z - y)² over the batch or, with "mean", that sum divided by b d; targets y (b, d)."""
     value, root = partial(_squared_error, reduction=reduction), partial(_flat_root, reduction=reduction)
     return Loss("mean squared error", value, root, reduction)
 
@@ -75,14 +75,14 @@ def mean_squared_error(reduction: str = "mean") -> Loss:
 def logistic(reduction: str = "mean") -> Loss:
     """Binary cross-entropy of logits (b, d) and labels 0 or 1 of the same shape, or (b,) for one logit.
 
-    As torch has it: the sum over the batch, or with "mean" that divided by b d.
+    As torch defines it: the sum over the batch or, with "mean", that sum divided by b d.
     """
     value, root = partial(_logistic_value, reduction=reduction), partial(_logistic_root, reduction=reduction)
     return Loss("logistic", value, root, reduction)
 
 
 def as_loss(loss: Loss | torch.nn.Module) -> Loss:
-    """A Loss from a torch criterion: CrossEntropyLoss, MSELoss or BCEWithLogitsLoss; others are refused by name."""
+    """A Loss from a torch criterion: CrossEntropyLoss, MSELoss, BCEWithLogitsLoss; InputError for any other."""
     if isinstance(loss, Loss):
         return loss
     name = type(loss).__name__
@@ -102,7 +102,7 @@ def as_loss(loss: Loss | torch.nn.Module) -> Loss:
 
 
 def _own_forward(loss: torch.nn.Module) -> type | None:
-    """The criterion of torch's that a loss computes, None for one that computes something else, derived or not."""
+    """The torch criterion whose forward a loss has, itself or by inheritance; None if its forward is another."""
     known = (torch.nn.CrossEntropyLoss, torch.nn.MSELoss, torch.nn.BCEWithLogitsLoss)
     return next((each for each in known if isinstance(loss, each) and type(loss).forward is each.forward), None)
 
@@ -129,7 +129,7 @@ def _softmax_root(outputs: Tensor) -> Tensor:
 
 
 def _softmax_sampled(outputs: Tensor, u: Tensor) -> Tensor:
-    """p - e_y, y drawn from p by its cumulative sums."""
+    """The loss gradient p - e_y of a label y drawn from p, by inversion of the cumulative sums."""
     p = torch.softmax(outputs, dim=-1)
     y = (u[:, :1] * p.sum(-1, keepdim=True) > p.cumsum(-1)).sum(-1).clamp(max=p.shape[-1] - 1)
     return p - functional.one_hot(y, p.shape[-1])
