@@ -13,6 +13,8 @@ A checkpoint is one .npz without pickled objects: tensors as arrays, everything 
 written in one step, so no reader sees the tensors of one epoch with the records of another.
 """
 
+import contextlib
+import ctypes
 import io
 import itertools
 import json
@@ -44,6 +46,8 @@ SCHEDULES: dict[str, Callable[[float], float]] = {"constant": lambda s: 1.0, "co
 STREAMS = {"order": 0, "model": 1}
 
 SCHEMA = "tngd.checkpoint/1"
+MALLOC_OPTIONS = (-1, -3)  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+MOST_KEPT = 2**30  # bytes of a block, and at the end of the heap
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +191,24 @@ def trial_hash(trial: Trial) -> str:
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Run torch in one thread: the same digits on every machine, and CPU seconds that measure the work."""
+    _keep_freed_memory()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc reuse the memory of freed tensors instead of handing it back to the system: a third of the time.
+
+    Other C libraries know no `mallopt`; there this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        libc = ctypes.CDLL(None)
+        for option in MALLOC_OPTIONS:
+            libc.mallopt(option, MOST_KEPT)
 
 
 def batch_order(seed: int, epoch: int, samples: int, batch: int) -> Tensor:
