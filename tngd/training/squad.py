@@ -100,7 +100,7 @@ class SquadSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class SquadTask:
     """The settings with the pretrained model, the tokens, and the hashes of the files of both."""
 
     recipe: SquadSettings
@@ -128,7 +128,7 @@ def train_squad(
     return result
 
 
-def load_task(recipe: SquadSettings, data: str | None) -> Task:
+def load_task(recipe: SquadSettings, data: str | None) -> SquadTask:
     """Read and tokenise the questions and load the pretrained weights; InputError for missing files or packages."""
     pretrained = load_pretrained(recipe.model)
     if data == HUB:
@@ -139,7 +139,7 @@ def load_task(recipe: SquadSettings, data: str | None) -> Task:
         questions = [read_squad(folder / name) for name in (TRAIN, TEST)]
         hashes = {f"{name}_sha256": file_sha256(folder / name) for name in (TRAIN, TEST)}
     train, test = (tokenise(part, pretrained.encoder, recipe.length) for part in questions)
-    return Task(
+    return SquadTask(
         recipe,
         pretrained,
         train.subset(recipe.train_size, QUESTIONS_SEED),
@@ -148,7 +148,7 @@ def load_task(recipe: SquadSettings, data: str | None) -> Task:
     )
 
 
-def compare(task: Task, kept: Path | None = None, progress: Progress = silent) -> dict[str, Any]:
+def compare(task: SquadTask, kept: Path | None = None, progress: Progress = silent) -> dict[str, Any]:
     """Train all methods and seeds of a task; the content of squad.json. `kept` is a folder for checkpoints."""
     recipe = task.recipe
     seeds = range(recipe.first_seed, recipe.first_seed + recipe.seeds)
@@ -175,7 +175,7 @@ def compare(task: Task, kept: Path | None = None, progress: Progress = silent) -
     }
 
 
-def trial(task: Task, spec: str, seed: int) -> Trial:
+def trial(task: SquadTask, spec: str, seed: int) -> Trial:
     """The trial of one method on one seed. Figures: loss, exact match and F1 on the test questions."""
     recipe, train = task.recipe, task.train
     settings = {k: v for k, v in asdict(recipe).items() if k not in ("methods", "seeds", "first_seed")}

@@ -16,7 +16,7 @@ ARRAY = {"rows": 576, "time": "inf", "refresh": 10, "kl_clip": 1e-3, "lr": 0.03,
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One row of a table: the varied settings as shown, and the optimizer (see tngd.training.methods)."""
 
     varied: Settings
@@ -34,12 +34,12 @@ class Study:
     """One table: its subject, and its rows."""
 
     about: str
-    cells: tuple[Cell, ...]
+    cells: tuple[StudyCell, ...]
 
 
 def _kept_state() -> Study:
     cells = [
-        Cell(
+        StudyCell(
             {"start": start, "delay": delay, "lr": lr},
             "TNGD",
             {"curvature": "mc", "damping": 0.01, "time": 5.0, "start": start, "delay": delay, "lr": lr},
@@ -53,7 +53,7 @@ def _kept_state() -> Study:
 
 def _time() -> Study:
     cells = [
-        Cell({"curvature": curvature, "time": time}, "TNGD", SAMPLED | {"curvature": curvature, "time": time})
+        StudyCell({"curvature": curvature, "time": time}, "TNGD", SAMPLED | {"curvature": curvature, "time": time})
         for curvature in ("mc", "ggn")
         for time in (0.0, 0.2, 1.0, 5.0, 50.0, "inf")
     ]
@@ -62,7 +62,7 @@ def _time() -> Study:
 
 def _noise() -> Study:
     cells = [
-        Cell({"noise": noise, "lr": lr}, "TNGD", SAMPLED | {"time": 1.0, "noise": noise, "lr": lr})
+        StudyCell({"noise": noise, "lr": lr}, "TNGD", SAMPLED | {"time": 1.0, "noise": noise, "lr": lr})
         for lr in (0.03, 0.1)
         for noise in (0.0, 1e-3, 1e-2, 1e-1)
     ]
@@ -71,7 +71,7 @@ def _noise() -> Study:
 
 def _damping() -> Study:
     cells = [
-        Cell({"damping": damping, "lr": lr}, "TNGD", {"damping": damping, "lr": lr, "time": 50.0, "refresh": 10})
+        StudyCell({"damping": damping, "lr": lr}, "TNGD", {"damping": damping, "lr": lr, "time": 50.0, "refresh": 10})
         for damping in (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
         for lr in (0.03, 0.1, 0.3)
     ]
@@ -80,7 +80,7 @@ def _damping() -> Study:
 
 def _tolerance() -> Study:
     cells = [
-        Cell(
+        StudyCell(
             {"device": f"tiles, {programming}", "parts": f"±{tolerance:.1%}"},
             "tiles",
             {"tolerance": tolerance, "refresh": refresh, "lr": 0.03, "damping": 0.03},
@@ -89,7 +89,7 @@ def _tolerance() -> Study:
         for tolerance in (0.001, 0.01, 0.05)
     ]
     cells += [
-        Cell(
+        StudyCell(
             {"device": "full-size array", "parts": f"±{tolerance:.1%}"},
             "arrays",
             ARRAY | {"deviation": tolerance / sqrt(3)},
@@ -97,7 +97,7 @@ def _tolerance() -> Study:
         for tolerance in (0.0, 0.001, 0.01, 0.05)
     ]
     cells += [
-        Cell(
+        StudyCell(
             {"device": "full-size array, preconditioned", "parts": f"±{tolerance:.1%}"},
             "arrays",
             UNDER_T | {"rows": 512, "history": 8, "lr": 0.025, "deviation": tolerance / sqrt(3)},
@@ -110,7 +110,7 @@ def _tolerance() -> Study:
 def _history() -> Study:
     plain = {"curvature": "mc", "refresh": 8, "damping": 0.03, "time": "inf", "kl_clip": 1e-3}
     cells = [
-        Cell({"T": name, "batches held": batches, "lr": lr}, "TNGD", settings | {"history": batches, "lr": lr})
+        StudyCell({"T": name, "batches held": batches, "lr": lr}, "TNGD", settings | {"history": batches, "lr": lr})
         for name, settings, rates in (("none", plain, (0.03, 0.1)), ("Kronecker", UNDER_T, (0.012, 0.025)))
         for batches in (1, 8, 32)
         for lr in rates
@@ -120,7 +120,7 @@ def _history() -> Study:
 
 def _bits() -> Study:
     cells = [
-        Cell(
+        StudyCell(
             {"converter": where, "full scale, rms": scale, "bits": bits},
             "arrays",
             ARRAY | {"deviation": 0.0, "converters": {name: {"bits": bits, "range": scale} for name in names}},
@@ -129,7 +129,7 @@ def _bits() -> Study:
         for scale in (4.0, 16.0)
         for bits in (4, 6, 8, 12)
     ]
-    cells.append(Cell({"converter": "none"}, "arrays", ARRAY | {"deviation": 0.0}))
+    cells.append(StudyCell({"converter": "none"}, "arrays", ARRAY | {"deviation": 0.0}))
     return Study("bits of the converters of gradient and state, and of the elements of the array", tuple(cells))
 
 
@@ -138,12 +138,12 @@ def _sign() -> Study:
     signs = {"beta1": 0.0, "beta2": 0.0}
     cells = []
     for lr in (0.0003, 0.001, 0.003):
-        cells.append(Cell({"step": "sign of the gradient", "lr": lr}, "Adam", signs | {"lr": lr}))
+        cells.append(StudyCell({"step": "sign of the gradient", "lr": lr}, "Adam", signs | {"lr": lr}))
         cells.append(
-            Cell({"step": "sign of the natural gradient", "lr": lr}, "TNGD-Adam", natural | signs | {"lr": lr})
+            StudyCell({"step": "sign of the natural gradient", "lr": lr}, "TNGD-Adam", natural | signs | {"lr": lr})
         )
-        cells.append(Cell({"step": "Adam", "lr": lr}, "Adam", {"lr": lr}))
-        cells.append(Cell({"step": "Adam of the natural gradient", "lr": lr}, "TNGD-Adam", natural | {"lr": lr}))
+        cells.append(StudyCell({"step": "Adam", "lr": lr}, "Adam", {"lr": lr}))
+        cells.append(StudyCell({"step": "Adam of the natural gradient", "lr": lr}, "TNGD-Adam", natural | {"lr": lr}))
     return Study("TNGD-Adam with β₁ = β₂ = 0 is sign descent: beside signs of the plain gradient", tuple(cells))
 
 

@@ -26,7 +26,7 @@ from tngd.optimizer import TNGD
 from tngd.report import squad_table
 from tngd.training import SquadSettings, train_squad
 from tngd.training import squad as module
-from tngd.training.squad import METHODS, Task, build, compare, figures, method_settings
+from tngd.training.squad import METHODS, SquadTask, build, compare, figures, method_settings
 from tngd.training.squad_data import (
     NEVER,
     SPAN,
@@ -363,7 +363,7 @@ def task(methods, **changes):
     tokens = tokenise(sound(), Words(), 24)
     sizes = {"train_size": 24, "test_size": 24, "batch": 4, "epochs": 3, "seeds": 2, "length": 24}
     recipe = SquadSettings(**(sizes | {"methods": methods} | changes))
-    return Task(recipe, Pretrained(None, {}, Words(), None), tokens, tokens, {"data": "words"})
+    return SquadTask(recipe, Pretrained(None, {}, Words(), None), tokens, tokens, {"data": "words"})
 
 
 def without_times(result):
