@@ -38,7 +38,7 @@ from tngd.device.small_matrices import (
     spectrum_bounds,
     widened,
 )
-from tngd.device.tiles import HeldTiles, TileBoard, covariances, has_full_scale, spread_over
+from tngd.device.tiles import HeldTiles, TileBoard, covariances, has_full_scale, mode_rate, spread_over
 
 LOW, HIGH = 0.2, 2.5  # eigenvalues between which a series is short
 ENTIRE = 24.0  # t times the largest eigenvalue up to which a series serves from eigenvalue 0 on
@@ -175,8 +175,7 @@ def _covariance_times(
     far = (stable & ~near).nonzero()[:, 0]
     if len(far):
         m, V = torch.linalg.eigh(M[:, :, far].movedim(-1, 0))
-        a, b = m[:, :, None], m[:, None, :]
-        tilted = V.mT @ (weights[:, far].T[:, :, None] * V) / (a + b + board.quality**2 * (a - b) ** 2 / 2)
+        tilted = V.mT @ (weights[:, far].T[:, :, None] * V) / mode_rate(m, board.quality)
         x[:, far] += (V @ (tilted @ (V.mT @ vectors[:, far].T[:, :, None])))[:, :, 0].T
     return x
 

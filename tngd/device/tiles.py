@@ -231,9 +231,14 @@ def covariances(board: TileBoard, held: HeldTiles, copies: Tensor) -> tuple[Tens
     stable = (m[:, 0] > 0) & held.possible
     m = torch.where(stable[:, None], m, torch.ones_like(m))
     t = V.mT @ (board.temperature[copies][:, :, None] * V)
-    a, b = m[:, :, None], m[:, None, :]
-    B = V @ (2 * t / (a + b + board.quality**2 * (a - b) ** 2 / 2)) @ V.mT
+    B = V @ (2 * t / mode_rate(m, board.quality)) @ V.mT
     return torch.where(stable[:, None, None], B, torch.zeros_like(B)), stable
+
+
+def mode_rate(m: Tensor, quality: float) -> Tensor:
+    """m_a + m_b + Q² (m_a - m_b)²/2, (tiles, n, n), of the eigenvalues m (tiles, n), by which noise is divided."""
+    a, b = m[:, :, None], m[:, None, :]
+    return a + b + quality**2 * (a - b) ** 2 / 2
 
 
 def spread_over(values: Tensor, copies: Tensor) -> Tensor:
