@@ -1,18 +1,18 @@
 """The full-size factored array of the TNGD paper, with the errors of its elements.
 
-The device has N capacitors, and between them three arrays of adjustable resistors: J takes their voltages to r rows, H
-(one element a row) weighs the rows, and a second J, transposed, takes them back as currents. A row R_k of the batch's
-factor is uploaded with rms 1, and its scale goes into H, h_k = rms(R_k)². Every element is a code of a few bits, and
-has a relative error of its own, drawn once from the seed (it keeps it whichever sign is switched), so the device is
+The device has N capacitors, coupled by three arrays of adjustable resistors: J takes the voltages of the capacitors to
+r rows, H (one element a row) weights the rows, and a second J, transposed, returns the rows as currents. A row R_k of
+the batch's factor is uploaded with rms 1, and its scale goes into H, h_k = rms(R_k)². Every element is a code of a few
+bits and has its own relative error, drawn once from the seed and the same for both signs, so the device is
 
     A~ = λ~ I + L Mᵀ,   Mᵀ = √h~ (J ∘ γ),   Lᵀ = √h~ (J ∘ γ′),   h~ = h ∘ γ″,
 
-not symmetric, unless both passes go through one array (`shared`, γ′ = γ). λ~ has one error: the N damping resistors are
-trimmed to each other. Converters carry the gradient in and the state out, through N readouts each with a gain and an
-offset. The state is in units of the gradient: when the scale of the DAC changes, a kept state changes with it.
+not symmetric, unless both passes use one array (`shared`, γ′ = γ). λ~ has one error: the N damping resistors are
+trimmed to each other. Converters upload the gradient and read the state, through N readouts each with a gain and an
+offset. The state is in units of the gradient: a kept state changes with the scale of the DAC.
 
 Noise. With conductances g₀ A, capacitors c, bias currents i and noise of power 2 kT g₀ in each cell, the voltages in
-units of time c/g₀ obey dV = -(A V - i/g₀) ds + N(0, 2 (kT/c) ds). The DAC takes its full scale F = range · rms(g) to
+units of time c/g₀ obey dV = -(A V - i/g₀) ds + N(0, 2 (kT/c) ds). The DAC maps its full scale F = range · rms(g) to
 the voltage V_F = i/g₀, so for x = V F/V_F
 
     κ₀ = kT/(c V_F²) · (range · rms(g))².
@@ -36,21 +36,21 @@ from tngd.device.converters import convert, root_mean_square
 from tngd.device.low_rank import LowRank
 
 ARRAY_STREAM = 11  # of random numbers
-CHUNK = 1024  # columns whose errors are drawn at once, from a seed of their own
-KEPT = 2**28  # gains kept in memory, 4 bytes each; of larger arrays they are drawn again at every upload
+CHUNK = 1024  # columns whose errors are drawn together, from a separate seed
+KEPT = 2**28  # gains kept in memory, 4 bytes each; the gains of larger arrays are drawn again at every upload
 PLAIN = Converter()
 SMALLEST = 0.01  # gain: as in circuits.model.ensemble
 
 
 @dataclass(frozen=True)
 class Array:
-    """One physical array: `shape` (rows, N), and what every element of it has.
+    """One physical array: `shape` (rows, N), and the statistics of its elements, converters and readouts.
 
     `mean` and `deviation` of the relative gains, `shared` for one J array in both passes, `seed` of the errors;
-    `elements` (bits and range of J and H), `dac` and `adc`; `level` kT/(c V_F²) of the noise; `drift` is what
-    temperature multiplies every element by; deviations of the gains of the N readouts, `readout`, and of their offsets,
-    `offset`, in units of V_F. Memory: 4 bytes a gain for each of one or two J arrays up to KEPT, and
-    twice rows x N numbers of the model's precision for what they hold.
+    `elements` (bits and range of J and H), `dac` and `adc`; `level` kT/(c V_F²) of the noise; `drift` is the factor of
+    temperature on every element; `readout` and `offset` (in units of V_F) are the deviations of the gains and offsets
+    of the N readouts. Memory: 4 bytes a gain for each of one or two J arrays up to KEPT, and twice rows x N numbers of
+    the model's precision for the programmed matrices.
     """
 
     shape: tuple[int, int]
@@ -80,7 +80,7 @@ class Array:
             raise InputError("elements of an array have bits and a range; their errors are `mean` and `deviation`")
 
     def describe(self) -> dict[str, Any]:
-        """Everything but the drawn gains, as plain numbers: two arrays that agree in it are the same."""
+        """All fields but the drawn gains, as plain numbers: arrays of equal descriptions are equal."""
         plain = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "gains"}
         converters = {name: asdict(plain[name]) for name in ("elements", "dac", "adc")}
         return plain | converters | {"shape": list(self.shape)}
@@ -88,7 +88,7 @@ class Array:
 
 @dataclass(frozen=True, eq=False)
 class HeldArray:
-    """What an array holds of a factor: the matrix, the gain of its damping, and how many elements met full scale."""
+    """A factor as programmed on an array: matrix, gain of the damping, and number of elements at full scale."""
 
     factor: Factor
     matrix: LowRank
@@ -108,15 +108,15 @@ def array_of(
     full_scale: float | None = None,
     ambient: float = REFERENCE_CELSIUS,
 ) -> Array:
-    """The array of `shape` (rows, N) that would be built of the parts of a device, rows = b q of the largest batch.
+    """The array of `shape` (rows, N) that would be built from the parts of a device, rows = b q of the largest batch.
 
-    `calibrated`: elements are spread as those of the device's copies were found to be; if not, as their parts'
-    tolerances allow. `element_range` is the full scale of an element in multiples of its row's rms: gradients have long
-    tails, and with 8 bits a narrower one costs more by clipping than it gains. `full_scale` V_F [V] is the voltage at
-    full scale of the DAC: with it the array has the noise that the board was designed for (kT/c is the square of its
-    reading's rms where a cell holds 1) and the readout's offsets; without it neither. At `ambient` [°C] elements drift
-    by the temperature coefficient of their kind, and the parts that close a stage's loop do not.
-    InputError if nothing is known of the elements.
+    `calibrated`: the spread of the elements is the estimate from the device's copies; if not, the tolerance of the
+    parts. `element_range` is the full scale of an element in multiples of its row's rms: gradients have long tails, and
+    with 8 bits a narrower range loses more by clipping than it gains in resolution. `full_scale` V_F [V] is the voltage
+    at full scale of the DAC: with V_F the array has the noise that the board was designed for (kT/c is the square of
+    the board's rms reading where a cell holds the value 1) and the offsets of the readout; without V_F it has neither.
+    At `ambient` [°C] elements drift by the temperature coefficient of their kind; the feedback parts of a stage do not
+    drift. InputError if the spread of the elements is unknown.
     """
     board, interface = checked(device).board, device.interface
     if calibrated:
@@ -158,7 +158,7 @@ def noise_level(energy: float, capacitance: float, full_scale: float) -> float:
 
 
 def check_size(array: Array, size: int, rank: int | None = None) -> None:
-    """InputError if the array is not of this number N of trained parameters, or has fewer rows than `rank`."""
+    """InputError if the array does not have N = `size` columns, or has fewer rows than `rank`."""
     rows, columns = array.shape
     if size != columns:
         raise InputError(
@@ -173,7 +173,7 @@ def check_size(array: Array, size: int, rank: int | None = None) -> None:
 
 
 def program_array(array: Array, factor: Factor, like: Tensor) -> HeldArray:
-    """Upload a factor, in the precision and place of `like`; InputError if it does not fit or is not finite."""
+    """Upload a factor, in the precision and place of `like`; InputError if the factor does not fit or is not finite."""
     check_size(array, factor.size, factor.rank)
     J = factor.dense(like)  # (r, N), becomes Mᵀ
     scale = J.norm(dim=1) / factor.size**0.5
@@ -185,7 +185,7 @@ def program_array(array: Array, factor: Factor, like: Tensor) -> HeldArray:
     outer = (array.drift**3 * h).sqrt()[:, None]  # two J elements and one of H in every path
     inner = torch.where(scale > 0, 1 / scale, 0)[:, None]
     left = J if array.shared else torch.empty_like(J)
-    for start in range(0, factor.size, CHUNK):  # by columns: what is worked on stays in the cache
+    for start in range(0, factor.size, CHUNK):  # by columns, so that each chunk stays in the cache
         columns = slice(start, start + CHUNK)
         codes = convert(J[:, columns] * inner, array.elements, (scale > 0).to(J)[:, None])
         saturated += codes.saturated
@@ -199,12 +199,12 @@ def program_array(array: Array, factor: Factor, like: Tensor) -> HeldArray:
 
 
 def noise_of(array: Array, gradient: Tensor) -> float:
-    """κ₀ while this gradient (N,) is uploaded, in its units."""
+    """Noise κ₀ while this gradient (N,) is uploaded, in units of the gradient."""
     return array.level * (array.dac.range * float(root_mean_square(gradient))) ** 2 if array.level else 0.0
 
 
 def readings(array: Array, state: Tensor, gradient: Tensor) -> Tensor:
-    """What the N readouts, each with its own gain and offset, make of a state (N,), with this gradient uploaded."""
+    """A state (N,) as read by the N readouts, each with its gain and offset, while this gradient is uploaded."""
     if array.readout:
         state = state * (1 + array.readout * _white(array, 4, 0, state.shape).to(state))
     if array.offset:
@@ -214,7 +214,7 @@ def readings(array: Array, state: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _gains(array: Array, passed: int, chunk: int) -> Tensor:
-    """Gains (rows, <= CHUNK) of the elements of one J array, kept where memory allows it."""
+    """Gains (rows, <= CHUNK) of the elements of one J array, kept in memory up to KEPT."""
     if (passed, chunk) in array.gains:
         return array.gains[passed, chunk]
     rows, columns = array.shape

@@ -1,23 +1,25 @@
-"""What an ADC makes of the Gaussian readings of many tiles: the law of circuits.model.converters.converted_law, in
-torch.
+"""Converters between numbers and an array, in torch: single values, and covariances of Gaussian readings behind an ADC.
 
-In multiples of the deviation σ of a reading, with its mean at 0, the codes are δ = Δ/σ apart and the thresholds τ
-between them midway. What a reading shows is q, and with the normalised Hermite polynomials h_k
-
-    a_k = (δ/√k) Σ φ(τ) h_{k-1}(τ),     Cov(q_i, q_j) = σ_i σ_j Σ_{k≥1} a_k^i a_k^j ρ_ij^k.
-
-Where δ < FINE the sums over thresholds are midpoint rules on [l, h], from the lowest code to the highest:
-
-    δ Σ f(τ) = ∫ f + Σ_j c_j δ^(2j) [f^(2j-1)]_l^h,    (φ h_k)' = -√(k+1) φ h_{k+1}
-
-(Euler and Maclaurin), which takes the ends alone; elsewhere they are summed over the thresholds within REACH σ of the
-mean. Both leave out less than 1e-9 of a variance. Everything is done in double precision.
-
-Converters between numbers and an array, as tensors: the law of `circuits.model.converters.convert`.
+Single values follow the law of `circuits.model.converters.convert`,
 
     Δ = 2 F / 2ᵇ,  F = range · rms,   value = clip(round(x / Δ), -2ᵇ⁻¹, 2ᵇ⁻¹ - 1) Δ,
 
-halves to even; offset and noise, both in multiples of the rms, come before rounding in an ADC and after it in a DAC.
+with halves rounded to even; offset and noise, both in multiples of the rms, are added before rounding in an ADC and
+after rounding in a DAC.
+
+Covariances of the readings of many tiles follow the law of `circuits.model.converters.converted_law`. In multiples of
+the standard deviation σ of a reading, with its mean at 0, the codes are δ = Δ/σ apart, with thresholds τ midway between
+codes. With q the converted reading and the normalised Hermite polynomials h_k,
+
+    a_k = (δ/√k) Σ φ(τ) h_{k-1}(τ),     Cov(q_i, q_j) = σ_i σ_j Σ_{k≥1} a_k^i a_k^j ρ_ij^k.
+
+Where δ < FINE the sums over thresholds are midpoint rules on [l, h], from the lowest code to the highest, corrected
+after Euler and Maclaurin by terms at the ends alone:
+
+    δ Σ f(τ) = ∫ f + Σ_j c_j δ^(2j) [f^(2j-1)]_l^h,    (φ h_k)' = -√(k+1) φ h_{k+1}.
+
+Elsewhere the sums run over the thresholds within REACH σ of the mean. Both methods neglect less than 1e-9 of a
+variance. Covariances are computed in double precision.
 """
 
 from collections import deque
@@ -40,7 +42,7 @@ MIDPOINT = (-1 / 24, 7 / 5760, -31 / 967680)  # c_j = B_2j(½)/(2j)!
 
 @dataclass(frozen=True, eq=False)
 class _Grid:
-    """Codes of readings (…): `step` δ, `mean` of a reading in its deviations, and `most` = 2ᵇ⁻¹."""
+    """Codes of readings (…): `step` δ, `mean` of a reading in its standard deviations, and `most` = 2ᵇ⁻¹."""
 
     step: Tensor
     mean: Tensor
@@ -52,17 +54,18 @@ class _Grid:
         return torch.stack([-self.most * self.step, (self.most - 1) * self.step]) - self.mean
 
     def of(self, which: Tensor) -> "_Grid":
-        """Those of some readings, (k,)."""
+        """The grid of some of the readings, (k,)."""
         return _Grid(self.step[which], self.mean[which], self.most)
 
 
 def read_law(
     covariance: Tensor, mean: Tensor, rms: Tensor, converter: Converter, error: float
 ) -> tuple[Tensor, Tensor]:
-    """Covariances (n, n, tiles) behind an ADC with bits of readings of such law, and the share clipped (n, tiles).
+    """Covariances (n, n, tiles) of Gaussian readings behind an ADC with bits, and the clipped shares (n, tiles).
 
-    `mean` (n, tiles) and the `rms` (tiles,) that full scale is for are in the unit of the readings; noise is of every
-    reading by itself. Terms ρ^k below `error` are left out.
+    The readings have the `covariance` (n, n, tiles) and `mean` (n, tiles); `rms` (tiles,) sets the full scale. Mean and
+    rms are in the unit of the readings. The noise of each reading is independent. Terms ρ^k below `error` are
+    neglected.
     """
     S, rms = covariance.double(), rms.double()
     most = 2 ** (converter.bits - 1)
@@ -77,7 +80,7 @@ def read_law(
 
 
 def _mehler(correlation: Tensor, coefficients: Iterator[Tensor], error: float) -> Tensor:
-    """Σ_k a_k a_kᵀ ρ^k (n, n, tiles), right off the diagonal."""
+    """Σ_k a_k a_kᵀ ρ^k (n, n, tiles), valid off the diagonal only."""
     n = len(correlation)
     apart = ~torch.eye(n, dtype=torch.bool, device=correlation.device)
     largest = float(correlation[apart].abs().amax()) if n > 1 else 0.0
@@ -103,7 +106,7 @@ def _coefficients(grid: _Grid) -> Iterator[Tensor]:
 
 def _by_ends(grid: _Grid) -> Iterator[Tensor]:
     functions = _hermite(grid.ends)
-    # φ h_m at both ends for m from k - 2 on; the first stands for -∫ φ, by which the rule for k = 1 is that of all.
+    # φ h_m at both ends for m from k - 2 on; the first is -∫ φ, with which k = 1 follows the rule of all other k.
     held = deque([-ndtr(grid.ends), *islice(functions, 2 * len(MIDPOINT))], maxlen=2 * len(MIDPOINT) + 1)
     for k in count(1):
         total = -_jump(held[0]) / sqrt(max(k - 1, 1))
@@ -119,7 +122,7 @@ def _by_thresholds(tau: Tensor, step: Tensor) -> Iterator[Tensor]:
 
 
 def _variance(grid: _Grid) -> Tensor:
-    """Of q in σ² (n, tiles), with all that rounding adds."""
+    """Variance of q in σ² (n, tiles), the rounding error included."""
     fine = grid.step < FINE
     found = torch.empty_like(grid.step)
     found[fine], found[~fine] = _variance_by_ends(grid.of(fine)), _variance_by_thresholds(grid.of(~fine))
@@ -143,14 +146,14 @@ def _variance_by_ends(grid: _Grid) -> Tensor:
 
 
 def _variance_by_thresholds(grid: _Grid) -> Tensor:
-    codes, tau = _thresholds(grid)  # counted from the code of the mean: nothing large cancels
+    codes, tau = _thresholds(grid)  # counted from the code of the mean: no large numbers cancel
     weight = torch.where(codes > 0, ndtr(-tau), -ndtr(tau))
     square = ((2 * codes - 1).abs() * weight.abs()).sum(0)
     return grid.step.square() * (square - weight.sum(0).square())
 
 
 def _thresholds(grid: _Grid) -> tuple[Tensor, Tensor]:
-    """Codes less that of the mean and τ below each, (c, …): those that a reading of step FINE or more may pass."""
+    """Codes relative to the code of the mean, and the threshold τ below each, (c, …), within REACH σ of the mean."""
     half = int(REACH / FINE) + 2
     number = min(2 * half, 2 * grid.most - 1)
     own = (grid.mean / grid.step).round().clamp(-grid.most, grid.most - 1)
@@ -161,7 +164,7 @@ def _thresholds(grid: _Grid) -> tuple[Tensor, Tensor]:
 
 
 def _hermite(x: Tensor) -> Iterator[Tensor]:
-    """φ h_0, φ h_1, … at x; φ is in from the start, so that nothing overflows."""
+    """φ h_0, φ h_1, … at x; the factor φ from the start prevents overflow."""
     before, now = torch.zeros_like(x), torch.exp(-x.square() / 2) / sqrt(2 * pi)
     for m in count():
         yield now
@@ -169,20 +172,20 @@ def _hermite(x: Tensor) -> Iterator[Tensor]:
 
 
 def _jump(values: Tensor) -> Tensor:
-    """From the lower end to the upper, of (2, …)."""
+    """Difference (…) of values (2, …) at the upper end and at the lower end."""
     return values[1] - values[0]
 
 
 @dataclass(frozen=True, eq=False)
 class Converted:
-    """What came out of a converter, and how many values met its full scale."""
+    """Output of a converter, and the number of values at its full scale."""
 
     values: Tensor
     saturated: int
 
 
 def root_mean_square(values: Tensor) -> Tensor:
-    """The rms of all values, a scalar; 0 of none."""
+    """The rms of all values, a scalar; 0 for an empty tensor."""
     return values.norm() / max(values.numel(), 1) ** 0.5
 
 
@@ -191,8 +194,8 @@ def convert(
 ) -> Converted:
     """Pass values (any shape) through an ADC, or `to_analog` through a DAC; `rms` broadcasts against them.
 
-    `white` are standard normal numbers of the shape of the values, for a converter with noise. Where the rms is 0 only
-    0 fits. InputError if there is noise and no `white`.
+    `white` are standard normal numbers of the shape of the values, for a converter with noise. Where the rms is 0 every
+    value other than 0 saturates. InputError if there is noise and no `white`.
     """
     if converter.noise and white is None:
         raise InputError("a converter with noise needs normal numbers; draw them from a seeded generator")

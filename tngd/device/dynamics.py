@@ -1,16 +1,17 @@
-"""The device in exact time: dx = -(A x - g) dt + N(0, 2 κ₀ dt), A = λI + RᵀR of the whole parameter vector.
+"""Exact state of the symmetric device at any time: dx = -(A x - g) dt + N(0, 2 κ₀ dt), A = λI + RᵀR.
 
-Started at x₀ and read after time t (in units of the device's time constant),
+A acts on the whole parameter vector. Started at x₀ and read after time t (in units of the device's time constant),
 
     x(t) = φ_t(A) g + e^{-At} x₀ + sqrt(κ₀) s_t(A) ξ,   φ_t(a) = (1 - e^{-at})/a,   s_t(a)² = (1 - e^{-2at})/a,
 
-ξ standard normal. Each is a function of A, and with K = R Rᵀ, whose size is the rank r of the batch and not N,
+with ξ standard normal. Each term is a function of A applied to a vector. With K = R Rᵀ, whose size is the rank r of the
+batch and not N,
 
     f(A) v = f(λ) v + Rᵀ f[λ, λ + K] R v,     f[λ, λ + w] = (f(λ + w) - f(λ))/w,     f'(λ) where w is 0,
 
-the divided difference taken on the eigenvalues w of K. Nothing of size N x N is formed. Where a curvature serves one
-gradient only, (K + λ) c = R g is solved by conjugate gradients on products of K in parts, run until the residual is at
-the rounding of the precision, where that of a factorisation is: ε ‖K + λ‖ ‖c‖. K is formed where that takes too long.
+where the divided difference is taken on the eigenvalues w of K. No N x N matrix is formed. Where a curvature serves one
+gradient only, (K + λ) c = R g is solved by conjugate gradients on products with the parts of K, until the residual
+reaches rounding as in a factorisation, ε ‖K + λ‖ ‖c‖; K is formed where conjugate gradients take too long.
 """
 
 from collections.abc import Callable
@@ -24,18 +25,18 @@ from torch import Tensor
 from circuits.errors import InputError
 from tngd.curvature.factor import Factor
 
-NEAR = 1e-5  # of λ + 1/t: eigenvalues below take f' at the middle, true to the square of this
-SERIES = 1e-2
-LARGEST = 4096  # rank up to which Lanczos steps get a K of their own, which later gradients use again
-PRODUCTS = 12  # rank over this: as many products with parts of K take less time than K and its factorisation
-FEWEST = 16  # steps of conjugate gradients below which they are not tried
+NEAR = 1e-5  # of λ + 1/t: smaller eigenvalues use f' at the midpoint, with an error of the order of NEAR²
+SERIES = 1e-2  # a t below which h(a t) of _relax_slope is its series
+LARGEST = 4096  # rank up to which K is formed for Lanczos steps, for reuse with later gradients
+PRODUCTS = 12  # rank / PRODUCTS products with the parts of K take less time than K and its factorisation
+FEWEST = 16  # conjugate gradients are not tried with fewer steps than this
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
     """A curvature on the device: its factor R, K (r, r), and the Lanczos steps to use (None: K's eigenvectors).
 
-    K is None where products of R may do: for Lanczos steps, and for a curvature that serves one gradient only.
+    K is None where products with R may suffice: for Lanczos steps, and for a curvature that serves one gradient only.
     """
 
     factor: Factor
@@ -51,7 +52,7 @@ class Held:
 
     @property
     def formed(self) -> bool:
-        """Whether K is there, or has been asked for."""
+        """Whether K has been formed."""
         return self.K is not None or "gram" in vars(self)
 
     @cached_property
@@ -61,7 +62,7 @@ class Held:
 
     @cached_property
     def gram(self) -> Tensor:
-        """K, formed now if it was not before; InputError if it is not finite."""
+        """K, formed at the first use; InputError if K is not finite."""
         return _finite_gram(self.factor, self.factor.values) if self.K is None else self.K
 
     def product(self, vector: Tensor) -> Tensor:
@@ -74,21 +75,21 @@ class Held:
         return sum((R @ (vector @ R) for R in written), K @ vector)
 
     def cholesky(self, damping: float) -> Tensor:
-        """Factor of K + λI, kept for the last damping."""
+        """Cholesky factor of K + λI, kept for the last damping; empty if K + λI is singular in this precision."""
         if damping not in self.lower:
             self.lower.clear()
             shifted = self.gram.clone()
             shifted.diagonal().add_(damping)
             L, failed = torch.linalg.cholesky_ex(shifted)
-            # Singular in this precision: the eigenvectors still do.
+            # Empty if singular in this precision: callers then use the eigenvectors.
             self.lower[damping] = L if not int(failed) else torch.empty(0, dtype=L.dtype, device=L.device)
         return self.lower[damping]
 
 
 def held_curvature(factor: Factor, like: Tensor, lanczos: int | None = None, once: bool = False) -> Held:
-    """Put a factor on the device, K in the precision and place of `like`; InputError if it is not finite.
+    """Put a factor on the device, K in the precision and place of `like`; InputError if K is not finite.
 
-    `once`: it serves one gradient only, so that K is formed only if products of R do not do.
+    `once`: the curvature serves one gradient only, so that K is formed only if products with R do not suffice.
     """
     approximate = lanczos is not None and lanczos < factor.rank
     if approximate and (once or factor.rank > LARGEST):
@@ -153,12 +154,12 @@ def _check_finite(value: float) -> None:
 
 
 def _conjugate_gradients(held: Held, vector: Tensor, damping: float) -> Tensor | None:
-    """(K + λI)⁻¹ v (r,) to rounding, or None if that seems to take longer than K and its factorisation."""
+    """(K + λI)⁻¹ v (r,) to rounding, or None if forming and factorising K seems faster."""
     steps = held.factor.rank // PRODUCTS
     x, residual, direction = torch.zeros_like(vector), vector.clone(), vector
     first = rest = float(vector @ vector)
     bound = torch.finfo(vector.dtype).eps
-    norm = 0.0  # of K + λI, from below
+    norm = 0.0  # lower bound of ‖K + λI‖
     for k in range(1, steps + 1):
         if rest == 0:
             return x
@@ -172,7 +173,7 @@ def _conjugate_gradients(held: Held, vector: Tensor, damping: float) -> Tensor |
         goal = (bound * norm) ** 2 * float(x @ x)
         if rest <= goal:
             return x
-        # A third of the way is time enough to see how fast it goes; later steps are faster than the first.
+        # A third of the steps shows the rate of convergence, which later steps exceed.
         if k == steps // 3 and rest > first * (goal / first) ** (k / (1.5 * steps)):
             return None
         direction = torch.add(residual, direction, alpha=rest / before)
@@ -185,7 +186,7 @@ class _Function:
 
     value: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
-    inverse: bool = False  # 1/a, for which Cholesky does
+    inverse: bool = False  # whether the function is 1/a, for which Cholesky suffices
 
     def __call__(self, a: Tensor) -> Tensor:
         return self.value(a)
@@ -224,7 +225,7 @@ def _at(function: _Function, damping: float) -> float:
 
 
 def _difference(function: _Function, damping: float, w: Tensor, time: float) -> Tensor:
-    """f[λ, λ + w] of eigenvalues w >= 0, in double precision: the difference cancels."""
+    """f[λ, λ + w] of eigenvalues w >= 0, in double precision because of cancellation."""
     w = w.double()
     near = w < NEAR * (damping + 1 / time)
     base = torch.full_like(w, damping)
@@ -263,7 +264,7 @@ def _lanczos(product: Callable[[Tensor], Tensor], vector: Tensor, steps: int) ->
         u = product(q)
         size = u.norm()
         T[j, j] = q @ u
-        # Against all earlier vectors, twice: in one pass rounding brings them back.
+        # Orthogonalise against all earlier vectors twice: after one pass rounding errors remain.
         for _ in range(2):
             u = u - (Q[: j + 1] @ u) @ Q[: j + 1]
         beta = u.norm()

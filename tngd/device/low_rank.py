@@ -1,21 +1,22 @@
-"""Exact time of a linear device that is not symmetric: dx = -(A x - g) dt + N(0, 2 κ₀ dt), A = λI + L Mᵀ.
+"""Exact state of a linear device that is not symmetric: dx = -(A x - g) dt + N(0, 2 κ₀ dt), A = λI + L Mᵀ.
 
 L and M are N x r. For a function f of the matrix, with K = Mᵀ L (r x r, neither symmetric nor always diagonalisable),
 
     f(A) v = f(λ) v + L f[λ, λ + K] Mᵀ v,     f[λ, a] = (f(a) - f(λ))/(a - λ).
 
-At t = ∞ f[λ, λ + K] = -(λ + K)⁻¹/λ. At a finite time the coefficients c of x(t) = e^{-λt} x₀ + φ_t(λ) g + L c obey
+At t = ∞, f = 1/a and f[λ, λ + K] = -(λ + K)⁻¹/λ. At a finite time x(t) = e^{-λt} x₀ + φ_t(λ) g + L c, and the
+coefficients c obey
 
     dc/dt = -(λ + K) c - e^{-λt} Mᵀx₀ - φ_t(λ) Mᵀg,     c(0) = 0,
 
-and one matrix exponential of size r + 3 is their solution, whatever the eigenvalues of K. The noise has the covariance
-κ₀ Σ, Σ = 2 ∫₀ᵗ e^{-As} e^{-Aᵀs} ds. On what is orthogonal to L and M that is (1 - e^{-2λt})/λ; on an orthonormal basis
-Q of their span (q <= 2r), B = Qᵀ A Q has Σ_h by a Taylor series, doubled by
+which one matrix exponential of size r + 3 solves, whatever the eigenvalues of K. The noise has the covariance κ₀ Σ,
+Σ = 2 ∫₀ᵗ e^{-As} e^{-Aᵀs} ds. On the complement orthogonal to L and M, Σ is (1 - e^{-2λt})/λ. On an orthonormal basis Q
+of the span of L and M (q <= 2r), with B = Qᵀ A Q, Σ_h comes from a Taylor series and is doubled by
 
-    Σ_2h = Σ_h + e^{-Bh} Σ_h e^{-Bᵀh}:  at t = ∞ the solution of B Σ + Σ Bᵀ = 2.
+    Σ_2h = Σ_h + e^{-Bh} Σ_h e^{-Bᵀh};  at t = ∞ it is the solution of B Σ + Σ Bᵀ = 2.
 
-Nothing of size N x N is formed. The r x r work is in double precision: powers of a matrix that is not normal may grow
-before they decay.
+No N x N matrix is formed. The r x r work is in double precision: powers of a matrix that is not normal may grow before
+they decay.
 """
 
 from dataclasses import dataclass, field
@@ -28,8 +29,8 @@ from torch import Tensor
 from circuits.errors import InputError
 from tngd.device.dynamics import check_evolution
 
-SERIES = 18  # terms of Σ_h where |B| h <= 1/4: the next is below 1e-21 of the first
-DOUBLINGS = 80  # at t = ∞: |B| / slowest rate up to 2^80
+SERIES = 18  # terms of Σ_h where |B| h <= 1/4: the next term is below 1e-21 of the first
+DOUBLINGS = 80  # at t = ∞: enough for |B| / slowest rate up to 2^80
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,9 +58,9 @@ class LowRank:
 
 
 def is_stable(A: LowRank, damping: float, time: float) -> bool:
-    """Whether the device settles; at a finite time, whether nothing in it grows (by more than rounding would say).
+    """Whether the device settles; at a finite time, whether no mode grows (up to rounding).
 
-    It does if the symmetric part of λ + K is positive definite, which costs little to see; if not, the eigenvalues say.
+    A positive definite symmetric part of λ + K, which is cheap to test, is sufficient; else the eigenvalues decide.
     """
     K = A.K
     if not len(K):
@@ -84,7 +85,7 @@ def low_rank_state(
 ) -> Tensor:
     """The state x (N,) after `time` under λI + L Mᵀ and the gradient (N,), from `start` (N,), zero if None.
 
-    As `tngd.device.dynamics.device_state`. A finite time needs no stability, at t = ∞ it is the caller's to see to it
+    Like `tngd.device.dynamics.device_state`. A finite time needs no stability; at t = ∞ the caller checks stability
     (`is_stable`). InputError for a negative damping, time or noise, and for time inf without damping.
     """
     check_evolution(damping, time, noise)
@@ -118,7 +119,7 @@ def _settled(A: LowRank, driven: Tensor, damping: float) -> Tensor:
 
 
 def _coefficients(K: Tensor, begun: Tensor | None, driven: Tensor, damping: float, time: float) -> Tensor:
-    """c(t), (r,), from Mᵀx₀ and Mᵀg; two columns of one exponential, each for a drive of length 1."""
+    """c(t), (r,), from Mᵀx₀ and Mᵀg; two columns of one matrix exponential, each for a drive of length 1."""
     r = len(K)
     system = K.new_zeros(r + 3, r + 3)
     system[:r, :r] = -K
@@ -135,7 +136,7 @@ def _coefficients(K: Tensor, begun: Tensor | None, driven: Tensor, damping: floa
 
 
 def _deviation(A: LowRank, damping: float, time: float, white: Tensor) -> Tensor:
-    """Σ^{1/2} ξ for white numbers ξ (N,)."""
+    """Σ^{1/2} ξ (N,) for standard normal ξ (N,)."""
     Q = A.basis
     if (damping, time) not in A.roots:
         A.roots.clear()

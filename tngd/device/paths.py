@@ -1,14 +1,15 @@
-"""The random recursion x_k = Φ x_{k-1} + β + F z_k over many equal steps, as few and wide matrix products.
+"""Exact paths of dx = -(A x - b) dt + N(0, D dt) on any grid of times, and draws of the stationary state.
 
-Rows are states, so a step is X Φᵀ. Many sequences of one system are walked through together, step by step. Few long
-ones are cut into blocks of B steps: from a zero start all blocks are walked through at once to their ends e; the true
-ends obey the same recursion with Φ^B; from them all blocks are walked through again, which is exact and takes one
-product more a step. Small systems, whose products are not worth a call, take m steps in one product: a row of normals
-(z_1 … z_m) times the block Toeplitz matrix of F, Φ F, Φ² F …, and so on for the ends.
+From one time to the next, x_k = Φ x_{k-1} + β + F z_k with z ~ N(0, I) and F Fᵀ = Σ (tngd.device.transition), exact for
+steps of any length. Over many equal steps this recursion is computed by few and wide matrix products. Rows are states,
+so a step is X Φᵀ.
 
-Exact paths of dx = -(A x - b) dt + N(0, D dt) on any grid of times, and draws of its stationary state.
-
-From one time to the next x ← Φ x + β + F z with z ~ N(0, I) and F Fᵀ = Σ (tngd.device.transition): no step is too long.
+* Many sequences of one system advance together, step by step.
+* Few long sequences are cut into blocks of B steps. From a zero start all blocks advance at once to their ends e; the
+  true ends obey the same recursion with Φ^B; from the true ends all blocks advance again. The result is exact and takes
+  one product more a step.
+* Small systems, for which one product a step is not worth a call, take m steps in one product: a row of normals
+  (z_1 … z_m) times the block Toeplitz matrix of F, Φ F, Φ² F …; the ends of the blocks follow in the same way.
 """
 
 import math
@@ -22,10 +23,10 @@ from torch import Generator, Tensor
 from tngd.device.process import Gaussian, Process, reading_law, stationary_law, transition
 from tngd.device.transition import distinct_steps, noise_factor
 
-WIDE = 32  # rows of one product from which walking step by step costs less than walking twice
-SMALL = 16  # states of a system that takes several steps in one product
-TOEPLITZ = 128  # rows of the matrix of several steps
-SCRATCH = 4 << 20  # bytes of noise at a time: what a cache holds
+WIDE = 32  # rows of one product from which one pass step by step costs less than two passes over blocks
+SMALL = 16  # largest number of states of a system that takes several steps in one product
+TOEPLITZ = 128  # rows of the block Toeplitz matrix of several steps
+SCRATCH = 4 << 20  # bytes of noise at a time: the size of a cache
 PIECE = 1 << 17  # random numbers at a time, likewise
 NARROW = 64  # states up to which numpy multiplies float64 matrices faster than torch, three times at 16
 Fill = Callable[[Tensor], Tensor]  # fills a contiguous tensor with independent N(0, 1)
@@ -33,19 +34,19 @@ Fill = Callable[[Tensor], Tensor]  # fills a contiguous tensor with independent 
 
 @dataclass(frozen=True, eq=False)
 class Recursion:
-    """One step of each of b systems."""
+    """One step x ← Φ x + β + F z of each of b systems."""
 
     matrix: Tensor  # (b, d, d), Φ
     drive: Tensor  # (b, d), β
     factor: Tensor  # (b, d, d), F
 
     def __getitem__(self, part: slice) -> "Recursion":
-        """Some of the systems."""
+        """The recursion of some of the systems."""
         return Recursion(self.matrix[part], self.drive[part], self.factor[part])
 
 
 def run(recursion: Recursion, path: Tensor, fill: Fill) -> None:
-    """Fill `path` (b, s, N, d), s sequences of every system, from its first states path[:, :, 0]."""
+    """Fill `path` (b, s, N, d), s sequences of N states of every system, from the first states path[:, :, 0]."""
     systems, sequences, points, d = path.shape
     each = max(1, SCRATCH // (sequences * points * d * path.element_size()))
     for first in range(0, systems, each):
@@ -60,9 +61,10 @@ def run(recursion: Recursion, path: Tensor, fill: Fill) -> None:
 
 
 def normals(like: Tensor, generator: Generator) -> Fill:
-    """What fills tensors of this kind with independent N(0, 1), a stream of its own that the generator starts.
+    """Return a function that fills tensors like this one with independent N(0, 1); the generator seeds its stream.
 
-    On a CPU Box and Muller's pairs from numpy's SFC64: less time than torch's own in float32, a third of it in float64.
+    On a CPU the Box-Muller method on numpy's SFC64: faster than torch's own normals in float32, and three times as fast
+    in float64.
     """
     pairs = PAIRS.get(like.dtype)
     if like.device.type == "cpu" and pairs is not None:
@@ -83,7 +85,7 @@ def normals(like: Tensor, generator: Generator) -> Fill:
 
 
 def product(rows: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
-    """Rows (b, r, k) times matrices (b, k, c), into `out` if it is given."""
+    """Rows (b, r, k) times matrices (b, k, c), written into `out` if given."""
     if matrix.dtype == torch.float64 and matrix.device.type == "cpu" and matrix.shape[-1] <= NARROW:
         given = None if out is None else out.numpy()
         return torch.from_numpy(np.matmul(rows.numpy(), matrix.numpy(), out=given))
@@ -103,7 +105,7 @@ def _by_box_and_muller(out: Tensor, generator: Generator) -> Tensor:
 
 
 def _pairs(stream: np.random.SFC64, first: np.ndarray, second: np.ndarray) -> None:
-    """r cos θ and r sin θ in float64; torch has vector instructions for all of it wherever it runs, numpy not."""
+    """Box-Muller pairs r cos θ and r sin θ in float64, by torch: vector instructions on every CPU, unlike numpy."""
     uniform = torch.from_numpy(np.random.Generator(stream).random(2 * len(first)))
     radius, angle = uniform[: len(first)], uniform[len(first) :].mul_(2 * math.pi)
     radius.neg_().add_(1).log_().mul_(-2).sqrt_()  # of 1 - u, never zero
@@ -113,7 +115,7 @@ def _pairs(stream: np.random.SFC64, first: np.ndarray, second: np.ndarray) -> No
 
 
 def _single_pairs(stream: np.random.SFC64, first: np.ndarray, second: np.ndarray) -> None:
-    """The same in float32, from the halves of 64 random bits: radii up to 6.8, where 24 bits each would end at 5.8."""
+    """Box-Muller pairs in float32, from the halves of 64 random bits: radii up to 6.8 (5.8 with 24 bits each)."""
     uniform = stream.random_raw(len(first)).view(np.uint32).astype(np.float32)
     radius, angle = uniform[: len(first)], uniform[len(first) :]
     radius += np.float32(0.5)
@@ -149,7 +151,7 @@ def _in_blocks(recursion: Recursion, path: Tensor, fill: Fill) -> None:
     block, blocks = _division(points - 1)
     step = recursion.matrix.mT.contiguous()
     z = fill(path.new_empty(systems, sequences * blocks * block, d))
-    there = sequences == 1 and blocks * block == points - 1  # a copy less
+    there = sequences == 1 and blocks * block == points - 1  # saves a copy
     states = _noise(recursion, z, path[:, 0, 1:] if there else torch.empty_like(z))
     states = states.unflatten(1, (sequences * blocks, block))
     end = states[:, :, 0].contiguous()
@@ -165,7 +167,7 @@ def _in_blocks(recursion: Recursion, path: Tensor, fill: Fill) -> None:
 
 
 def _summed(rows: Tensor, step: Tensor, block: int) -> Tensor:
-    """x_j = Φ^B x_(j-1) + e_j, (b, s, blocks, d), of rows x_0, e_1, e_2 …, which are overwritten."""
+    """x_j = Φ^B x_(j-1) + e_j, (b, s, blocks, d), from rows x_0, e_1, e_2 …, which are overwritten."""
     systems, _, blocks, d = rows.shape
     leap = step
     for bit in bin(block)[3:]:
@@ -183,13 +185,13 @@ def _summed(rows: Tensor, step: Tensor, block: int) -> Tensor:
 
 
 def _noise(recursion: Recursion, z: Tensor, out: Tensor | None = None) -> Tensor:
-    """β + F z of standard normal rows (b, r, d), in `out` if it is given."""
+    """β + F z of standard normal rows z (b, r, d), written into `out` if given."""
     found = product(z, recursion.factor.mT.contiguous(), out)
     return found.add_(recursion.drive[:, None]) if bool(recursion.drive.count_nonzero()) else found
 
 
 def _division(steps: int) -> tuple[int, int]:
-    """Length and number of blocks, about alike, that waste few steps."""
+    """Length and number of blocks, of similar size, that waste few steps."""
     root = int(steps**0.5)
     block = min(range(max(1, root - root // 4), root + 1), key=lambda size: (-(-steps // size) * size, -size))
     return block, -(-steps // block)
@@ -204,14 +206,14 @@ def _leap(recursion: Recursion, path: Tensor, fill: Fill) -> None:
 
 
 def _leap_size(steps: int, d: int) -> int:
-    """Steps in one product: leaps, leaps of leaps and so on are all about as long."""
+    """Number of steps in one product, about the same at all levels of recursion."""
     most = max(TOEPLITZ // d, 2)
     levels = max(math.ceil(math.log(steps) / math.log(most)), 1)
     return min(math.ceil(steps ** (1 / levels)), most)
 
 
 def _sums(matrix: Tensor, factor: Tensor | None, drive: Tensor | None, start: Tensor, z: Tensor) -> Tensor:
-    """x_1 … x_N from x_0 (b, s, d) and z (b, s, N, d), by blocks, their ends, and so on; no F is 1, no β is 0."""
+    """x_1 … x_N from x_0 (b, s, d) and z (b, s, N, d), by blocks and recursively their ends; None: F = 1, β = 0."""
     systems, sequences, steps, d = z.shape
     block = _leap_size(steps, d)
     blocks = -(-steps // block)
@@ -245,7 +247,7 @@ def _powers(matrix: Tensor, count: int) -> Tensor:
 
 
 def _toeplitz(onward: Tensor, factor: Tensor | None) -> Tensor:
-    """(b, m d, m d): what a row of m noises makes of the states after each of them."""
+    """(b, m d, m d): the matrix from a row of m noises to the m states after each of them."""
     systems, d, width = onward.shape
     # One row of blocks 0 … 0 Fᵀ (Φ F)ᵀ … ; row i of the matrix starts i blocks earlier.
     row = onward.new_zeros(systems, d, 2 * width - d)
@@ -260,20 +262,20 @@ def _toeplitz(onward: Tensor, factor: Tensor | None) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """What paths on one grid of T times need, once for all: u distinct steps of processes with batch axes (…)."""
+    """Precomputed transitions for paths on one grid of T times: u distinct steps of processes with batch axes (…)."""
 
     times: Tensor  # (T,), s
     matrix: Tensor  # (…, u, d, d), Φ
     drive: Tensor  # (…, u, d), β
     factor: Tensor  # (…, u, d, d), F
-    which: Tensor  # (T - 1,), which of the u steps
+    which: Tensor  # (T - 1,), index into the u steps
 
 
 def prepare_steps(process: Process, times: Tensor | Sequence[float]) -> Steps:
     """Transitions and noise factors of a process over a grid of times (T,) [s], increasing.
 
-    Equal steps, equal to rounding, share one; then paths are fast. Memory grows with the number of distinct steps.
-    InputError if the times do not increase or the diffusion is not positive semidefinite.
+    Steps that are equal to rounding share one transition, which makes paths fast. Memory grows with the number of
+    distinct steps. InputError if the times do not increase or the diffusion is not positive semidefinite.
     """
     times = torch.as_tensor(times, dtype=torch.float64)
     distinct, which = distinct_steps(times)
@@ -282,9 +284,9 @@ def prepare_steps(process: Process, times: Tensor | Sequence[float]) -> Steps:
 
 
 def sample_paths(steps: Steps, start: Tensor, seed: int | Generator, samples: int | None = None) -> Tensor:
-    """Exact paths of the state, (…, T, d), the first state `start` (…, d); with `samples` (…, samples, T, d).
+    """Draw exact paths of the state (…, T, d) from the first state `start` (…, d); with `samples` (…, samples, T, d).
 
-    A start has the batch axes of the process, then one for samples or none; fewer axes broadcast. The same seed, or
+    A start has the batch axes of the process, then an axis of samples or none; fewer axes broadcast. The same seed, or
     generator (on the device of the process) in the same state, gives the same bytes.
     """
     batch, d = steps.matrix.shape[:-3], steps.matrix.shape[-1]
@@ -310,7 +312,7 @@ def stationary_draws(process: Process, samples: int, seed: int | Generator) -> T
 
 
 def reading_draws(process: Process, samples: int, seed: int | Generator) -> Tensor:
-    """Independent draws of the stationary readings, (…, samples, n); less work than those of the state."""
+    """Independent draws of the stationary readings, (…, samples, n); cheaper than draws of the state."""
     return draws_of(reading_law(process, stationary_law(process)), samples, seed)
 
 
@@ -321,7 +323,7 @@ def draws_of(law: Gaussian, samples: int, seed: int | Generator) -> Tensor:
     found = _room(law.mean, (*batch, samples, k))
     flat = found.view(-1, samples, k)
     fill = normals(found, generator_of(seed, found))
-    # So many at a time that their normal numbers stay in the cache until they are used.
+    # Few rows at a time, so that the normal numbers stay in the cache until used.
     rows = max(PIECE // max(len(factor) * k, 1), 1)
     z = found.new_empty(len(factor), min(rows, samples), k)
     for part in flat.split(rows, dim=1):
@@ -337,8 +339,8 @@ def generator_of(seed: int | Generator, like: Tensor) -> Generator:
 
 
 def _room(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """An empty tensor of the precision and on the device of another."""
+    """An uninitialised tensor of this shape, with the precision and device of `like`."""
     if like.device.type != "cpu":
         return like.new_empty(shape)
-    # Numpy asks the system for huge pages, which halves the time it takes to touch a large array first.
+    # Numpy asks the system for huge pages, which halves the time of the first access to a large array.
     return torch.from_numpy(np.empty(shape, dtype=torch.empty(0, dtype=like.dtype).numpy().dtype))

@@ -1,14 +1,17 @@
 """The reduced-order board as an Ornstein-Uhlenbeck process in torch: dx = -(A x - b) dt + N(0, D dt), y = H x.
 
-State x = (v, φ), so A is not normal and D is singular. Laws are exact (tngd.device.transition): from any start with
-mean m and covariance S, after t the mean is Φ m + β and the covariance Φ S Φᵀ + Σ; stationary mean A⁻¹ b, and
-covariance from A Σ + Σ Aᵀ = D; stationary readings τ apart have the covariance H e^{-Aτ} Σ Hᵀ.
+The state is x = (v, φ), so A is not normal and D is singular. All laws are exact (tngd.device.transition). From a start
+with mean m and covariance S, after time t the mean is Φ m + β and the covariance Φ S Φᵀ + Σ. The stationary mean is
+A⁻¹ b, and the stationary covariance solves A Σ + Σ Aᵀ = D; stationary readings τ apart have the covariance
+H e^{-Aτ} Σ Hᵀ.
 
-Exact log-likelihood of recorded readings y_k = H x(t_k) of dx = -(A x - b) dt + N(0, D dt), without other noise.
+The log-likelihood of recorded readings y_k = H x(t_k), without measurement noise, is exact too. Where the readings
+determine the whole state (H square) it is the sum of the transition densities,
 
-Where the readings tell the whole state (H square) it is the sum of the transition densities,
     log p = log N(x_0; m, S) + Σ log N(x_k; Φ x_{k-1} + β, Σ) - T log |det H|,
-otherwise the sum of the innovations r = y - H m of the Kalman filter, of covariance H P Hᵀ:
+
+otherwise the sum of the log densities of the innovations r = y - H m of the Kalman filter, of covariance H P Hᵀ:
+
     K = P Hᵀ (H P Hᵀ)⁻¹,  m ← Φ (m + K r) + β,  P ← Φ (I - K H) P (I - K H)ᵀ Φᵀ + Σ.
 """
 
@@ -28,18 +31,18 @@ from circuits.nodal import Circuit
 from circuits.ou import diffusion, drift
 from tngd.device.transition import Transition, balancing_units, distinct_steps, exact_transition, lyapunov
 
-SKEW = 1e-5  # of the largest entry, by which a diffusion may fail to be symmetric
+SKEW = 1e-5  # of the largest entry: tolerated asymmetry of a diffusion
 
-STEADY = 64  # units in the last place by which a covariance may change that is taken to stay
-LOST = 1e3  # units in the last place: a variance that small beside what it was before is rounding
+STEADY = 64  # units in the last place: a covariance that changes by less is taken as steady
+LOST = 1e3  # units in the last place: a squared pivot below this share of its variance is rounding
 
 
 @dataclass(frozen=True, eq=False)
 class Process:
     """An OU process with any leading batch axes; times in seconds unless the drift was scaled.
 
-    In float64; in float32 (`to`) laws are off by up to 1e-5 of their size, and a mode 1e6 times as slow as the fastest
-    is refused.
+    In float64. In float32 (`to`) laws have relative errors up to 1e-5, and a process with a mode 1e6 times as slow as
+    the fastest is refused.
     """
 
     drift: Tensor  # (…, d, d), A, 1/s
@@ -78,7 +81,7 @@ class Process:
 
     @property
     def batch(self) -> torch.Size:
-        """The leading axes, those of the parts broadcast."""
+        """The leading axes: the batch axes of the four parts, broadcast."""
         parts = self.drift.shape[:-2], self.diffusion.shape[:-2], self.bias.shape[:-1], self.readout.shape[:-2]
         return torch.Size(np.broadcast_shapes(*parts))
 
@@ -96,7 +99,10 @@ class Gaussian:
 
 
 def program_process(device: Device, copy: int, program: Program, dtype: torch.dtype = torch.float64) -> Process:
-    """The process of copy number `copy` (from 0) of a device, of the device's order, under a program for its board."""
+    """The process of copy number `copy` (from 0) of a device, reduced to the order of the device, under a program.
+
+    InputError if the device has no such copy.
+    """
     if not 0 <= copy < len(device.copies):
         raise InputError(f"the device has copies 0 to {len(device.copies) - 1}, got {copy}")
     circuit = predict(device, copy, program)
@@ -151,7 +157,7 @@ def law_after(process: Process, times: Tensor | float, start: Gaussian | Tensor)
 
 
 def stationary_law(process: Process) -> Gaussian:
-    """Stationary law of the state; InputError if a drift is unstable, naming which and its eigenvalue's real part."""
+    """Stationary law of the state; InputError, with batch index and eigenvalue, if a drift is unstable."""
     batch, d = process.batch, process.drift.shape[-1]
     covariance = lyapunov(process.drift, process.diffusion).expand(*batch, d, d)
     unit = balancing_units(process.drift)
@@ -161,7 +167,7 @@ def stationary_law(process: Process) -> Gaussian:
 
 
 def readings(process: Process, states: Tensor) -> Tensor:
-    """H x, (…, n), of states (…, d); batch axes of the readout, if it has any, are the first of the states."""
+    """H x, (…, n), of states (…, d); batch axes of the readout, if any, are the first axes of the states."""
     H = process.readout
     extra = states.ndim - 1 - (H.ndim - 2)
     if H.ndim == 2:
@@ -216,9 +222,9 @@ def log_likelihood(
 ) -> Tensor:
     """Natural logarithm of the density of a record (…, T, n) at increasing times (T,) [s], shape (…).
 
-    The axes of the record are those of the process, then any others (independent records). `start` is the law of the
-    state at the first time, by default the stationary one. InputError if the shapes do not fit, or if some readings
-    are fixed by others, so that there is no density.
+    The axes of the record are the batch axes of the process, then any others (independent records). `start` is the law
+    of the state at the first time, by default the stationary law. InputError if the shapes do not fit, or if some
+    readings are determined by others, so that there is no density.
     """
     times = torch.as_tensor(times, dtype=torch.float64)
     batch, (n, d) = process.batch, process.readout.shape[-2:]
@@ -260,8 +266,8 @@ def _innovations(over: Transition, which: Tensor, law: Gaussian, H: Tensor, y: T
     mean, P = law.mean[:, None].expand(-1, y.shape[1], -1), law.covariance
     eye = torch.eye(H.shape[-1], dtype=H.dtype, device=H.device)
     parts, last, steady = [], None, False
-    for k, step in enumerate([*which.tolist(), int(which[-1])]):  # what comes after the last reading is not used
-        if not steady or step != last:  # equal steps soon have one covariance, and nothing but the mean moves
+    for k, step in enumerate([*which.tolist(), int(which[-1])]):  # the prediction after the last reading is not used
+        if not steady or step != last:  # with equal steps the covariance becomes steady, and only the mean changes
             known = P @ H.mT
             parts.append((_factor(H @ known), []))
             gain = torch.linalg.solve(H @ known, known.mT).mT

@@ -1,21 +1,20 @@
-"""Linear algebra of many small matrices at once, laid out (n, n, tiles): loops over n rows, each a pass over all tiles.
+"""Linear algebra and matrix functions of many small matrices at once, laid out (n, n, tiles); vectors are (n, tiles).
 
-Batched library calls take one small matrix at a time. Here row k of every tile is eliminated in one operation,
+Factorisations loop over the n rows, each step a pass over all tiles; batched library calls take one small matrix at a
+time. Row k of every tile is eliminated in one operation,
 
     L_kk = sqrt(A_kk),   L_ik = A_ik / L_kk,   A_ij <- A_ij - L_ik L_jk   (i, j > k),
 
-which is several times faster at n = 8. Vectors are (n, tiles).
+which is several times faster at n = 8.
 
-Functions of many small symmetric matrices applied to vectors, by Chebyshev series: products of matrices only.
-
-With the eigenvalues a of S in [l, h], z = (2a - h - l)/(h - l) and S' = (2S - h - l)/(h - l),
+Functions of symmetric matrices, applied to vectors, are Chebyshev series, which take products of matrices only. With
+the eigenvalues a of S in [l, h], z = (2a - h - l)/(h - l) and S' = (2S - h - l)/(h - l),
 
     f(S) v = Σ_k c_k T_k(S') v,        Σ_i u_i(S) diag(w) u_i(S)ᵀ v = Σ_kl c_kl T_k(S') (w ∘ T_l(S') v),
 
-the second for a symmetric function f(a, b) = Σ_i u_i(a) u_i(b) = Σ_kl c_kl T_k(a) T_l(b) of two eigenvalues: the
-solution of a linear matrix equation with the right-hand side diag(w). As |T_k| <= 1, what a truncated series leaves out
-is at most the sum of the coefficients' sizes that were dropped; degrees are chosen by that bound. Matrices are
-(n, n, tiles), vectors (n, tiles).
+the second for a symmetric function f(a, b) = Σ_i u_i(a) u_i(b) = Σ_kl c_kl T_k(z_a) T_l(z_b) of two eigenvalues: the
+solution of a linear matrix equation with the right-hand side diag(w). As |T_k| <= 1, the error of a truncated series is
+at most the sum of the sizes of the dropped coefficients; degrees are chosen by that bound.
 """
 
 from collections.abc import Callable
@@ -25,21 +24,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CACHE = 2**20  # bytes of a matrix of every tile that is worked on at once
+CACHE = 2**20  # bytes of the matrices of the tiles that are processed at once
 
-NODES = 96  # at which a function is taken; a degree of more than half of them is not trusted
+NODES = 96  # number of Chebyshev nodes; series of a degree above half of it are not trusted
 OUTWARD = 16  # bounds of a spectrum are moved to the next power of 2^(1/16): near ones share a series
 
 
 def slices(matrices: Tensor) -> list[slice]:
-    """Tiles of (n, n, tiles) to work on at once: what is made on the way stays in the cache."""
+    """Slices of the tiles of (n, n, tiles) to process at once, so small that intermediate results stay in the cache."""
     n, _, tiles = matrices.shape
     step = max(CACHE // (n * n * matrices.element_size()), 1)
     return [slice(first, min(first + step, tiles)) for first in range(0, tiles, step)]
 
 
 def cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """L (n, n, tiles), lower triangle (what is above it means nothing), and which tiles are positive definite (tiles,).
+    """L (n, n, tiles), meaningless above the diagonal, and the mask of positive definite tiles (tiles,).
 
     Only the lower triangle of symmetric matrices (n, n, tiles) is read. L of a tile that is not definite is not finite.
     """
@@ -117,15 +116,15 @@ def spectrum_bounds(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _eliminate(A: Tensor) -> None:
-    """A becomes L; rows below the square ones become L⁻¹ times them."""
+    """Overwrite A (n or more rows, n, tiles) by L, and each row v below the first n by L⁻¹ v."""
     n = A.shape[1]
     for k in range(n):
-        A[k:, k] /= A[k, k].sqrt()  # not a number from the first pivot on that is not positive
+        A[k:, k] /= A[k, k].sqrt()  # NaN from the first pivot on that is not positive
         A[k + 1 :, k + 1 :].addcmul_(A[k + 1 :, k, None], A[None, k + 1 : n, k], value=-1)
 
 
 def _back_substitute(L: Tensor, x: Tensor) -> None:
-    """x (n, tiles) becomes L⁻ᵀ x."""
+    """Overwrite x (n, tiles) by L⁻ᵀ x."""
     for k in reversed(range(len(x))):
         x[k] /= L[k, k]
         x[:k].addcmul_(L[k, :k], x[k], value=-1)
@@ -138,7 +137,7 @@ def widened(low: float, high: float) -> tuple[float, float]:
 
 
 def series(function: Callable[[np.ndarray], np.ndarray], low: float, high: float, bound: float) -> np.ndarray | None:
-    """Chebyshev coefficients of f on [low, high], the dropped ones less than `bound` together; None if too many."""
+    """Chebyshev coefficients of f on [low, high], dropped ones at most `bound` in total; None if too many."""
     nodes, W = _nodes(low, high)
     return _truncated(W @ function(nodes), bound)
 
@@ -159,7 +158,7 @@ def centred(matrices: Tensor, low: float, high: float) -> Tensor:
 
 
 def function_sum(S: Tensor, terms: list[tuple[np.ndarray, Tensor]]) -> Tensor:
-    """Σ f(S) v, (n, tiles), over terms of coefficients and vectors (n, tiles), S centred: one recurrence for all."""
+    """Σ f(S) v, (n, tiles), over terms of coefficients and vectors (n, tiles), S centred, in one recurrence."""
     degree = max(len(c) for c, _ in terms) - 1
 
     def own(k: int) -> Tensor:
@@ -199,7 +198,7 @@ def _clenshaw(S: Tensor, degree: int, vector: Callable[[int], Tensor]) -> Tensor
 
 @lru_cache(maxsize=32)
 def _nodes(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
-    """Chebyshev nodes of [low, high] and the matrix that takes values there to coefficients."""
+    """Chebyshev nodes of [low, high], and the matrix from values at the nodes to coefficients."""
     angle = np.pi * (np.arange(NODES) + 0.5) / NODES
     W = 2 / NODES * np.cos(np.arange(NODES)[:, None] * angle)
     W[0] /= 2
@@ -207,7 +206,7 @@ def _nodes(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _truncated(c: np.ndarray, bound: float) -> np.ndarray | None:
-    """The leading coefficients, of one or two indices, that leave less than `bound`."""
+    """Leading coefficients (one or two indices), dropped ones at most `bound` in total; None if too many."""
     size = np.abs(c)
     kept = np.array([size[(slice(d),) * c.ndim].sum() for d in range(NODES + 1)])
     enough = np.flatnonzero(size.sum() - kept <= bound)

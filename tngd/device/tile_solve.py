@@ -1,17 +1,20 @@
-"""Linear systems on tiles: what the copies answer to a vector, at any time, without the eigenvectors of every tile.
+"""Products of tile inverses with vectors, at any time, without the eigenvectors of every tile.
 
-Capacitive boards answer with the covariance B of tngd.device.tiles; with the mean t̄ of the temperatures and δ = t - t̄
+On capacitive boards the answer is B v, with the covariance B of tngd.device.tiles. With the mean t̄ of the temperatures
+and δ = t - t̄,
 
     B v = t̄ M~⁻¹ v + X v,      X = Σ_ab f(m_a, m_b) 2 δ~_ab,      f(a, b) = 1/(a + b + Q² (a - b)²/2),
 
-the first by Cholesky, the second by a Chebyshev series of f whose dropped part is below ERROR of the answer.
-Behind an ADC with bits they answer with what that makes of B (tngd.device.converters), every tile by its eigenvectors.
+the first term by Cholesky, the second by a Chebyshev series of f whose dropped part is below ERROR of the answer.
+Behind an ADC with bits the covariance of the converted readings replaces B (tngd.device.converters); it is computed
+from the eigenvectors of every tile.
+
 Resistive boards follow, with their own capacitors c and time in units of the nominal time constant,
 
-    c dx/dt = b - M~ x:  x(t) = c^-½ [e^(-St) c^½ x₀ + φ_t(S) c^-½ b],  S = c^-½ M~ c^-½,  φ_t(a) = (1 - e^(-at))/a,
+    c dx/dt = b - M~ x:  x(t) = c^-½ [e^(-St) c^½ x₀ + φ_t(S) c^-½ b],  S = c^-½ M~ c^-½,  φ_t(a) = (1 - e^(-at))/a.
 
-with noise of powers p the normal law of covariance ∫ e^(-Ss) 2 κ₀ diag(p/c) e^(-Ss) ds over [0, t] on top. Tiles whose
-spectrum is too wide for a short series are solved by their eigenvectors. Vectors are (n, tiles).
+Noise of powers p adds a normal vector, in the coordinates c^½ x of covariance ∫ e^(-Ss) 2 κ₀ diag(p/c) e^(-Ss) ds over
+[0, t]. Tiles whose spectrum is too wide for a short series are solved by their eigenvectors. Vectors are (n, tiles).
 """
 
 from collections.abc import Callable
@@ -41,16 +44,16 @@ from tngd.device.small_matrices import (
 from tngd.device.tiles import HeldTiles, TileBoard, covariances, has_full_scale, mode_rate, spread_over
 
 LOW, HIGH = 0.2, 2.5  # eigenvalues between which a series is short
-ENTIRE = 24.0  # t times the largest eigenvalue up to which a series serves from eigenvalue 0 on
-CLIPPED = 1e-3  # of a cell's readings: a larger share counts the cell as saturated; a range of 4 rms clips 6e-5
-ERROR = {torch.float64: 5e-11, torch.float32: 1e-6}  # of the answer, from the series
+ENTIRE = 24.0  # largest t HIGH for which one series covers eigenvalues from 0 on
+CLIPPED = 1e-3  # share of a cell's readings above which the cell counts as saturated; a range of 4 rms clips 6e-5
+ERROR = {torch.float64: 5e-11, torch.float32: 1e-6}  # relative error of the answer due to the series
 
 White = Callable[[Tensor], Tensor]  # standard normal numbers in the shape and precision of a tensor
 
 
 @dataclass(frozen=True)
 class ReadAt:
-    """When a resistive board is read: `time` in time constants after the upload, with noise κ₀."""
+    """Reading of a resistive board: `time` after the upload, in time constants, and noise κ₀."""
 
     time: float = inf
     noise: float = 0.0
@@ -61,12 +64,13 @@ LAST = ReadAt()
 
 @dataclass(frozen=True, eq=False)
 class TileAnswer:
-    """What was read (n, tiles), which tiles are stable (tiles,), and what met a converter's full scale.
+    """Answers (n, tiles) as read, the mask of stable tiles (tiles,), and counts of saturated values.
 
-    `saturated`: on a resistive board uploaded values and readings, one by one. On a capacitive board every cell is read
-    so often that some readings are always clipped: cells of stable tiles of which the ADC clips a share above CLIPPED.
-    `clipped` sums the shares of the readings that the ADC clips over all cells. `state` (n, tiles): the voltages of a
-    resistive board as they are, before the readout.
+    `saturated`: on a resistive board the number of uploaded values and readings at full scale; on a capacitive board
+    the number of cells of stable tiles of which the ADC clips a share above CLIPPED of the readings (so many readings
+    are taken of a cell that some are always clipped). `clipped` is, on a capacitive board, the sum over cells of the
+    clipped shares; on a resistive board the number of clipped readings. `state` (n, tiles): the voltages of a resistive
+    board before the readout.
     """
 
     values: Tensor
@@ -77,7 +81,7 @@ class TileAnswer:
 
 
 def check_reading(board: TileBoard, reading: ReadAt, start: str = "gradient") -> None:
-    """InputError for a finite time, noise, or a start of its own on a capacitive board."""
+    """InputError for a finite time, noise, or a start other than "gradient" on a capacitive board."""
     given = {"time": (reading.time, inf), "noise": (reading.noise, 0.0), "start": (start, "gradient")}
     for name, (value, only) in given.items():
         if board.coupling == "capacitive" and value != only:
@@ -97,12 +101,13 @@ def tile_answers(
     start: Tensor | None = None,
     white: White | None = None,
 ) -> TileAnswer:
-    """The answers to inputs `vectors` (n, tiles) on held tiles, M~⁻¹ v but for errors.
+    """Answers to inputs `vectors` (n, tiles) on held tiles: M~⁻¹ v up to the errors modelled here.
 
-    `start` (n, tiles): voltages at the upload, zero if None, and the uploaded vector itself if it is `vectors`. A tile
-    that is not stable has no useful answer. The converters of a resistive board see the vectors and the voltages, each
-    tile at its own rms; the ADC of a capacitive board sees the readings whose covariance is the answer, its full scale
-    being for the largest rms one of the nominal board. InputError for a finite time or noise on a capacitive board.
+    `start` (n, tiles): voltages at the upload, zero if None; if `start` is `vectors`, the vector as uploaded. A tile
+    that is not stable has no useful answer. The converters of a resistive board act on the vectors and the voltages,
+    each tile scaled by its own rms; the ADC of a capacitive board acts on the readings whose covariance is the answer,
+    with a full scale set by the largest rms reading of the nominal board. InputError for a finite time or noise on a
+    capacitive board.
     """
     if board.coupling == "capacitive":
         check_reading(board, reading)
@@ -114,7 +119,7 @@ def tile_answers(
     if board.coupling == "capacitive":
         B = readout * _covariance_times(board, held.matrix, L, stable, readout * vectors, copies)
         noise = board.interface.adc.noise
-        # As with bits it is in multiples of the largest rms reading, which a tile that is not definite does not have.
+        # As with bits, noise is in multiples of the largest rms reading, which only positive definite tiles have.
         white_too = torch.where(stable, B + noise**2 * held.variance * vectors, 0) if noise else B
         return TileAnswer(white_too, stable, 0, 0.0, B)
     uploaded, lost = _converted(board.interface.dac, vectors, stable, white, to_analog=True)
@@ -140,14 +145,14 @@ def _converted(
 
 
 def _through_adc(board: TileBoard, held: HeldTiles, vectors: Tensor, copies: Tensor) -> TileAnswer:
-    """The answers of a capacitive board whose ADC rounds and clips.
+    """Answers of a capacitive board whose ADC rounds and clips.
 
-    They take the covariance of every tile, not its product alone.
+    These need the whole covariance of every tile, not only its product with a vector.
     """
     B, stable = covariances(board, held, copies)
-    stable = stable & held.variance.isfinite()  # else the target itself is not definite in its precision
+    stable = stable & held.variance.isfinite()  # else the target is not positive definite in this precision
     readout, offset = spread_over(board.readout, copies), spread_over(board.offset, copies)
-    # What is not stable stands for a tile of variance 1, so that every number is one.
+    # Tiles that are not stable are replaced by the identity, so that every number is finite.
     B = torch.where(stable, readout[:, None] * B.movedim(0, -1) * readout, torch.eye(board.size).to(B)[..., None])
     rms = torch.where(stable, held.variance, 1).sqrt()
     law, share = read_law(B, offset * rms, rms, board.interface.adc, ERROR[B.dtype])
@@ -221,7 +226,7 @@ def _by_modes(
     power: Tensor | None,
     white: Tensor | None,
 ) -> Tensor:
-    """y (n, tiles) by the eigenvectors of every tile; tiles that are not stable are zero."""
+    """y = c^½ x (n, tiles) by the eigenvectors of every tile; zero for tiles that are not stable."""
     m, V = torch.linalg.eigh(S.movedim(-1, 0))
     m = torch.where(stable[:, None], m, 1)
     decay = torch.exp(-m * time)
@@ -241,12 +246,12 @@ def _rotated(V: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _only(near: Tensor, values: Tensor) -> Tensor:
-    """Zero where a tile is not narrow: its series means nothing, and would grow."""
+    """Values with zeros for tiles that are not narrow, where the series is meaningless and would grow."""
     return values if bool(near.all()) else torch.where(near, values, 0)
 
 
 def _narrow(M: Tensor, stable: Tensor, time: float = inf) -> tuple[Tensor, tuple[float, float] | None]:
-    """Which tiles have a narrow spectrum, and its bounds, None if none has."""
+    """Mask of tiles with a narrow spectrum, and common bounds of these spectra (None without such tiles)."""
     low, high = spectrum_bounds(M)
     entire = time * HIGH <= ENTIRE
     near = stable & (high <= HIGH) & ((low >= LOW) | entire)
@@ -263,7 +268,7 @@ def _temperature_series(curve: float, low: float, high: float, bound: float) -> 
 
 @lru_cache(maxsize=64)
 def _time_series(time: float, low: float, high: float, error: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of φ_t and e^(-at), to `error` of the smallest φ_t on the interval."""
+    """Chebyshev coefficients of φ_t and e^(-at), to `error` of the smallest φ_t on the interval; None if too many."""
     bound = error * float(-np.expm1(-high * time) / high)
     if isinf(time):
         found = series(lambda a: 1 / a, low, high, bound), np.zeros(1)

@@ -1,27 +1,27 @@
-"""Many small targets on the calibrated copies at once: what every copy makes of its tile, batched in torch.
+"""Tiles: many small targets inverted at once on the calibrated copies of a board, batched in torch.
 
-A tile is an n x n target for an n-cell differential board. It is programmed as on the bench: unit-diagonal scaling, or
-scaling to dominance where that avoids negative elements, then elements by sign; on boards with banks the nearest codes
-(tngd.device.tiles). The copy's gains make it M~. On a capacitive board the cell temperatures t are the noise; with
-equal nominal conductance and inductance the modes m of M~ separate, and
+A tile is an n x n target for an n-cell differential board. Programming follows the bench: unit-diagonal scaling, or
+scaling to diagonal dominance where that avoids negative elements, then elements by sign, or on boards with banks the
+nearest codes. The gains of the copy turn the target into M~. On a capacitive board the cell temperatures t are the
+noise; with equal nominal conductance and inductance the modes m of M~ separate, and
 
     B_ab = 2 t~_ab / (m_a + m_b + Q² (m_a - m_b)²/2),   t~ = Vᵀ diag(t) V,   M~ = V diag(m) Vᵀ,
 
-in the basis of V is c0 Cov(y)/(k kT): the solution of the Lyapunov equation, M~⁻¹ when all t are 1. What is left out
-(the spread of conductance and inductance in the damping, not in the temperature) is of second order in the tolerance;
-switches behind capacitors change the inverse by 2e-5 (tests/test_tile_boards.py). On a resistive board the mean of the
-readings is M~⁻¹ b, exactly. tngd.device.tile_solve needs no eigenvectors.
+in the basis of V, is c0 Cov(y)/(k kT): the solution of the Lyapunov equation, and M~⁻¹ when all t are 1. The law
+neglects the spread of conductance and inductance in the damping (not in the temperature), which is of second order in
+the tolerance; switches behind capacitors change the inverse by 2e-5 (tests/tngd/device/test_tile_boards.py). On a
+resistive board the mean of the readings is M~⁻¹ b, exactly. tngd.device.tile_solve gives products with B without its
+eigenvectors.
 
-Tiles on boards of switched banks: what every code holds on every copy, and codes for many targets at once.
-
-Bit b of a bank between cells i and j is open, straight or crossed, and adds to M_ii, M_jj and M_ij of its copy what its
-part, switch and pads make of it (circuits.model.pairs): a switch is a wire on a capacitive board, a known resistance on
-a resistive one. What is soldered, and the pads that stay on a cell, adds to M_ii always. Codes are coded as
-circuits.synthesis.rounding does: the digital scaling d makes the row sums what is soldered,
+Banks. Bit b of a bank between cells i and j is open, straight or crossed, and adds to M_ii, M_jj and M_ij of its copy
+the contribution of its part, switch and pads (circuits.model.pairs): a switch is a wire on a capacitive board, a known
+resistance on a resistive one. Soldered parts, and pads that stay on a cell, always add to M_ii. Codes are chosen as in
+circuits.synthesis.rounding: the digital scaling d makes the row sums equal to the soldered admittances g,
 
     d_i (<U> d)_i = g_i,
 
-by Newton steps, and couplings take the nearest code. What the pads load depends, a little, on the codes: a few passes.
+by Newton steps, with <U> the comparison matrix of U, and couplings take the nearest code. The load of the pads depends
+weakly on the codes, so scaling and codes are found in PASSES passes.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -47,9 +47,10 @@ STATES = (0, 1, -1)  # open, straight, crossed
 
 @dataclass(frozen=True, eq=False)
 class TileBanks:
-    """What codes hold, in units: `held` (copies, banks, codes, 3) of M_ii, M_jj, M_ij; `fixed` (copies, n) of M_ii.
+    """Contributions of the codes to M, in units of the board.
 
-    Code c is number c + 2^bits - 1; `cells` (banks, 2); the nominal board is one more copy, the last one.
+    `held` (copies, banks, codes, 3) to M_ii, M_jj and M_ij; `fixed` (copies, n) to M_ii. Code c has the index c +
+    2^bits - 1; `cells` (banks, 2); the last copy, one more, is the nominal board.
     """
 
     cells: Tensor
@@ -59,12 +60,12 @@ class TileBanks:
     fixed: Tensor
 
     def to(self, place: torch.device | str | torch.dtype) -> "TileBanks":
-        """The same in another precision or on another device."""
+        """The same tables in another precision or on another device."""
         cells = self.cells if isinstance(place, torch.dtype) else self.cells.to(place)
         return TileBanks(cells, self.unit.to(place), self.bits, self.held.to(place), self.fixed.to(place))
 
     def turned(self, shift: int) -> "TileBanks":
-        """The same with copy `shift` first; the nominal board stays the last one."""
+        """The same tables with copy `shift` first; the nominal board stays last."""
 
         def turn(x: Tensor) -> Tensor:
             return torch.cat([x[:-1].roll(-shift, dims=0), x[-1:]])
@@ -76,8 +77,8 @@ class TileBanks:
 class TileBoard:
     """Relative errors of the copies of a differential board, as tensors; one row a copy.
 
-    `storage` and `power` are the cells' capacitors and noise powers, 1 on a capacitive board, where `temperature` and
-    `quality` count. With `averaged` every tile is solved on all copies and the answers are averaged.
+    `storage` and `power` are the cells' capacitors and noise powers: 1 on a capacitive board, whose noise follows from
+    `temperature` and `quality`. With `averaged` every tile is solved on all copies and the answers are averaged.
     """
 
     straight: Tensor  # (copies, n, n), symmetric
@@ -127,11 +128,11 @@ class TileBoard:
 
 @dataclass(frozen=True, eq=False)
 class HeldTiles:
-    """What the copies hold: M~ (n, n, tiles), with the digital scaling d (n, tiles).
+    """Tiles as programmed on the copies: M~ (n, n, tiles), with the digital scaling d (n, tiles).
 
     `passive` (tiles,): no negative element is needed. `possible` (tiles,): the board has the elements, or the codes.
-    `variance` (tiles,): the largest one of a reading on the nominal board, (M⁻¹)_ii, which the noise level is set by;
-    only for a capacitive board whose ADC has bits or noise.
+    `variance` (tiles,): the largest variance of a reading on the nominal board, max (M⁻¹)_ii, which sets the noise
+    level; only for a capacitive board whose ADC has bits or noise.
     """
 
     matrix: Tensor
@@ -143,10 +144,10 @@ class HeldTiles:
 
 @dataclass(frozen=True, eq=False)
 class TileInverse:
-    """Inverses B (tiles, n, n) of the targets as the copies give them, and what it took.
+    """Inverses B (tiles, n, n) of the targets as the copies give them.
 
-    `passive` (tiles,): no negative element was needed. `stable` (tiles,): the copy is positive definite; where it is
-    not, or cannot hold the tile at all, there is no stationary state and B is zero.
+    `passive` (tiles,): no negative element was needed. `stable` (tiles,): M~ is positive definite and the board has the
+    elements or codes of the tile; elsewhere there is no stationary state and B is zero.
     """
 
     inverse: Tensor
@@ -162,10 +163,10 @@ def tile_board(
     averaged: bool = False,
     interface: Interface | None = None,
 ) -> TileBoard:
-    """The copies of a device, each drawn once from its estimates; InputError if the cells are not differential.
+    """Draw the copies of a device, each once, from their estimates; InputError if the cells are not differential.
 
-    `interface` takes the place of the device's own. Readings have their gains; their offsets are subtracted, and only
-    move the full scale of an ADC that reads a covariance.
+    `interface` replaces the interface of the device. The gains of the readout act on the readings; offsets are
+    subtracted, so that they only shift readings against the full scale of an ADC that reads a covariance.
     """
     board = checked(device).board
     if board.kind != "differential":
@@ -216,7 +217,7 @@ def has_full_scale(board: TileBoard) -> bool:
 def invert_tiles(board: TileBoard, targets: Tensor, copies: Tensor) -> TileInverse:
     """Invert targets (tiles, n, n), positive definite, tile k on copy copies[k] (tiles,), at infinite time.
 
-    By eigenvectors, tile by tile: exact for every one. Converters are left out.
+    By eigenvectors of every tile, exactly. Converters are not modelled here.
     """
     held = hold_tiles(board, targets.movedim(0, -1).contiguous(), copies)
     B, stable = covariances(board, held, copies)
@@ -226,7 +227,7 @@ def invert_tiles(board: TileBoard, targets: Tensor, copies: Tensor) -> TileInver
 
 
 def covariances(board: TileBoard, held: HeldTiles, copies: Tensor) -> tuple[Tensor, Tensor]:
-    """B (tiles, n, n) by eigenvectors, before the readout, and which tiles are stable (tiles,); B is 0 elsewhere."""
+    """B (tiles, n, n) by eigenvectors, before the readout, with the mask of stable tiles (tiles,); B is 0 elsewhere."""
     m, V = torch.linalg.eigh(held.matrix.movedim(-1, 0))
     stable = (m[:, 0] > 0) & held.possible
     m = torch.where(stable[:, None], m, torch.ones_like(m))
@@ -236,20 +237,20 @@ def covariances(board: TileBoard, held: HeldTiles, copies: Tensor) -> tuple[Tens
 
 
 def mode_rate(m: Tensor, quality: float) -> Tensor:
-    """m_a + m_b + Q² (m_a - m_b)²/2, (tiles, n, n), of the eigenvalues m (tiles, n), by which noise is divided."""
+    """m_a + m_b + Q² (m_a - m_b)²/2 (tiles, n, n), the denominator of B, for eigenvalues m (tiles, n) of M~."""
     a, b = m[:, :, None], m[:, None, :]
     return a + b + quality**2 * (a - b) ** 2 / 2
 
 
 def spread_over(values: Tensor, copies: Tensor) -> Tensor:
-    """What every tile's copy has, (…, tiles), of values (copies, …)."""
-    # A product with rows of zeros and a one takes copies exactly, and an eighth of the time of looking them up.
+    """Values of the copy of every tile, (…, tiles), from the values of all copies (copies, …)."""
+    # A product with a one-hot matrix selects copies exactly, in an eighth of the time of indexing.
     chosen = (torch.arange(len(values), device=copies.device)[:, None] == copies).to(values.dtype)
     return (values.movedim(0, -1).reshape(-1, len(values)) @ chosen).view(*values.shape[1:], -1)
 
 
 def _has_level(board: TileBoard) -> bool:
-    """Whether something of the ADC goes by the size of the readings."""
+    """Whether the full scale or the noise of the ADC depends on the size of the readings."""
     return has_full_scale(board) or (board.coupling == "capacitive" and board.interface.adc.noise > 0)
 
 
@@ -258,10 +259,9 @@ def _largest_variance(M: Tensor) -> Tensor:
 
 
 def _scaling(U: Tensor, sums: Tensor) -> tuple[Tensor | None, Tensor]:
-    """Weights (n, tiles) as circuits.synthesis.cells for differential cells, None for 1, and which tiles need nothing
-    negative.
+    """Weights (n, tiles), as in circuits.synthesis.cells for differential cells, or None for 1; mask of passive tiles.
 
-    U (n, n, tiles) of unit diagonal, with the sums of sizes in its rows (n, tiles).
+    Passive tiles need no negative element. U (n, n, tiles) has a unit diagonal; `sums` (n, tiles) the row sums of |U|.
     """
     already = 2 - sums.amax(0) >= SLACK_MINIMUM
     if bool(already.all()):
@@ -277,7 +277,7 @@ def _scaling(U: Tensor, sums: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def _realised(board: TileBoard, M: Tensor, sums: Tensor, copies: Tensor) -> Tensor:
-    """M~ (n, n, tiles): M, with the sums of sizes in its rows (n, tiles), as the gains of the copies make it."""
+    """M~ (n, n, tiles): M with the gains of the copies; `sums` (n, tiles) are the row sums of |M|."""
     # Crossed elements, and where M is negative straight ones.
     real, work = spread_over(board.crossed, copies).mul_(M), M.clamp(max=0)
     real += work.mul_(spread_over(board.straight - board.crossed, copies))
@@ -317,14 +317,14 @@ def _by_pairs(device: Device) -> dict[str, np.ndarray]:
         cell = next((i for i, cell in enumerate(board.cells) if part.nodes[0] in cell.nodes), None)
         if part.kind == "C" and cell is not None:
             found["storage"][:, cell] += gains[:, k] * part.nominal / board.capacitance
-        elif part.role == "pad":  # behind a switch; half of a bank's bits is what the board counts on
+        elif part.role == "pad":  # behind a switch; the board assumes that half of the bits of a bank are closed
             for i in next(bank.cells for bank in board.banks if part.name.startswith(f"CP{bank.name[5:]}")):
                 found["storage"][:, i] += gains[:, k] * part.nominal / board.capacitance / 2
     return found
 
 
 def _elements(device: Device, rows: list[dict[str, float]]) -> dict[str, np.ndarray]:
-    """Gains (copies, …) of every kind of element, 1 where the board has none; two in parallel hold half each."""
+    """Gains (copies, …) of every kind of element, 1 where the board has none; the mean gain of two in parallel."""
     copies, n = len(rows), len(device.board.cells)
     found = {kind: np.ones((copies, n, n)) for kind in ("straight", "crossed")}
     found |= {kind: np.ones((copies, n)) for kind in ("ground", "negative", "temperature", "storage", "power")}
@@ -359,9 +359,10 @@ def tile_banks(device: Device) -> TileBanks:
 
 
 def code_tiles(banks: TileBanks, M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (banks, tiles), scaling d (n, tiles), and which tiles (tiles,) passive cells hold within the banks' reach.
+    """Codes (banks, tiles), scaling d (n, tiles), and the mask of tiles (tiles,) that passive cells realise within the
+    range of the banks.
 
-    Targets M (n, n, tiles) of unit diagonal.
+    The targets M (n, n, tiles) have a unit diagonal.
     """
     i, j = banks.cells.T
     comparison = -M.abs()
@@ -380,7 +381,7 @@ def code_tiles(banks: TileBanks, M: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def held_tiles(banks: TileBanks, codes: Tensor, copies: Tensor) -> Tensor:
-    """M~ (n, n, tiles) that codes (banks, tiles) are on copies (tiles,)."""
+    """M~ (n, n, tiles) of codes (banks, tiles) on copies (tiles,)."""
     count, many = banks.held.shape[1:3]
     place = (copies * count + torch.arange(count, device=codes.device)[:, None]) * many + codes + 2**banks.bits - 1
     own, other, both = banks.held.reshape(-1, 3)[place].unbind(-1)  # each (banks, tiles)
@@ -396,8 +397,9 @@ def held_tiles(banks: TileBanks, codes: Tensor, copies: Tensor) -> Tensor:
 
 
 def row_sum_scalings(comparison: Tensor, sums: Tensor, start: Tensor | None = None) -> Tensor:
-    """d > 0, (n, tiles), with d_i (A d)_i = g_i for sums g (n, tiles) > 0; A as
-    circuits.synthesis.rounding.row_sum_scaling.
+    """d > 0 (n, tiles) with d_i (A d)_i = g_i for row sums g > 0 (n, tiles) and comparison matrices A (n, n, tiles).
+
+    The batched form of circuits.synthesis.rounding.row_sum_scaling.
     """
     n = len(sums)
     d = (sums / comparison.diagonal(dim1=0, dim2=1).movedim(-1, 0)).sqrt() if start is None else start
@@ -410,9 +412,9 @@ def row_sum_scalings(comparison: Tensor, sums: Tensor, start: Tensor | None = No
         torch.sub(apply(comparison, d), share, out=bordered[n])
         step, square = solve_bordered(bordered)
         d = d - step / (1 + (square / least).sqrt())  # damped: the function is self-concordant
-        # The root of `square` is the decrement; the next one is at most twice its square.
+        # The root of `square` is the Newton decrement; the next decrement is at most twice its square.
         rest = (2 * square > enough * least.sqrt()).nonzero()[:, 0]
-        if 2 * len(rest) < len(least):  # do not drag along what is done
+        if 2 * len(rest) < len(least):  # go on with the tiles that have not converged
             if len(rest):
                 d[:, rest] = row_sum_scalings(comparison[:, :, rest], sums[:, rest], d[:, rest])
             break
@@ -420,7 +422,7 @@ def row_sum_scalings(comparison: Tensor, sums: Tensor, start: Tensor | None = No
 
 
 def _loads(banks: TileBanks, codes: Tensor) -> Tensor:
-    """Row sums of <M~>, (n, tiles), on the nominal board: what leads to ground."""
+    """Row sums of <M~> (n, tiles) on the nominal board: the admittances to ground."""
     own, other, both = banks.held[-1].unbind(-1)
     place = codes + 2**banks.bits - 1
     found = banks.fixed[-1][:, None].repeat(1, codes.shape[1])
@@ -431,7 +433,7 @@ def _loads(banks: TileBanks, codes: Tensor) -> Tensor:
 
 
 def _contributions(board: Board, model: PairModel, theta: np.ndarray, sign: int) -> tuple[np.ndarray, np.ndarray]:
-    """`fixed` (copies, n), and of every bit in one state (copies, banks, bits, 3) [F or S]."""
+    """`fixed` (copies, n), and the contributions of every bit in one state (copies, banks, bits, 3) [F or S]."""
     half = half_of(model, _all_bits(board, sign))
     y = half.weights * np.array([part_gains(half.exponents, row) for row in theta])  # (copies, b)
     inner = half.inner.toarray()
@@ -455,10 +457,10 @@ def _contributions(board: Board, model: PairModel, theta: np.ndarray, sign: int)
 
 
 def _star(half: Half, y: np.ndarray, row: np.ndarray, at: np.ndarray, alike: np.ndarray, wires: bool) -> np.ndarray:
-    """What the branches `at` one inner node are between the cells, (copies, n, n)."""
+    """Admittances between the cells (copies, n, n) of the branches `at` one inner node, which is eliminated."""
     closed, own = at[half.series[at]], at[alike[at]]
     stamps, sign = half.stamps[own], row[own]
-    if wires and len(closed):  # the inner node is where its closed switch leads
+    if wires and len(closed):  # the closed switch fixes the voltage of the inner node
         z = np.tile(-row[closed[0]] * half.stamps[closed[0]], (len(y), 1))
     else:
         z = -((y[:, own] * sign) @ stamps) / y[:, own].sum(1, keepdims=True)
@@ -467,7 +469,7 @@ def _star(half: Half, y: np.ndarray, row: np.ndarray, at: np.ndarray, alike: np.
 
 
 def _all_bits(board: Board, sign: int) -> Program:
-    """Every bank fully closed one way, or open."""
+    """The program with every bank fully closed, straight or crossed by the sign, or open."""
     n = len(board.cells)
     values = {bank.elements[0 if sign > 0 else 1]: bank.reach for bank in board.banks if sign}
     eye = np.eye(n)

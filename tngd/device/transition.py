@@ -3,9 +3,9 @@
     x(t) = Φ x(0) + β + N(0, Σ),   Φ = e^{-At},   β = ∫₀ᵗ e^{-As} b ds,   Σ = ∫₀ᵗ e^{-As} D e^{-Aᵀs} ds,
     Φ(2h) = Φ²,   β(2h) = β + Φ β,   Σ(2h) = Σ + Φ Σ Φᵀ;   Σ(∞) solves A Σ + Σ Aᵀ = D.
 
-Nothing is inverted and nothing diagonalised: A may be non-normal, defective, singular or (at finite times) unstable,
-and D singular. Every doubling adds a positive matrix, so nothing cancels; it is Φ - I that is doubled, so that slow
-modes keep their digits beside fast ones. The state is first put into units (powers of two) that balance A.
+No matrix is inverted or diagonalised: A may be non-normal, defective, singular or (at finite times) unstable, and D
+singular. Every doubling adds a positive semidefinite matrix, without cancellation; Φ - I is doubled instead of Φ, so
+that slow modes keep their digits beside fast ones. The state is first scaled to units (powers of two) that balance A.
 """
 
 import math
@@ -19,11 +19,11 @@ from torch import Tensor
 from circuits.errors import InputError
 
 SHORT = 0.5  # |A| h of the series
-TERMS = {torch.float64: (4, 17), torch.float32: (2, 9)}  # fours of powers of Φ - I, powers of Σ: below rounding
-SETTLED = {torch.float64: 1e-9, torch.float32: 1e-5}  # of Φ: what is left of Σ(∞) is its square
-MOST_DOUBLINGS = {torch.float64: 46, torch.float32: 21}  # more, and rounding alone makes a mode die out
+TERMS = {torch.float64: (4, 17), torch.float32: (2, 9)}  # fours of powers of Φ - I, powers of Σ: rest below rounding
+SETTLED = {torch.float64: 1e-9, torch.float32: 1e-5}  # of Φ: the missing part of Σ(∞) is its square
+MOST_DOUBLINGS = {torch.float64: 46, torch.float32: 21}  # with more doublings rounding alone would make a mode decay
 BALANCINGS = 12
-MOST_BITS = 60  # of a unit
+MOST_BITS = 60  # largest |log2| of a unit
 
 ROUNDING = 16  # units in the last place of the latest time within which steps are equal
 
@@ -97,12 +97,12 @@ def noise_factor(covariance: Tensor) -> Tensor:
 
 
 def balancing_units(A: Tensor) -> Tensor:
-    """Units (…, d) of the state, powers of two, in which rows and columns of A (…, d, d) are of one size."""
+    """Units (…, d) of the state, powers of two, in which rows and columns of A (…, d, d) are of similar size."""
     scaled = off = A.abs()
     off.diagonal(dim1=-2, dim2=-1).zero_()
     bits = torch.zeros(A.shape[:-1], dtype=A.dtype, device=A.device)
     for _ in range(BALANCINGS):
-        # Where a row or a column is zero there is nothing to balance.
+        # A row or a column of zeros needs no balancing.
         step = (scaled.sum(dim=-1) / scaled.sum(dim=-2)).log2_().nan_to_num_(0.0, 0.0, 0.0).div_(4)
         if float(step.abs().max()) < 0.5:
             break
@@ -129,7 +129,7 @@ def _doublings(A: Tensor, times: Tensor) -> int:
 
 
 def _short_step(A: Tensor, D: Tensor, b: Tensor | None, step: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Φ - I, β and Σ (b, d, d or 1) over steps (b,) with |A| step ≤ SHORT, by their Taylor series; no b makes no β."""
+    """Φ - I, β and Σ (b, d, d or 1) over steps (b,) with |A| step ≤ SHORT, by Taylor series; β is None if b is."""
     fours, terms = TERMS[A.dtype]
     step = step[:, None, None]
     X = A * -step
@@ -164,7 +164,7 @@ def _doubled(psi: Tensor, beta: Tensor | None, sigma: Tensor) -> tuple[Tensor, T
 
 
 def _unstable(A: Tensor, unsettled: Tensor) -> InputError:
-    """The error that names the worst of the drifts that did not settle."""
+    """The InputError for drifts that did not settle, with the batch index and rates of the worst."""
     places = unsettled.nonzero()
     if not bool(torch.isfinite(A).all()):
         return InputError("expected finite entries in the drift, got inf or nan")
@@ -183,7 +183,7 @@ def _unstable(A: Tensor, unsettled: Tensor) -> InputError:
 
 
 def distinct_steps(times: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct steps (u,) [s] of times (T,), which comes when (T - 1,); InputError if the times do not increase."""
+    """Distinct steps (u,) [s] of times (T,), and indices of the steps (T - 1,); InputError unless times increase."""
     if times.ndim != 1 or len(times) < 2:
         raise _not_times(times)
     steps = times.diff()
