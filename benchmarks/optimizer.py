@@ -23,7 +23,7 @@ from tiles import copies_of
 from torch import nn
 
 from circuits.synthesis.options import BoardOptions
-from tngd.curvature.cotangents import curvature_cotangents
+from tngd.curvature.curvatures import curvature_cotangents
 from tngd.curvature.losses import CROSS_ENTROPY
 from tngd.device.tiles import tile_board
 from tngd.optimizer.baselines import ConjugateNGD, ExactNGD, ggn_product

@@ -1,5 +1,5 @@
-from .cotangents import CURVATURES as CURVATURES
-from .cotangents import curvature_factor as curvature_factor
+from .curvatures import CURVATURES as CURVATURES
+from .curvatures import curvature_factor as curvature_factor
 from .factor import Factor as Factor
 from .factor import Rows as Rows
 from .layers import Recorder as Recorder

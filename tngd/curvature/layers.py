@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from circuits.errors import InputError
 from tngd.curvature.backward import folded_gradients, way_down
-from tngd.curvature.cotangents import evaluated, explicit_rows
+from tngd.curvature.curvatures import evaluated, explicit_rows
 from tngd.curvature.factor import Factor, Outer, Positions, Rows, apart
 
 LIMIT = 2**24  # numbers in the explicit rows of one layer; beyond, inputs and output gradients are kept instead

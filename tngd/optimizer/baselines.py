@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.curvature.cotangents import curvature_cotangents, curvature_factor, evaluated
+from tngd.curvature.curvatures import curvature_cotangents, curvature_factor, evaluated
 from tngd.curvature.losses import CROSS_ENTROPY, Loss
 
 

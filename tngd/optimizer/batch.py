@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from circuits.errors import InputError
-from tngd.curvature.cotangents import curvature_cotangents, evaluated, explicit_rows
+from tngd.curvature.curvatures import curvature_cotangents, evaluated, explicit_rows
 from tngd.curvature.factor import Factor, all_finite, dense_factor, join_factors
 from tngd.curvature.layers import Recorder
 from tngd.curvature.losses import Loss

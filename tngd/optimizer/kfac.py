@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from circuits.errors import InputError
-from tngd.curvature.cotangents import curvature_cotangents
+from tngd.curvature.curvatures import curvature_cotangents
 from tngd.curvature.layers import Call, Recorder, by_position, seen
 from tngd.curvature.losses import CROSS_ENTROPY, Loss
 from tngd.optimizer.baselines import check_positive

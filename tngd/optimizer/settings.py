@@ -6,7 +6,7 @@ from numbers import Real
 from typing import Any
 
 from circuits.errors import InputError
-from tngd.curvature.cotangents import CURVATURES
+from tngd.curvature.curvatures import CURVATURES
 
 LONGEST = 1e100  # a finite time whose square is a number
 STARTS = ("gradient", "zero", "kept")

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from circuits.errors import InputError
 from circuits.files import file_sha256, provenance, refuse_existing, write_json
 from circuits.parallel import Progress, one_of, silent
-from tngd.curvature.cotangents import CURVATURES
+from tngd.curvature.curvatures import CURVATURES
 from tngd.optimizer.tngd import TNGD
 from tngd.training.comparison import mean_and_error
 from tngd.training.squad_data import (

@@ -7,7 +7,7 @@ from torch import nn
 
 from tngd.curvature import CROSS_ENTROPY, Recorder
 from tngd.curvature.blocks import tile_blocks
-from tngd.curvature.cotangents import curvature_cotangents
+from tngd.curvature.curvatures import curvature_cotangents
 from tngd.curvature.factor import join_factors
 
 

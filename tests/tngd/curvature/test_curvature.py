@@ -21,7 +21,7 @@ from tngd.curvature import (
     mean_squared_error,
 )
 from tngd.curvature import layers as curvature_layers
-from tngd.curvature.cotangents import curvature_cotangents
+from tngd.curvature.curvatures import curvature_cotangents
 from tngd.curvature.factor import join_factors, packed, unpacked
 from tngd.curvature.losses import LOGISTIC, as_loss
 from tngd.optimizer.batch import evaluate_batch

@@ -176,7 +176,7 @@ def test_resumed_run_is_the_uninterrupted_one_to_the_bit(dtype):
 
 def test_curvature_in_slices_is_the_curvature(monkeypatch):
     model, closure, G, _ = problem()
-    monkeypatch.setattr("tngd.curvature.cotangents.ROWS", 4)
+    monkeypatch.setattr("tngd.curvature.curvatures.ROWS", 4)
     R = curvature_factor(closure()[0], list(model.parameters()), CROSS_ENTROPY).numpy()
     assert_close(R.T @ R, G, 1e-13)
 
