@@ -79,7 +79,8 @@ class Stages:
     def __call__(self, text: str) -> Callable[[int, int, str], None]:
         """Begin a stage; what it returns is called with done, total and words for what was done."""
         if self._bar.disable and self._announce:
-            print(text, file=sys.stderr, flush=True)
+            sys.stderr.write(text + "\n")  # in one piece: stages may begin in several threads
+            sys.stderr.flush()
         task = self._bar.add_task(text, total=1)
 
         def told(done: int, total: int, what: str) -> None:

@@ -339,7 +339,7 @@ def _uploaded(board: Board, interface: Interface, bias: np.ndarray | None, seed:
 def checked(device: Device) -> Device:
     """Return the device; InputError if `device` is not one, but for example the name of a preset or a path."""
     if not isinstance(device, Device):
-        raise InputError(f"expected a device, got {device!r:.80}; read one with circuits.model.device_file.load_device")
+        raise InputError(f"expected a device, got {device!r:.80}; read one with circuits.load_device")
     return device
 
 

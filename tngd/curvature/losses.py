@@ -97,7 +97,7 @@ def as_loss(loss: Loss | torch.nn.Module) -> Loss:
         return logistic(loss.reduction)
     raise InputError(
         f"the curvature of {name} is not known; expected CrossEntropyLoss, MSELoss, BCEWithLogitsLoss without "
-        "pos_weight, or a tngd.curvature.losses.Loss with the root of its output Hessian"
+        "pos_weight, or a tngd.Loss with the root of its output Hessian"
     )
 
 

@@ -20,8 +20,8 @@ Optimizer = torch.optim.Optimizer
 RATE = 0.05  # lr, unless told better
 KINDS = {
     "model": (torch.nn.Module, "the torch module whose parameters these are"),
-    "board": (TileBoard, "a TileBoard; make it with tngd.device.tiles.tile_board of a device"),
-    "array": (Array, "an Array; make it with tngd.device.array.array_of of a device"),
+    "board": (TileBoard, "a TileBoard; make it with tngd.tile_board of a device"),
+    "array": (Array, "an Array; make it with tngd.array_of of a device"),
     "inner": (Optimizer, "an optimizer that is made already, such as torch.optim.Adam(model.parameters())"),
     "companion": (Optimizer, "an optimizer that is made already, of other parameters of the same loss"),
     "seed": (int, "a whole number"),
