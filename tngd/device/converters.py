@@ -177,7 +177,7 @@ def _jump(values: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Converted:
+class ConvertedTensor:
     """Output of a converter, and the number of values at its full scale."""
 
     values: Tensor
@@ -191,7 +191,7 @@ def root_mean_square(values: Tensor) -> Tensor:
 
 def convert(
     values: Tensor, converter: Converter, rms: Tensor, white: Tensor | None = None, to_analog: bool = False
-) -> Converted:
+) -> ConvertedTensor:
     """Pass values (any shape) through an ADC, or `to_analog` through a DAC; `rms` broadcasts against them.
 
     `white` are standard normal numbers of the shape of the values, for a converter with noise. Where the rms is 0 every
@@ -204,19 +204,19 @@ def convert(
         analog = analog + converter.noise * rms * white
     if to_analog:
         rounded = _rounded(values, converter, rms)
-        return Converted(rounded.values + analog, rounded.saturated)
+        return ConvertedTensor(rounded.values + analog, rounded.saturated)
     return _rounded(values + analog, converter, rms)
 
 
-def _rounded(values: Tensor, converter: Converter, rms: Tensor) -> Converted:
+def _rounded(values: Tensor, converter: Converter, rms: Tensor) -> ConvertedTensor:
     if converter.bits is None:
-        return Converted(values, 0)
+        return ConvertedTensor(values, 0)
     most = 2.0 ** (converter.bits - 1)
     step = (converter.range * rms / most).expand_as(values)
     beyond = torch.where(values == 0, values, values.sign() * torch.inf)
     codes = torch.where(step > 0, values / torch.where(step > 0, step, 1), beyond).round()
     held = codes.clamp(-most, most - 1)
-    return Converted(held * step, int((held != codes).sum()))
+    return ConvertedTensor(held * step, int((held != codes).sum()))
 
 
 def standard_normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
