@@ -39,6 +39,16 @@ def diffusion(circuit: Circuit) -> np.ndarray:
     return D
 
 
+def mode_rates(values: np.ndarray, conductance: float, stiffness: float) -> np.ndarray:
+    """Rates (m, m) at which two modes of equal RLC nodes forget each other: g (a + b) + Γ (a - b)²/(2 g).
+
+    `values` (m,) [F] are the eigenvalues a, b of C, `conductance` g [S] and `stiffness` Γ [1/H] those of every node.
+    Under white noise of power Q between them the voltages of the modes have the covariance 2 Q / rate.
+    """
+    a, b = values[:, None], values[None, :]
+    return conductance * (a + b) + stiffness * (a - b) ** 2 / (2 * conductance)
+
+
 def stationary_covariance(circuit: Circuit) -> np.ndarray:
     """Σ, (m + l, m + l), of the state under white noise: the residual A Σ + Σ Aᵀ - D is zero."""
     A, D, unit = _dimensionless(circuit)

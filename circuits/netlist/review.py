@@ -29,7 +29,7 @@ from circuits.files import sha256
 from circuits.netlist.bill import UNITS, engineering, soldered_parts
 from circuits.netlist.deck import START_UP, WIDEST, WIDEST_BANKED
 from circuits.nodal import Circuit, assemble_many, noise_amplitude, nominal_circuit, states
-from circuits.ou import MOST_STATES, predicted_columns, reading_covariance
+from circuits.ou import MOST_STATES, mode_rates, predicted_columns, reading_covariance
 from circuits.statistics.inversion import circuit_inverses, inversion_rule
 from circuits.synthesis.cells import without_negative
 from circuits.synthesis.elements import held_matrix
@@ -394,13 +394,11 @@ def _alone(circuit: Circuit, nodes_per_cell: int) -> np.ndarray:
     """Rms readings (m,) [V] of the cell of each node with the source of this node alone, under white noise."""
     rlc = circuit.inverse_inductance.size > 0
     values, V = np.linalg.eigh(circuit.capacitance if rlc else circuit.conductance)
-    a, b = values[:, None], values[None, :]
     power = circuit.noise[0, 0]
     if rlc:
-        g, stiffness = circuit.conductance[0, 0], circuit.inverse_inductance[0, 0]
-        response = 2 * power / (g * (a + b) + stiffness * (a - b) ** 2 / (2 * g))
+        response = 2 * power / mode_rates(values, circuit.conductance[0, 0], circuit.inverse_inductance[0, 0])
     else:
-        response = 2 * power / (circuit.capacitance[0, 0] * (a + b))
+        response = 2 * power / (circuit.capacitance[0, 0] * (values[:, None] + values[None, :]))
     read = np.repeat(circuit.readout @ V, nodes_per_cell, axis=0)  # the reading of every node's cell, (m, modes)
     weight = read * V  # of a mode, driven at the node and read at its cell
     return np.sqrt(np.einsum("ia,ab,ib->i", weight, response, weight, optimize=True))

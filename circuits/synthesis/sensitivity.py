@@ -38,6 +38,7 @@ from scipy.linalg.lapack import dtrsyl
 from circuits.board import Board, Conditions, Program, ideal_conditions, inverse_scale
 from circuits.copies import gains_of, nominal_copy, part_values, wiring
 from circuits.nodal import Circuit, assemble_gains, nominal_circuit, stamp_vectors
+from circuits.ou import mode_rates
 
 MOST_NODES = 150  # nodes and inductors of a circuit with parasitics that is differentiated: it takes a second
 
@@ -139,8 +140,7 @@ def _of_temperatures(board: Board, program: Program, stamps: np.ndarray, X: np.n
     circuit = nominal_circuit(board, program)
     c, V = np.linalg.eigh(circuit.capacitance)
     g, stiffness = circuit.conductance[0, 0], circuit.inverse_inductance[0, 0]
-    a, b = c[:, None], c[None, :]
-    response = 2 * g / (g * (a + b) + stiffness * (a - b) ** 2 / (2 * g))
+    response = 2 * g / mode_rates(c, g, stiffness)
     at_node = stamps.T @ V  # (entries, modes)
     read = X.T @ circuit.readout @ V  # (n, modes)
     sizes = np.empty(len(at_node))
