@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 from conftest import needs_ngspice
 
-from circuits import InputError
+from circuits import InputError, verification
 from circuits.calibration import folder as calibration_folder
 from circuits.files import write_json
 from circuits.model import describe_device, ideal_device
 from circuits.synthesis import build_board, named_fisher
-from circuits.verification import folder as verification_folder
 from tngd import pipeline
 from tngd.__main__ import main
 from tngd.training import small_tasks
@@ -133,7 +132,7 @@ def _interrupt(*_, **__):
 
 @needs_ngspice
 def test_error_on_one_board_ends_the_other_is_said_once_and_the_run_goes_on_afterwards(tmp_path, monkeypatch, capsys):
-    out, real = tmp_path / "fair", verification_folder.verify_folder
+    out, real = tmp_path / "fair", verification.verify_folder
     other, told = Event(), []
 
     def failing(folder, inquiry, force, progress):
@@ -150,7 +149,7 @@ def test_error_on_one_board_ends_the_other_is_said_once_and_the_run_goes_on_afte
         return real(folder, inquiry, force=force, progress=watched)
 
     with monkeypatch.context() as patch:
-        patch.setattr(verification_folder, "verify_folder", failing)
+        patch.setattr(verification, "verify_folder", failing)
         assert command(patch, "run", "fair", "--out", str(out), *SHORT) == 2
     error = capsys.readouterr().err
     assert error.count("no such thing") == 1
