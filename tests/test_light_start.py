@@ -10,7 +10,7 @@ import typer
 from tngd.cli import app
 
 HEAVY = {"numpy", "scipy", "sympy", "pandas", "sklearn", "statsmodels", "torch", "matplotlib", "PySpice"}
-HEAVY |= {"schemdraw", "jinja2", "skidl", "transformers"}
+HEAVY |= {"schemdraw", "pydantic", "jinja2", "skidl", "transformers"}
 
 
 def loaded(code: str) -> set[str]:
